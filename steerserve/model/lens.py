@@ -1,0 +1,262 @@
+"""The served model: a TransformerLens bridge whose blocks run transformers' own code.
+
+The only module that imports TransformerLens. Its hook points are the residual stream before and after each block.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from typing import TYPE_CHECKING, Any
+
+import psutil
+import torch
+from torch import Tensor, nn
+from transformer_lens.model_bridge.generalized_components import OpaqueBlockBridge
+from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module
+from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.utils import logging as transformers_logging
+
+from steerserve.core.errors import ModelSourceError
+from steerserve.model.packed import can_pack, pack_linears
+from steerserve.model.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from jaxtyping import Float, Int
+    from transformer_lens.hook_points import HookPoint
+    from transformer_lens.model_bridge import TransformerBridge
+
+    from steerserve.model.source import ModelFiles
+
+    HookFn = Callable[[Tensor], Tensor | None]
+
+_SUPPORTED_LAYER_TYPES = {"full_attention", "sliding_attention"}
+_MEMORY_MARGIN = 1.1
+
+
+class _ReachedHookError(Exception):
+    """Ends a forward pass at the hook point whose value was wanted."""
+
+    def __init__(self, resid: Tensor) -> None:
+        super().__init__()
+        self.resid = resid
+
+
+class LensModel:
+    """A causal language model with named hook points on its residual stream. One thread uses it at a time."""
+
+    def __init__(self, model_id: str, hf_model: nn.Module, bridge: TransformerBridge, tokenizer: Tokenizer) -> None:
+        """Keep the parts; `load_lens` builds them."""
+        self.id = model_id
+        self.hf_model = hf_model
+        self.bridge = bridge
+        self.tokenizer = tokenizer
+        config: Any = hf_model.config
+        text_config = config.get_text_config()
+        self.num_layers: int = text_config.num_hidden_layers
+        self.d_model: int = text_config.hidden_size
+        self.vocab_size: int = text_config.vocab_size
+        self.max_context: int = getattr(text_config, "max_position_embeddings", None) or 1 << 20
+        self.layer_types: tuple[str, ...] = tuple(dict.fromkeys(getattr(text_config, "layer_types", None) or ()))
+        self.sliding_window: int | None = getattr(text_config, "sliding_window", None)
+        first = next(hf_model.parameters())
+        self.device: torch.device = first.device
+        self.dtype: torch.dtype = first.dtype
+        self.hook_names: tuple[str, ...] = tuple(
+            f"blocks.{layer}.hook_resid_{side}" for layer in range(self.num_layers) for side in ("pre", "post")
+        )
+        """In the order in which a forward pass reaches them."""
+
+    def hook_point(self, hook_name: str) -> HookPoint:
+        """Return the hook point of that name.
+
+        Raises:
+            KeyError: the model has no such hook point.
+        """
+        if hook_name not in self.hook_names:
+            raise KeyError(hook_name)
+        block, _, side = hook_name.rpartition(".")
+        canonical = f"{block}.{'hook_in' if side == 'hook_resid_pre' else 'hook_out'}"
+        return self.bridge.hook_dict[canonical]
+
+    @contextlib.contextmanager
+    def hooked(self, hook_name: str, fn: HookFn) -> Iterator[None]:
+        """Call `fn(resid [rows, pos, d_model])` at a hook point while the context is open.
+
+        What `fn` returns replaces the residual stream; None leaves it.
+        """
+        detach = self.attach(hook_name, fn)
+        try:
+            yield
+        finally:
+            detach()
+
+    def attach(self, hook_name: str, fn: HookFn) -> Callable[[], None]:
+        """Call `fn` at a hook point from now on; return what ends that."""
+        point = self.hook_point(hook_name)
+
+        def hook(resid: Tensor, hook: object) -> Tensor | None:  # noqa: ARG001 TransformerLens passes it by name
+            return fn(resid)
+
+        point.add_hook(hook, is_permanent=True)
+        added = point.fwd_hooks[-1]
+
+        def detach() -> None:
+            added.hook.remove()
+            point.fwd_hooks.remove(added)
+
+        return detach
+
+    def forward(self, ids: Int[Tensor, "rows pos"], **kwargs: Any) -> Float[Tensor, "rows kept vocab"]:  # noqa: ANN401 transformers' own
+        """Return the logits; keyword arguments are those of the transformers model."""
+        logits: Tensor = self.hf_model(input_ids=ids, **kwargs).logits
+        return logits
+
+    @torch.inference_mode()
+    def run_to(self, ids: Int[Tensor, "rows pos"], hook_name: str) -> Float[Tensor, "rows pos d_model"]:
+        """Run the model up to a hook point, over whole rows without padding or cache, and return its value."""
+
+        def stop(resid: Tensor) -> Tensor | None:
+            raise _ReachedHookError(resid)
+
+        with self.hooked(hook_name, stop):
+            try:
+                self.hf_model(input_ids=ids.to(self.device), use_cache=False)
+            except _ReachedHookError as reached:
+                return reached.resid
+        message = f"the forward pass never reached {hook_name}"
+        raise RuntimeError(message)
+
+
+def load_lens(files: ModelFiles, *, device: str = "auto", dtype: torch.dtype | str = "auto") -> LensModel:
+    """Build the model from its files.
+
+    `auto` takes CUDA with bfloat16 where there is a device, else the CPU with float32.
+
+    Raises:
+        ModelSourceError: the architecture is not supported, the files are broken, or memory does not suffice.
+    """
+    target = _device(device)
+    kind = _dtype(dtype, target)
+    transformers_logging.disable_progress_bar()
+    config = _load_config(files)
+    _check_layers(config)
+    _check_memory(files.path, config, target, kind)
+    try:
+        hf_model = AutoModelForCausalLM.from_pretrained(
+            files.path,
+            dtype=kind,
+            attn_implementation="sdpa",
+            use_safetensors=True,
+            local_files_only=True,
+            trust_remote_code=files.trust_remote_code,
+        )
+    except Exception as error:
+        # transformers raises what its parts raise: OSError, KeyError, SafetensorError, RuntimeError on shapes.
+        message = f"The model in {files.path} cannot be loaded: {_first_line(error)}"
+        raise ModelSourceError(message) from error
+    hf_model = hf_model.eval().requires_grad_(requires_grad=False).to(target)
+    if can_pack(target, kind):
+        pack_linears(hf_model)
+    bridge = _build_bridge(files, hf_model)
+    tokenizer = Tokenizer.load(files.path, _eos_ids(hf_model), trust_remote_code=files.trust_remote_code)
+    bridge.tokenizer = tokenizer.hf
+    return LensModel(files.id, hf_model, bridge, tokenizer)
+
+
+def _build_bridge(files: ModelFiles, hf_model: Any) -> TransformerBridge:  # noqa: ANN401
+    def opaque(adapter: Any) -> None:  # noqa: ANN401
+        blocks = adapter.component_mapping["blocks"]
+        adapter.component_mapping["blocks"] = OpaqueBlockBridge(name=blocks.name)
+
+    architecture = type(hf_model).__name__
+    try:
+        return build_bridge_from_module(
+            hf_model, architecture, hf_config=hf_model.config, model_name=files.id, post_adapter_hook=opaque
+        )
+    except (ValueError, KeyError, AttributeError, NotImplementedError) as error:
+        message = f"TransformerLens does not support the architecture {architecture} of {files.id}: {_first_line(error)}"
+        raise ModelSourceError(message) from error
+
+
+def _load_config(files: ModelFiles) -> Any:  # noqa: ANN401 transformers' configs share no typed base
+    try:
+        return AutoConfig.from_pretrained(
+            files.path, local_files_only=True, trust_remote_code=files.trust_remote_code
+        )
+    except (OSError, ValueError, KeyError) as error:
+        message = (
+            f"transformers does not support the model in {files.path}: {_first_line(error)} "
+            "(models that bring their own code need model.trust_remote_code: true in the configuration)"
+        )
+        raise ModelSourceError(message) from error
+
+
+def _check_layers(config: Any) -> None:  # noqa: ANN401
+    others = set(getattr(config.get_text_config(), "layer_types", None) or ()) - _SUPPORTED_LAYER_TYPES
+    if others:
+        message = (
+            f"The model has layers of type {', '.join(sorted(others))}; "
+            f"this server supports {', '.join(sorted(_SUPPORTED_LAYER_TYPES))}."
+        )
+        raise ModelSourceError(message)
+
+
+def _check_memory(path: Path, config: Any, device: torch.device, dtype: torch.dtype) -> None:  # noqa: ANN401
+    """Refuse before loading what cannot fit: weights in `dtype`, plus the embedding's packed copy on a CPU."""
+    num_values = 0
+    for file in path.glob("*.safetensors"):
+        with file.open("rb") as opened:
+            length = int.from_bytes(opened.read(8), "little")
+            try:
+                header = json.loads(opened.read(length) if length < file.stat().st_size else b"")
+            except ValueError as error:
+                message = f"{file} is cut or damaged (its header cannot be read). Fetch it again."
+                raise ModelSourceError(message) from error
+        shapes = (entry["shape"] for name, entry in header.items() if name != "__metadata__")
+        num_values += sum(torch.Size(shape).numel() for shape in shapes)
+    text_config = config.get_text_config()
+    if getattr(config, "tie_word_embeddings", False):
+        num_values += text_config.vocab_size * text_config.hidden_size
+    needed = int(num_values * dtype.itemsize * _MEMORY_MARGIN)
+    free = psutil.virtual_memory().available if device.type == "cpu" else torch.cuda.mem_get_info(device)[0]
+    if needed > free:
+        message = (
+            f"The model needs about {needed / 1e9:.1f} GB on {device}, and {free / 1e9:.1f} GB are free. "
+            "Take a smaller model, free memory, or set model.dtype to bfloat16."
+        )
+        raise ModelSourceError(message)
+
+
+def _eos_ids(hf_model: Any) -> frozenset[int]:  # noqa: ANN401
+    ids: set[int] = set()
+    for config in (hf_model.config, hf_model.generation_config):
+        eos = getattr(config, "eos_token_id", None)
+        ids |= {eos} if isinstance(eos, int) else set(eos or ())
+    return frozenset(ids)
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(name)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        message = f"model.device is {name}, but this PyTorch sees no CUDA device. Use cpu or auto."
+        raise ModelSourceError(message)
+    return device
+
+
+def _dtype(dtype: torch.dtype | str, device: torch.device) -> torch.dtype:
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    if dtype == "auto":
+        return torch.float32 if device.type == "cpu" else torch.bfloat16
+    found: torch.dtype = getattr(torch, dtype)
+    return found
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), "") or type(error).__name__

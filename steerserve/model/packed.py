@@ -1,0 +1,69 @@
+"""Linear layers whose rows do not depend on how many rows are computed together.
+
+On a CPU the usual matrix product picks another summation order for 1, 4 or 16 rows, so a request's tokens could
+depend on its neighbours. oneDNN's kernels over a pre-packed weight give each row the same bits for every count of
+rows from two on (measured by `tests/model/test_packed.py`), and are faster between 4 and 64 rows.
+"""
+
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+MIN_ROWS = 2
+"""One row alone takes another kernel; the engine never computes fewer rows than this."""
+
+
+class PackedLinear(nn.Module):
+    """A frozen linear layer `[..., d_in] -> [..., d_out]` whose weight is kept in oneDNN's own layout."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        """Pack `weight [d_out, d_in]`; the plain copy is not kept."""
+        super().__init__()
+        self.out_features, self.in_features = weight.shape
+        self._packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous(), None)  # noqa: SLF001 the only name it has
+        self.register_buffer("bias", None if bias is None else bias.detach(), persistent=False)
+
+    @property
+    def weight(self) -> Tensor:
+        """The plain weight `[d_out, d_in]`, unpacked on each access."""
+        return torch.Tensor(self._packed.to_dense())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply the layer; a single row is computed as two, so that its bits equal those it has among others."""
+        num_rows = x.numel() // self.in_features
+        if num_rows < MIN_ROWS:
+            doubled = x.reshape(num_rows, self.in_features).expand(MIN_ROWS, self.in_features)
+            out: Tensor = self._product(doubled)[:num_rows]
+            return out.reshape(*x.shape[:-1], self.out_features)
+        return self._product(x)
+
+    def _product(self, x: Tensor) -> Tensor:
+        out: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._packed, self.bias, "none", [], "")  # noqa: SLF001
+        return out
+
+    def extra_repr(self) -> str:
+        """Show the sizes."""
+        return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
+
+
+def pack_linears(module: nn.Module) -> int:
+    """Replace every `nn.Linear` and `Conv1D` below `module` by a `PackedLinear`; return how many there were.
+
+    Exact subclasses are left alone, as their forward may do more.
+    """
+    num_packed = 0
+    for parent in list(module.modules()):
+        for name, child in list(parent.named_children()):
+            if type(child) is nn.Linear:
+                setattr(parent, name, PackedLinear(child.weight, child.bias))
+            elif type(child) is Conv1D:
+                setattr(parent, name, PackedLinear(child.weight.T, child.bias))
+            else:
+                continue
+            num_packed += 1
+    return num_packed
+
+
+def can_pack(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether layers on `device` in `dtype` can be packed here."""
+    return device.type == "cpu" and dtype is torch.float32 and torch.backends.mkldnn.is_available()

@@ -1,0 +1,116 @@
+"""Where a model's files come from: a built-in name, a hub repository, a folder or a GGUF file.
+
+Whatever the source, `fetch_model` answers with a local folder of safetensors, configuration and tokenizer. Nothing is
+ever unpickled. This module knows files; it does not build the model.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from steerserve.core.errors import ModelSourceError
+from steerserve.model.download import BUILTIN_MODELS, fetch_builtin, progress_line
+from steerserve.model.gguf import convert_gguf
+
+HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt"]
+_REPO = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFiles:
+    """A model's files on disk."""
+
+    id: str
+    """The name that clients use."""
+    path: Path
+    """A folder with `config.json`, safetensors and a tokenizer."""
+    source: str
+    trust_remote_code: bool = False
+
+
+def default_cache_dir() -> Path:
+    """Return the folder for fetched and converted files: `STEERSERVE_CACHE_DIR` or the user's cache."""
+    if configured := os.environ.get("STEERSERVE_CACHE_DIR"):
+        return Path(configured).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "steerserve"
+
+
+def fetch_model(source: str, *, cache_dir: Path | None = None, trust_remote_code: bool = False) -> ModelFiles:
+    """Make the files of `source` local, and say where they are.
+
+    Raises:
+        ModelSourceError: there is no such model, it cannot be reached, or it fails its checksum.
+    """
+    cache_dir = cache_dir or default_cache_dir()
+    if source in BUILTIN_MODELS:
+        return ModelFiles(source, _builtin(source, cache_dir), source)
+    path = Path(source).expanduser()
+    if source.endswith(".gguf"):
+        if not path.is_file():
+            message = f"There is no file {source}. Give the path of a GGUF file, a model folder or a hub repository."
+            raise ModelSourceError(message)
+        return ModelFiles(path.stem, convert_gguf(path, cache_dir / "converted"), source)
+    if path.is_dir():
+        _check_folder(path)
+        return ModelFiles(path.resolve().name, path.resolve(), source, trust_remote_code)
+    if _REPO.fullmatch(source):
+        return ModelFiles(source, _hub(source), source, trust_remote_code)
+    names = ", ".join(BUILTIN_MODELS)
+    message = (
+        f"No model {source!r}: it is no built-in name ({names}), no folder, no .gguf file "
+        "and no hub repository (ORGANISATION/NAME)."
+    )
+    raise ModelSourceError(message)
+
+
+def _builtin(name: str, cache_dir: Path) -> Path:
+    target = cache_dir / "models" / name
+    if (target / "config.json").is_file():
+        return target
+    gguf = fetch_builtin(BUILTIN_MODELS[name], cache_dir / "downloads")
+    converted = convert_gguf(gguf, cache_dir / "models", name=name)
+    shutil.rmtree(gguf.parent, ignore_errors=True)
+    return converted
+
+
+def _check_folder(path: Path) -> None:
+    if not (path / "config.json").is_file():
+        message = f"The folder {path} has no config.json, so it is no model folder of transformers."
+        raise ModelSourceError(message)
+    if not any(path.glob("*.safetensors")):
+        message = f"The folder {path} has no .safetensors file; pickled weights are never loaded. Convert them first."
+        raise ModelSourceError(message)
+
+
+def _hub(repo: str) -> Path:
+    from huggingface_hub import snapshot_download  # noqa: PLC0415 slow import, needed for hub sources alone
+    from huggingface_hub.errors import (  # noqa: PLC0415
+        GatedRepoError,
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
+
+    try:
+        with progress_line(f"Fetching {repo} from the hub"):
+            path = Path(snapshot_download(repo, allow_patterns=HUB_FILES))
+    except GatedRepoError as error:
+        message = f"The hub repository {repo} is gated: accept its terms there and set HF_TOKEN."
+        raise ModelSourceError(message) from error
+    except RepositoryNotFoundError as error:
+        message = f"The hub has no repository {repo} (or it is private: set HF_TOKEN)."
+        raise ModelSourceError(message) from error
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        message = (
+            f"The hub cannot be reached for {repo}, and its files are not in the local cache. "
+            "Check the network (HF_ENDPOINT, proxies), or give a local folder or .gguf file."
+        )
+        raise ModelSourceError(message) from error
+    if not any(path.glob("*.safetensors")):
+        message = f"The hub repository {repo} has no safetensors; pickled weights are never loaded."
+        raise ModelSourceError(message)
+    return path

@@ -1,0 +1,160 @@
+"""Text to token ids and back: chat templates, special tokens, and decoding that never splits a character."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+from steerserve.core.errors import InvalidRequestError, ModelSourceError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+REPLACEMENT = "\ufffd"
+"""What a decoder writes for bytes that are no whole character."""
+_BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
+_MAX_HELD_TOKENS = 8
+"""A character has at most four bytes, so more tokens without a whole one are not going to become one."""
+
+
+class Tokenizer:
+    """A transformers tokenizer, reduced to what a server needs. Safe to read from several threads."""
+
+    def __init__(self, hf: Any, eos_ids: frozenset[int]) -> None:  # noqa: ANN401 transformers has no common typed base
+        """Wrap `hf`; `eos_ids` end a generation."""
+        self.hf = hf
+        self.eos_ids = eos_ids
+        self.special_ids = frozenset(hf.all_special_ids) | {
+            token_id for token_id, token in hf.added_tokens_decoder.items() if token.special
+        }
+        """BOS, EOS and the chat template's control tokens: left alone by steering unless asked."""
+        self.added_ids = frozenset(hf.added_tokens_decoder)
+        self.has_chat_template = hf.chat_template is not None
+        self._byte_of = _byte_alphabet() if _is_byte_level(hf) else None
+
+    @classmethod
+    def load(cls, path: Path, eos_ids: frozenset[int], *, trust_remote_code: bool = False) -> Tokenizer:
+        """Load the tokenizer in a model folder.
+
+        Raises:
+            ModelSourceError: the folder has none that can be read.
+        """
+        from transformers import AutoTokenizer  # noqa: PLC0415 slow import
+
+        try:
+            hf = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=trust_remote_code)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            message = f"No tokenizer could be read from {path}: {str(error).splitlines()[0]}"
+            raise ModelSourceError(message) from error
+        if hf.eos_token_id is not None:
+            eos_ids |= {hf.eos_token_id}
+        return cls(hf, eos_ids)
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of tokens, added ones included."""
+        return len(self.hf)
+
+    def encode(self, text: str) -> list[int]:
+        """Return the tokens of a raw prompt, with the special tokens that the model's tokenizer puts before one."""
+        return list(self.hf.encode(text))
+
+    def encode_plain(self, text: str) -> list[int]:
+        """Return the tokens of `text` alone, without any that the tokenizer adds."""
+        return list(self.hf.encode(text, add_special_tokens=False))
+
+    def render_chat(self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True) -> list[int]:
+        """Return the tokens of a conversation in the model's own template; `developer` is read as `system`.
+
+        Raises:
+            InvalidRequestError: the model has no template, or its template refuses these messages.
+        """
+        from jinja2.exceptions import TemplateError  # noqa: PLC0415 a dependency of chat templates alone
+
+        if not self.has_chat_template:
+            message = "This model has no chat template, so it cannot chat. Use /v1/completions with a raw prompt."
+            raise InvalidRequestError(message, param="messages")
+        spoken = [{**m, "role": "system"} if m.get("role") == "developer" else dict(m) for m in messages]
+        try:
+            rendered = self.hf.apply_chat_template(
+                spoken, add_generation_prompt=add_generation_prompt, tokenize=True, return_dict=False
+            )
+        except (TemplateError, TypeError, ValueError, KeyError) as error:
+            message = f"The model's chat template refuses these messages: {error}"
+            raise InvalidRequestError(message, param="messages") from error
+        return [int(token_id) for token_id in rendered]
+
+    def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        """Return the text of `ids`."""
+        return str(
+            self.hf.decode(list(ids), skip_special_tokens=skip_special_tokens, clean_up_tokenization_spaces=False)
+        )
+
+    def token_text(self, token_id: int) -> str:
+        """Return one token's text on its own; a part of a character reads as the replacement character."""
+        return self.token_bytes(token_id).decode("utf-8", errors="replace")
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """Return the bytes that one token stands for; b"" for an id that the vocabulary does not name."""
+        token = self.hf.convert_ids_to_tokens(token_id)
+        if token is None:
+            return b""
+        if token_id not in self.added_ids:
+            if self._byte_of is not None and all(char in self._byte_of for char in token):
+                return bytes(self._byte_of[char] for char in token)
+            if match := _BYTE_TOKEN.fullmatch(token):
+                return bytes([int(match[1], 16)])
+        return str(token).replace("\u2581", " ").encode("utf-8", errors="replace")
+
+
+class IncrementalDecoder:
+    """Turns a growing list of tokens into text that is final, never half a character.
+
+    Tokens are decoded together with a few before them, since some tokenizers write a token differently at the
+    start of a text. Source: the two-offset method that vLLM and text-generation-inference use.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, prompt_ids: Sequence[int]) -> None:
+        """Start after a prompt, whose last tokens give the context in which the first new one is read."""
+        self._tokenizer = tokenizer
+        self._ids = list(prompt_ids[-_MAX_HELD_TOKENS:])
+        self._start = 0
+        self._read = len(self._ids)
+
+    def push(self, token_id: int) -> str:
+        """Add a token; return the text that is now final (often its own, empty while a character is incomplete)."""
+        self._ids.append(token_id)
+        text = self._pending()
+        if text.endswith(REPLACEMENT) and len(self._ids) - self._read < _MAX_HELD_TOKENS:
+            return ""
+        return self._take(text)
+
+    def flush(self) -> str:
+        """Return what is held back, bytes that became no character written as the replacement character."""
+        return self._take(self._pending())
+
+    def _pending(self) -> str:
+        before = self._tokenizer.decode(self._ids[self._start : self._read])
+        return self._tokenizer.decode(self._ids[self._start :])[len(before) :]
+
+    def _take(self, text: str) -> str:
+        self._start, self._read = self._read, len(self._ids)
+        if self._start > _MAX_HELD_TOKENS:
+            drop = self._start
+            del self._ids[:drop]
+            self._start, self._read = 0, self._read - drop
+        return text
+
+
+def _is_byte_level(hf: Any) -> bool:  # noqa: ANN401
+    backend = getattr(hf, "backend_tokenizer", None)
+    return backend is not None and "ByteLevel" in repr(backend.decoder)
+
+
+def _byte_alphabet() -> dict[str, int]:
+    """Return the character that byte-level BPE writes for each byte, inverted. Source: GPT-2's `bytes_to_unicode`."""
+    plain = [*range(ord("!"), ord("~") + 1), *range(ord("\u00a1"), ord("\u00ac") + 1), *range(0xAE, 0x100)]
+    alphabet = {chr(byte): byte for byte in plain}
+    others = (byte for byte in range(256) if byte not in set(plain))
+    return alphabet | {chr(256 + place): byte for place, byte in enumerate(others)}
