@@ -1,0 +1,116 @@
+"""Keys and values of all slots, in fixed tensors that transformers' attention reads as views.
+
+Columns of a slot `[0, context)` hold its tokens; column `context` is scratch, where rows that only fill up a batch
+write. Which rows and columns a forward pass touches is set before it with `view_prefill` or `view_decode`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache, DynamicLayer
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Int
+
+    from steerserve.model.lens import LensModel
+
+_COLUMN_STEP = 64
+"""Decode reads columns in whole steps of this many, so that attention meets few shapes."""
+
+
+class SlotCache(Cache):
+    """A static cache `[num_slots, heads, context + 1, d_head]` a layer. Engine thread only."""
+
+    def __init__(self, lens: LensModel, num_slots: int, context: int) -> None:
+        """Reserve nothing yet: a layer's tensors appear with its first keys, which tell their sizes."""
+        super().__init__(layer_class_to_replicate=DynamicLayer)
+        self.num_slots = num_slots
+        self.context = context
+        self._device = lens.device
+        self._layer_types = lens.layer_types
+        self._sliding_window = lens.sliding_window
+        self._keys: dict[int, Tensor] = {}
+        self._values: dict[int, Tensor] = {}
+        self._rows = slice(0, 0)
+        self._length = 0
+        self._write: tuple[Any, ...] = ()
+        self._row_index = torch.arange(num_slots, device=self._device)
+        self._columns = torch.arange(context, device=self._device)
+
+    def view_prefill(self, slot: int, start: int, stop: int) -> dict[str, Any]:
+        """Aim at tokens `[start, stop)` of one slot; return the model's mask and positions for them."""
+        self._rows = slice(slot, slot + 1)
+        self._length = stop
+        self._write = (slice(slot, slot + 1), slice(None), slice(start, stop))
+        positions = self._columns[start:stop]
+        return self._inputs(positions[None], positions[None, :, None])
+
+    def view_decode(self, positions: Int[Tensor, " rows"], max_position: int) -> dict[str, Any]:
+        """Aim at one token each of slots `[0, rows)`; `positions` may be `context`, the scratch column."""
+        num_rows = positions.shape[0]
+        self._rows = slice(0, num_rows)
+        self._length = min(-(-(max_position + 1) // _COLUMN_STEP) * _COLUMN_STEP, self.context)
+        self._write = (self._row_index[:num_rows], slice(None), positions)
+        return self._inputs(positions[:, None].clamp(max=self.context - 1), positions[:, None, None])
+
+    def update(
+        self,
+        key_states: Tensor,
+        value_states: Tensor,
+        layer_idx: int,
+        *args: Any,  # noqa: ANN401, ARG002 transformers passes what some layers need
+        **kwargs: Any,  # noqa: ANN401, ARG002
+    ) -> tuple[Tensor, Tensor]:
+        """Write the new keys and values where the view says; return all that attention may read."""
+        if layer_idx not in self._keys:
+            _, heads, _, d_head = key_states.shape
+            shape = (self.num_slots, heads, self.context + 1)
+            self._keys[layer_idx] = key_states.new_zeros((*shape, d_head))
+            self._values[layer_idx] = value_states.new_zeros((*shape, value_states.shape[-1]))
+        keys, values = self._keys[layer_idx], self._values[layer_idx]
+        if isinstance(self._write[0], Tensor):
+            keys[self._write] = key_states.squeeze(2)
+            values[self._write] = value_states.squeeze(2)
+        else:
+            keys[self._write] = key_states
+            values[self._write] = value_states
+        return keys[self._rows, :, : self._length], values[self._rows, :, : self._length]
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:  # noqa: ARG002 transformers' signature
+        """Return the number of columns in view."""
+        return self._length
+
+    def copy(self, source: int, target: int, num_tokens: int) -> None:
+        """Copy the first tokens of one slot to another."""
+        for tensor in (*self._keys.values(), *self._values.values()):
+            tensor[target, :, :num_tokens] = tensor[source, :, :num_tokens]
+
+    def swap(self, first: int, second: int, num_tokens: int) -> None:
+        """Exchange the first tokens of two slots."""
+        for tensor in (*self._keys.values(), *self._values.values()):
+            kept = tensor[first, :, :num_tokens].clone()
+            tensor[first, :, :num_tokens] = tensor[second, :, :num_tokens]
+            tensor[second, :, :num_tokens] = kept
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of the tensors."""
+        return sum(tensor.nbytes for tensor in (*self._keys.values(), *self._values.values()))
+
+    def _inputs(self, position_ids: Int[Tensor, "rows pos"], last_seen: Int[Tensor, "rows pos one"]) -> dict[str, Any]:
+        columns = self._columns[: self._length]
+        full = (columns <= last_seen)[:, None]
+        masks: dict[str, Bool[Tensor, "rows one pos columns"]] = {"full_attention": full}
+        if self._sliding_window is not None:
+            masks["sliding_attention"] = full & (columns > last_seen - self._sliding_window)[:, None]
+        mask: Any
+        if len(self._layer_types) > 1:
+            mask = masks
+        elif self._layer_types:
+            mask = masks[self._layer_types[0]]
+        else:
+            mask = masks.get("sliding_attention", full)
+        return {"attention_mask": mask, "position_ids": position_ids, "past_key_values": self, "use_cache": True}
