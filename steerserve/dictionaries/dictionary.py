@@ -1,0 +1,122 @@
+"""A dictionary: a SAELens SAE bound to one hook point of the served model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from sae_lens.saes.gated_sae import GatedSAE
+from sae_lens.saes.jumprelu_sae import JumpReLUSAE
+from sae_lens.saes.standard_sae import StandardSAE
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from jaxtyping import Float
+    from sae_lens import SAE
+    from torch import Tensor
+
+_POINTWISE = (StandardSAE, JumpReLUSAE, GatedSAE)
+_OPEN = -torch.inf
+
+
+@dataclass(frozen=True, slots=True)
+class FeatureColumns:
+    """What is needed to read some features without the rest: `act = max(pre * gain + bias, 0)` where the gate is open.
+
+    `pre = x . encoder`, and the gate is open where `pre + gate_bias > threshold`.
+    """
+
+    encoder: Float[Tensor, "features d_in"]
+    gain: Float[Tensor, " features"]
+    bias: Float[Tensor, " features"]
+    gate_bias: Float[Tensor, " features"]
+    threshold: Float[Tensor, " features"]
+    decoder: Float[Tensor, "features d_in"]
+
+
+@dataclass(frozen=True, slots=True)
+class Dictionary:
+    """A loaded dictionary. Its contents never change; another version is another object."""
+
+    id: str
+    hook_name: str
+    sae: SAE[Any]
+    """In float32, on the model's device. Engine thread only: SAELens keeps scratch values on it."""
+    sha256: str
+    """Of the weight file."""
+    source: str
+    stored_dtype: str
+    is_default: bool
+    report: Mapping[str, Any] | None
+    """What its training measured, where that is known."""
+    median_norm: float
+    """Of the residual stream at the hook point, sinks and special tokens left out."""
+    mean_norm: float
+
+    @property
+    def d_sae(self) -> int:
+        """Number of features."""
+        return int(self.sae.cfg.d_sae)
+
+    @property
+    def d_in(self) -> int:
+        """Width of the residual stream that it reads."""
+        return int(self.sae.cfg.d_in)
+
+    @property
+    def architecture(self) -> str:
+        """SAELens' name of the architecture."""
+        return str(self.sae.cfg.architecture())
+
+    @property
+    def is_pointwise(self) -> bool:
+        """Whether each feature's activation needs only its own column: no competition, no normalisation of the input."""
+        cfg = self.sae.cfg
+        plain = cfg.normalize_activations == "none" and cfg.reshape_activations == "none"
+        return plain and type(self.sae) in _POINTWISE
+
+    def columns(self, features: Sequence[int]) -> FeatureColumns:
+        """Gather what reading and writing these features takes; only for a pointwise dictionary.
+
+        Source: the `encode` of SAELens' StandardSAE, JumpReLUSAE and GatedSAE, with `b_dec` folded into the biases.
+        """
+        sae: Any = self.sae
+        index = torch.as_tensor(features, device=sae.W_enc.device)
+        encoder = sae.W_enc.detach()[:, index].T.contiguous()
+        decoder = sae.W_dec.detach()[index].contiguous()
+        offset = torch.zeros_like(encoder[:, 0])
+        if sae.cfg.apply_b_dec_to_input:
+            offset = -(encoder.double() @ sae.b_dec.detach().double()).float()
+        gain = torch.ones_like(offset)
+        threshold = torch.full_like(offset, _OPEN)
+        if isinstance(sae, GatedSAE):
+            gain = sae.r_mag.detach()[index].exp()
+            bias = gain * offset + sae.b_mag.detach()[index]
+            return FeatureColumns(
+                encoder, gain, bias, offset + sae.b_gate.detach()[index], torch.zeros_like(offset), decoder
+            )
+        bias = offset + sae.b_enc.detach()[index]
+        if isinstance(sae, JumpReLUSAE):
+            threshold = sae.threshold.detach()[index]
+        return FeatureColumns(encoder, gain, bias, bias, threshold, decoder)
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the dictionary object of the API."""
+        metadata = self.sae.cfg.metadata
+        return {
+            "id": self.id,
+            "object": "dictionary",
+            "hook": self.hook_name,
+            "architecture": self.architecture,
+            "d_in": self.d_in,
+            "d_sae": self.d_sae,
+            "dtype": self.stored_dtype,
+            "model": metadata.model_name,
+            "source": self.source,
+            "sha256": self.sha256,
+            "default": self.is_default,
+            "report": dict(self.report) if self.report is not None else None,
+            "statistics": {"median_norm": self.median_norm, "mean_norm": self.mean_norm},
+        }

@@ -1,0 +1,73 @@
+"""The dictionaries being served, as immutable snapshots: a request keeps the one it was checked against."""
+
+from __future__ import annotations
+
+import difflib
+import threading
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+from steerserve.core.errors import InvalidRequestError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from steerserve.dictionaries.dictionary import Dictionary
+
+
+@dataclass(frozen=True, slots=True)
+class RegistrySnapshot:
+    """The dictionaries at one moment."""
+
+    dictionaries: Mapping[str, Dictionary] = field(default_factory=lambda: MappingProxyType({}))
+
+    @property
+    def default(self) -> Dictionary | None:
+        """The dictionary that an edit means when it names none: the first loaded."""
+        return next((found for found in self.dictionaries.values() if found.is_default), None)
+
+    def find(self, dictionary_id: str | None, param: str) -> Dictionary:
+        """Return the dictionary of that id, or the default one for None.
+
+        Raises:
+            InvalidRequestError: there is none, with the nearest name.
+        """
+        if dictionary_id is None:
+            if self.default is None:
+                message = "No dictionary is loaded, so no feature can be steered. Start the server with --dictionary."
+                raise InvalidRequestError(message, param=param)
+            return self.default
+        if dictionary_id in self.dictionaries:
+            return self.dictionaries[dictionary_id]
+        message = unknown_dictionary_message(dictionary_id, self.dictionaries)
+        raise InvalidRequestError(message, param=param)
+
+
+class DictionaryRegistry:
+    """Holds the current snapshot and swaps it whole. Thread-safe."""
+
+    def __init__(self) -> None:
+        """Start empty."""
+        self._lock = threading.Lock()
+        self._snapshot = RegistrySnapshot()
+
+    def snapshot(self) -> RegistrySnapshot:
+        """Return what is loaded now."""
+        return self._snapshot
+
+    def add(self, dictionary: Dictionary) -> None:
+        """Load `dictionary` under its id, replacing one of the same id; the first becomes the default."""
+        with self._lock:
+            others = self._snapshot.dictionaries
+            is_default = all(other.id == dictionary.id or not other.is_default for other in others.values())
+            added = {dictionary.id: replace(dictionary, is_default=is_default)}
+            self._snapshot = RegistrySnapshot(MappingProxyType({**others, **added}))
+
+
+def unknown_dictionary_message(dictionary_id: str, dictionaries: Mapping[str, Dictionary]) -> str:
+    """Say that there is no such dictionary, with the nearest name and the loaded ones."""
+    near = difflib.get_close_matches(dictionary_id, dictionaries, n=1)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    loaded = ", ".join(repr(name) for name in dictionaries) or "none"
+    return f"There is no dictionary {dictionary_id!r}.{hint} Loaded: {loaded}."

@@ -1,0 +1,349 @@
+"""The engine thread: takes requests, steps the batch, sends events. It alone touches the model."""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import logging
+import queue
+import threading
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Self
+
+from steerserve.core.errors import EngineError, QueueFullError, UnavailableError
+from steerserve.engine.request import GenerationRequest, TokenEvent
+from steerserve.engine.scheduler import Scheduler
+from steerserve.engine.sequence import Phase, Sequence
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterable, Sequence as Many
+
+    from torch import Tensor
+
+    from steerserve.engine.runner import Runner
+    from steerserve.engine.sampling import Choice
+    from steerserve.engine.sequence import EventSink
+
+_log = logging.getLogger(__name__)
+_MAX_RETRY_AFTER_S = 60
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStats:
+    """What the engine is doing and has done."""
+
+    num_running: int
+    num_waiting: int
+    num_slots: int
+    num_steps_total: int
+    num_prompt_tokens_total: int
+    num_generated_tokens_total: int
+    num_requests_total: int
+    num_aborted_total: int
+    num_cached_tokens_total: int
+    kv_usage: float
+    """Share of all slots' columns that running sequences fill."""
+
+
+class TokenStream:
+    """One sample's events, for the event loop that submitted it."""
+
+    def __init__(self, engine: Engine) -> None:
+        """Belong to the running event loop."""
+        self._engine = engine
+        self._loop = asyncio.get_running_loop()
+        self._events: asyncio.Queue[TokenEvent | Exception] = asyncio.Queue()
+        self._sequence: Sequence | None = None
+
+    def bind(self, sequence: Sequence) -> None:
+        """Tell which sequence `abort` means."""
+        self._sequence = sequence
+
+    def sink(self, event: TokenEvent | Exception) -> None:
+        """Take an event from the engine's thread."""
+        try:
+            self._loop.call_soon_threadsafe(self._events.put_nowait, event)
+        except RuntimeError:  # the loop was closed: nobody is left to read
+            self.abort()
+
+    async def __aiter__(self) -> AsyncIterator[TokenEvent]:
+        """Yield events to the last one.
+
+        Raises:
+            EngineError: the forward pass failed, or the engine stopped.
+        """
+        while True:
+            event = await self._events.get()
+            if isinstance(event, Exception):
+                raise event
+            yield event
+            if event.finish_reason is not None:
+                return
+
+    def abort(self) -> None:
+        """Give the slot back before the next step. Any thread, any number of times."""
+        if self._sequence is not None:
+            self._engine.abort(self._sequence)
+
+
+class Engine:
+    """Continuous batching over one model, in one thread of its own."""
+
+    def __init__(self, runner: Runner, *, num_slots: int, max_queue: int, chunk: int) -> None:
+        """Serve `runner`; at most `max_queue` requests wait, and prompts are computed `chunk` tokens at a time."""
+        self.runner = runner
+        self.num_slots = num_slots
+        self._max_queue = max_queue
+        self._chunk = chunk
+        self._scheduler = Scheduler(num_slots, chunk, runner.cache)
+        self._lock = threading.Lock()
+        self._work = threading.Condition(self._lock)
+        self._inbox: list[Sequence] = []
+        self._has_aborts = False
+        self._num_pending = 0
+        self._is_stopping = False
+        self._is_started = False
+        self._thread: threading.Thread | None = None
+        self._counts: collections.Counter[str] = collections.Counter()
+
+    def __enter__(self) -> Self:
+        """Start the thread."""
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Stop the thread."""
+        self.stop()
+
+    def start(self) -> None:
+        """Start the thread; once it runs, starting again does nothing."""
+        with self._lock:
+            if self._is_started or self._is_stopping:
+                return
+            self._is_started = True
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the thread after the step under way; requests that are left get an error. Any number of times."""
+        with self._work:
+            self._is_stopping = True
+            self._work.notify_all()
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join()
+
+    def submit(self, requests: Many[GenerationRequest]) -> list[TokenStream]:
+        """Queue samples, all or none, from an event loop; each stream carries one sample's events.
+
+        Raises:
+            QueueFullError: too many wait already.
+            UnavailableError: the engine is stopping.
+        """
+        streams = [TokenStream(self) for _ in requests]
+        sequences = self._enqueue(requests, [stream.sink for stream in streams])
+        for stream, sequence in zip(streams, sequences, strict=True):
+            stream.bind(sequence)
+        return streams
+
+    def generate(self, requests: Many[GenerationRequest]) -> list[list[TokenEvent]]:
+        """Run samples to their end, blocking; return each one's events. For threads without an event loop.
+
+        Raises:
+            QueueFullError: too many wait already.
+            EngineError: a forward pass failed.
+        """
+        queues: list[queue.SimpleQueue[TokenEvent | Exception]] = [queue.SimpleQueue() for _ in requests]
+        self._enqueue(requests, [events.put for events in queues])
+        return [list(_drain(events)) for events in queues]
+
+    def abort(self, sequence: Sequence) -> None:
+        """Drop a sequence before the next step. Any thread, any number of times."""
+        with self._work:
+            if sequence.phase is not Phase.FINISHED and not sequence.is_aborted:
+                sequence.is_aborted = True
+                self._has_aborts = True
+                self._work.notify_all()
+
+    def stats(self) -> EngineStats:
+        """Return the present numbers. Any thread."""
+        scheduler = self._scheduler
+        with self._lock:
+            num_waiting = len(self._inbox) + len(scheduler.waiting)
+            used = sum(r.num_used for r in list(scheduler.slots) if r is not None and r.sequence is not None)
+            return EngineStats(
+                num_running=scheduler.num_running,
+                num_waiting=num_waiting,
+                num_slots=self.num_slots,
+                num_steps_total=self._counts["steps"],
+                num_prompt_tokens_total=self._counts["prompt_tokens"],
+                num_generated_tokens_total=self._counts["generated_tokens"],
+                num_requests_total=self._counts["requests"],
+                num_aborted_total=self._counts["aborted"],
+                num_cached_tokens_total=self._counts["cached_tokens"],
+                kv_usage=used / (self.num_slots * self.runner.cache.context),
+            )
+
+    def _enqueue(self, requests: Many[GenerationRequest], sinks: Iterable[EventSink]) -> list[Sequence]:
+        tokenizer = self.runner.lens.tokenizer
+        sequences = [
+            Sequence(request, tokenizer, sink) for request, sink in zip(requests, sinks, strict=True)
+        ]
+        with self._work:
+            if self._is_stopping:
+                message = "The server is stopping."
+                raise UnavailableError(message)
+            num_unplaced = self._num_pending - self.num_slots + len(sequences)
+            # A request of many samples may wait alone, however many it has; otherwise it could never be served.
+            if num_unplaced > self._max_queue and self._num_pending:
+                raise QueueFullError(self._queue_message(), retry_after_s=self._retry_after_s())
+            self._num_pending += len(sequences)
+            self._counts["requests"] += len(sequences)
+            self._inbox += sequences
+            self._work.notify_all()
+        return sequences
+
+    def _queue_message(self) -> str:
+        return (
+            f"The server is busy: {self._num_pending} samples are running or waiting, and {self._max_queue} may wait. "
+            "Try again in a moment."
+        )
+
+    def _retry_after_s(self) -> int:
+        """Guess when a place is free: a second for each full batch that is ahead."""
+        return min(1 + self._num_pending // self.num_slots, _MAX_RETRY_AFTER_S)
+
+    def _run(self) -> None:
+        while self._wait_for_work():
+            try:
+                self._step()
+            except Exception:
+                _log.exception("the engine's step failed; its requests are lost, the engine goes on")
+                self._fail_all("The server failed while computing this request.")
+        self._fail_all("The server stopped before this request was done.")
+
+    def _wait_for_work(self) -> bool:
+        """Take what arrived; wait while there is nothing to do. False once the engine stops."""
+        with self._work:
+            while not (self._is_stopping or self._inbox or self._has_aborts or self._is_busy()):
+                self._work.wait()
+            if self._is_stopping:
+                return False
+            self._scheduler.waiting.extend(self._inbox)
+            self._inbox.clear()
+            has_aborts, self._has_aborts = self._has_aborts, False
+        if has_aborts:
+            self._drop_aborted()
+        return True
+
+    def _is_busy(self) -> bool:
+        return bool(self._scheduler.waiting or self._scheduler.num_running)
+
+    def _step(self) -> None:
+        """Admit, compute up to a chunk of prompts, then one token of every decoding sequence."""
+        for sequence in self._scheduler.admit():
+            self._counts["cached_tokens"] += sequence.num_cached
+            self._guarded(sequence, lambda opened=sequence: self.runner.open_edits(opened))
+        budget = self._chunk
+        while budget > 0 and (chunk := self._scheduler.next_chunk()) is not None:
+            sequence, start, stop = chunk
+            budget -= max(stop - start, 1)
+            self._guarded(sequence, lambda c=chunk: self._prefill(*c))
+        if self._scheduler.num_decoding:
+            self._decode()
+        self._counts["steps"] += 1
+
+    def _guarded(self, sequence: Sequence, work: object) -> None:
+        """Do one sequence's part; where it fails, that sequence alone is lost."""
+        if sequence.phase is Phase.FINISHED:
+            return
+        try:
+            work()  # type: ignore[operator]
+        except Exception:
+            _log.exception("request %s failed", sequence.request.request_id)
+            self._end(sequence, EngineError("The server failed while computing this request."))
+
+    def _prefill(self, sequence: Sequence, start: int, stop: int) -> None:
+        logits: Tensor | None
+        if start == len(sequence.prompt_ids):
+            record = self._scheduler.slots[sequence.slot]
+            logits = record.last_logits if record is not None else None
+        else:
+            logits = self.runner.prefill(sequence, start, stop)
+            self._scheduler.computed(sequence, stop, logits)
+            self._counts["prompt_tokens"] += stop - start
+        if logits is None:
+            return
+        if sequence.request.sampling.max_tokens == 0:
+            sequence.finish_prompt_only()
+            self._end(sequence)
+            return
+        choice = self.runner.choose_first(sequence, logits)
+        self._scheduler.start_decoding(sequence)
+        self._append(sequence, choice)
+        if sequence.phase is Phase.FINISHED:
+            self._end(sequence)
+
+    def _decode(self) -> None:
+        sequences = self._scheduler.decoding
+        choices = self.runner.decode(sequences)
+        for sequence, choice in zip(sequences, choices, strict=True):
+            self._append(sequence, choice)
+        finished = [sequence for sequence in sequences if sequence.phase is Phase.FINISHED]
+        if finished:
+            self.runner.flush_plan()
+        for sequence in finished:
+            self._end(sequence)
+
+    def _append(self, sequence: Sequence, choice: Choice) -> None:
+        record = self._scheduler.slots[sequence.slot]
+        if record is not None:
+            record.num_used = sequence.position + 1
+        if choice.token_id is None:
+            message = "The steered model's output is not finite; take a smaller scale or strength."
+            sequence.fail(EngineError(message))
+            return
+        self._counts["generated_tokens"] += 1
+        sequence.append(choice.token_id, choice.logprob)
+
+    def _end(self, sequence: Sequence, error: Exception | None = None) -> None:
+        """Free the slot, then send what ends the stream."""
+        if sequence.phase is Phase.DECODE:
+            self.runner.flush_plan()
+        self._scheduler.release(sequence, keep=error is None)
+        with self._lock:
+            self._num_pending -= 1
+        if error is not None:
+            sequence.fail(error)
+        else:
+            sequence.send_last()
+
+    def _drop_aborted(self) -> None:
+        scheduler = self._scheduler
+        for sequence in [*scheduler.waiting, *scheduler.prefilling, *scheduler.decoding]:
+            if not sequence.is_aborted:
+                continue
+            if sequence.phase is Phase.DECODE:
+                self.runner.flush_plan()
+            scheduler.release(sequence)
+            sequence.phase = Phase.FINISHED
+            with self._lock:
+                self._num_pending -= 1
+                self._counts["aborted"] += 1
+
+    def _fail_all(self, message: str) -> None:
+        scheduler = self._scheduler
+        with self._lock:
+            scheduler.waiting.extend(self._inbox)
+            self._inbox.clear()
+        for sequence in [*scheduler.waiting, *scheduler.prefilling, *scheduler.decoding]:
+            self._end(sequence, EngineError(message))
+
+
+def _drain(events: queue.SimpleQueue[TokenEvent | Exception]) -> Iterable[TokenEvent]:
+    while True:
+        event = events.get()
+        if isinstance(event, Exception):
+            raise event
+        yield event
+        if event.finish_reason is not None:
+            return

@@ -1,0 +1,119 @@
+"""One forward pass: the scheduled tokens in, each row's edits applied, the next token of each row out.
+
+Engine thread only. The runner knows tensors; the scheduler knows who is next.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING
+
+import torch
+
+from steerserve.engine.sampling import Choice, choose, read_logprob
+from steerserve.model.kv_cache import SlotCache
+from steerserve.model.packed import MIN_ROWS
+from steerserve.steering.plan import BatchPlan, SequenceEdits, TokenPlace
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence as Rows
+
+    from torch import Tensor
+
+    from steerserve.engine.sequence import Sequence
+    from steerserve.model.lens import LensModel
+    from steerserve.steering.plan import HookFns
+
+_NO_TOKEN = TokenPlace(is_special=True, generated_index=0)
+_AUTO_CHUNK = {"cpu": 64, "cuda": 512}
+
+
+def default_chunk(device: torch.device) -> int:
+    """Return how many prompt tokens are worth computing between two decode steps."""
+    return _AUTO_CHUNK.get(device.type, 64)
+
+
+class Runner:
+    """The model, the cache and the plan of the running batch."""
+
+    def __init__(self, lens: LensModel, num_slots: int, context: int, median_norms: Mapping[str, float]) -> None:
+        """Run `lens` over `num_slots` slots of `context` tokens; `median_norms` tells sinks at each hook point."""
+        self.lens = lens
+        self.cache = SlotCache(lens, max(num_slots, MIN_ROWS), context)
+        self._median_norms = median_norms
+        self._plan: BatchPlan | None = None
+        self._planned: list[Sequence] = []
+
+    def open_edits(self, sequence: Sequence) -> None:
+        """Gather what the sequence's edits need."""
+        if sequence.request.steering is not None:
+            sequence.edits = SequenceEdits(sequence.request.steering, self._median_norms, self.lens.device)
+
+    @torch.inference_mode()
+    def prefill(self, sequence: Sequence, start: int, stop: int) -> Tensor | None:
+        """Compute prompt tokens `[start, stop)`; return the logits `[vocab]` after the prompt once it is whole."""
+        ids = torch.tensor([sequence.prompt_ids[start:stop]], device=self.lens.device)
+        num_prompt_logprobs = sequence.request.sampling.num_prompt_logprobs
+        is_whole = stop == len(sequence.prompt_ids)
+        inputs = self.cache.view_prefill(sequence.slot, start, stop)
+        hooks = sequence.edits.prompt_hooks(sequence.prompt_places(start, stop)) if sequence.edits else {}
+        with self._attached(hooks):
+            keep = 0 if num_prompt_logprobs is not None else 1
+            logits = self.lens.forward(ids, **inputs, logits_to_keep=keep)[0]
+        if num_prompt_logprobs is not None:
+            self._read_prompt_logprobs(sequence, start, logits)
+        return logits[-1].float() if is_whole else None
+
+    @torch.inference_mode()
+    def decode(self, sequences: Rows[Sequence]) -> list[Choice]:
+        """Compute each sequence's newest token and choose its next one."""
+        plan = self._plan_for(sequences)
+        num_filling = max(MIN_ROWS - len(sequences), 0)
+        ids = [sequence.generated[-1] for sequence in sequences] + [0] * num_filling
+        positions = [sequence.position for sequence in sequences]
+        columns = torch.tensor(positions + [self.cache.context] * num_filling, device=self.lens.device)
+        hooks = {}
+        if plan is not None:
+            hooks = plan.hooks([sequence.newest_place for sequence in sequences] + [_NO_TOKEN] * num_filling)
+        inputs = self.cache.view_decode(columns, max(positions))
+        with self._attached(hooks):
+            tokens = torch.tensor(ids, device=self.lens.device)[:, None]
+            logits = self.lens.forward(tokens, **inputs, logits_to_keep=1)[: len(sequences), -1]
+        return choose(logits.float(), sequences)
+
+    @torch.inference_mode()
+    def choose_first(self, sequence: Sequence, logits: Tensor) -> Choice:
+        """Choose the token after the prompt."""
+        return choose(logits[None], [sequence])[0]
+
+    def flush_plan(self) -> None:
+        """Bring the running counts of all receipts up to date; the next step stacks its rows anew."""
+        if self._plan is not None:
+            with torch.inference_mode():
+                self._plan.flush()
+        self._plan = None
+        self._planned = []
+
+    def _plan_for(self, sequences: Rows[Sequence]) -> BatchPlan | None:
+        if self._planned != list(sequences):
+            self.flush_plan()
+            self._planned = list(sequences)
+            if any(sequence.edits is not None and sequence.edits.groups for sequence in sequences):
+                self._plan = BatchPlan([sequence.edits for sequence in sequences])
+        return self._plan
+
+    @contextlib.contextmanager
+    def _attached(self, hooks: HookFns) -> Iterator[None]:
+        with contextlib.ExitStack() as stack:
+            for hook_name, fn in hooks.items():
+                stack.enter_context(self.lens.hooked(hook_name, fn))
+            yield
+
+    def _read_prompt_logprobs(self, sequence: Sequence, start: int, logits: Tensor) -> None:
+        """Read the log-probability of each prompt token from the logits before it."""
+        num_top = sequence.request.sampling.num_prompt_logprobs or 0
+        if start == 0:
+            sequence.prompt_logprobs.append(None)
+        following = sequence.prompt_ids[start + 1 : start + 1 + logits.shape[0]]
+        for row, token_id in zip(logits, following, strict=False):
+            sequence.prompt_logprobs.append(read_logprob(row.float().log_softmax(-1), token_id, num_top))

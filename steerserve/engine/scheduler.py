@@ -1,0 +1,224 @@
+"""Which sequence lives in which slot, and what it may share. No torch: it decides, the runner moves the tensors.
+
+Decoding sequences always hold slots `[0, num_decoding)`, so that a step reads the cache as one view. A slot keeps
+its prompt's keys and values after its sequence has finished, and gives them to whoever has the same beginning:
+
+    [0 .. num_decoding)            decoding, one row each
+    [num_decoding .. num_slots)    prefilling, finished but still readable, or empty
+
+Only what prefill computed is shared, in whole chunks of a fixed grid or as a whole prompt: a sequence then has the
+same bits as if it had computed everything itself.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from steerserve.engine.sequence import Phase, Sequence
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(slots=True)
+class SlotRecord:
+    """What a slot's keys and values stand for."""
+
+    prompt_ids: tuple[int, ...]
+    prompt_key: str | None
+    num_computed: int = 0
+    num_used: int = 0
+    """Columns that hold anything, generated tokens included."""
+    last_logits: Tensor | None = None
+    """After the whole prompt; None while it is not complete."""
+    sequence: Sequence | None = None
+    last_use: int = 0
+
+
+class SlotMover(Protocol):
+    """Moves keys and values between slots."""
+
+    def copy(self, source: int, target: int, num_tokens: int) -> None:
+        """Copy the first tokens of one slot to another."""
+
+    def swap(self, first: int, second: int, num_tokens: int) -> None:
+        """Exchange the first tokens of two slots."""
+
+
+class Scheduler:
+    """Waiting line, slots and prefix sharing. Engine thread only."""
+
+    def __init__(self, num_slots: int, chunk: int, mover: SlotMover) -> None:
+        """Schedule onto `num_slots` slots, prefilling in chunks of `chunk` tokens."""
+        self.chunk = chunk
+        self.waiting: deque[Sequence] = deque()
+        self.prefilling: deque[Sequence] = deque()
+        self.num_decoding = 0
+        self.slots: list[SlotRecord | None] = [None] * num_slots
+        self._mover = mover
+        self._clock = 0
+
+    @property
+    def decoding(self) -> list[Sequence]:
+        """The decoding sequences in slot order."""
+        return [record.sequence for record in self.slots[: self.num_decoding] if record and record.sequence]
+
+    @property
+    def num_running(self) -> int:
+        """Sequences that hold a slot."""
+        return self.num_decoding + len(self.prefilling)
+
+    def admit(self) -> list[Sequence]:
+        """Give slots to waiting sequences, first come first served; return those that got one.
+
+        A sequence that could share what another is prefilling right now lets others pass until that is done.
+        """
+        admitted = []
+        for sequence in list(self.waiting):
+            if self.num_running >= len(self.slots):
+                break
+            source, num_shared = self._best_donor(sequence)
+            if self._will_share_more(sequence, num_shared):
+                continue
+            self.waiting.remove(sequence)
+            self._place(sequence, source, num_shared)
+            admitted.append(sequence)
+        return admitted
+
+    def next_chunk(self) -> tuple[Sequence, int, int] | None:
+        """Return a prefilling sequence and its next chunk `[start, stop)`; sequences take turns."""
+        if not self.prefilling:
+            return None
+        sequence = self.prefilling[0]
+        self.prefilling.rotate(-1)
+        start = sequence.num_computed
+        stop = min((start // self.chunk + 1) * self.chunk, len(sequence.prompt_ids))
+        return sequence, start, stop
+
+    def computed(self, sequence: Sequence, stop: int, last_logits: Tensor | None) -> None:
+        """Note that the prompt is computed up to `stop`, and its logits once it is whole."""
+        sequence.num_computed = stop
+        record = self._record(sequence)
+        record.num_computed = record.num_used = stop
+        record.last_logits = last_logits
+
+    def start_decoding(self, sequence: Sequence) -> None:
+        """Move a sequence whose prompt is done among the decoding ones."""
+        self.prefilling.remove(sequence)
+        self._exchange(sequence.slot, self.num_decoding)
+        self.num_decoding += 1
+        sequence.phase = Phase.DECODE
+
+    def release(self, sequence: Sequence, *, keep: bool = True) -> None:
+        """Free the sequence's slot or its place in line; `keep` leaves its prompt for others to share."""
+        if sequence in self.waiting:
+            self.waiting.remove(sequence)
+            return
+        if sequence.slot < 0:
+            return
+        record = self._record(sequence)
+        record.num_used = max(record.num_used, record.num_computed)
+        if sequence in self.prefilling:
+            self.prefilling.remove(sequence)
+        else:
+            self.num_decoding -= 1
+            self._exchange(sequence.slot, self.num_decoding)
+        record.sequence = None
+        if not keep or not record.num_computed:
+            self.slots[sequence.slot] = None
+        sequence.slot = -1
+
+    def _record(self, sequence: Sequence) -> SlotRecord:
+        record = self.slots[sequence.slot]
+        if record is None:
+            message = "a sequence with a slot always has a record there"
+            raise RuntimeError(message)
+        return record
+
+    def _best_donor(self, sequence: Sequence) -> tuple[int, int]:
+        """Return the slot to share from and the number of tokens, (-1, 0) for none."""
+        best = (-1, 0)
+        if sequence.request.sampling.num_prompt_logprobs is not None:
+            return best  # every prompt position's logits are wanted, so every position is computed
+        for slot, record in enumerate(self.slots):
+            if record is None or record.prompt_key != sequence.prompt_key:
+                continue
+            if record.last_logits is not None and record.prompt_ids == sequence.prompt_ids:
+                return slot, len(sequence.prompt_ids)
+            shared = self._shared_chunks(sequence, record.prompt_ids, record.num_computed)
+            if shared > best[1]:
+                best = (slot, shared)
+        return best
+
+    def _will_share_more(self, sequence: Sequence, num_shared: int) -> bool:
+        if sequence.request.sampling.num_prompt_logprobs is not None:
+            return False
+        for other in self.prefilling:
+            if other.prompt_key != sequence.prompt_key:
+                continue
+            if other.prompt_ids == sequence.prompt_ids and num_shared < len(sequence.prompt_ids):
+                return True
+            if self._shared_chunks(sequence, other.prompt_ids, len(other.prompt_ids)) > num_shared:
+                return True
+        return False
+
+    def _shared_chunks(self, sequence: Sequence, other_ids: tuple[int, ...], num_valid: int) -> int:
+        """Return the shared beginning in whole chunks, leaving at least one token to compute."""
+        mine = sequence.prompt_ids
+        limit = min(len(mine) - 1, num_valid) // self.chunk * self.chunk
+        shared = 0
+        while shared < limit and mine[shared : shared + self.chunk] == other_ids[shared : shared + self.chunk]:
+            shared += self.chunk
+        return shared
+
+    def _place(self, sequence: Sequence, source: int, num_shared: int) -> None:
+        self._clock += 1
+        free = [slot for slot in range(self.num_decoding, len(self.slots)) if self._is_free(slot)]
+        target = min(free, key=self._age)
+        donor = self.slots[source] if num_shared else None
+        if donor is not None:
+            donor.last_use = self._clock
+            if source != target:
+                self._mover.copy(source, target, num_shared)
+        is_whole = num_shared == len(sequence.prompt_ids)
+        self.slots[target] = SlotRecord(
+            prompt_ids=sequence.prompt_ids,
+            prompt_key=sequence.prompt_key,
+            num_computed=num_shared,
+            num_used=num_shared,
+            last_logits=donor.last_logits if donor is not None and is_whole else None,
+            sequence=sequence,
+            last_use=self._clock,
+        )
+        sequence.slot = target
+        sequence.num_computed = sequence.num_cached = num_shared
+        sequence.phase = Phase.PREFILL
+        self.prefilling.append(sequence)
+
+    def _is_free(self, slot: int) -> bool:
+        record = self.slots[slot]
+        return record is None or record.sequence is None
+
+    def _age(self, slot: int) -> int:
+        record = self.slots[slot]
+        return -1 if record is None else record.last_use
+
+    def _exchange(self, first: int, second: int) -> None:
+        """Swap two slots, with their records and tensors."""
+        if first == second:
+            return
+        one, two = self.slots[first], self.slots[second]
+        used = [record.num_used if record is not None else 0 for record in (one, two)]
+        if used[1] == 0:
+            self._mover.copy(first, second, used[0])
+        elif used[0] == 0:
+            self._mover.copy(second, first, used[1])
+        else:
+            self._mover.swap(first, second, max(used))
+        self.slots[first], self.slots[second] = two, one
+        for slot in (first, second):
+            record = self.slots[slot]
+            if record is not None and record.sequence is not None:
+                record.sequence.slot = slot

@@ -1,0 +1,156 @@
+"""A request under way: the one mutable thing of the engine, owned by its thread."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from steerserve.engine.request import FinishReason, GenerationRequest, TokenEvent, TokenLogprob
+from steerserve.engine.stops import StopMatcher
+from steerserve.model.tokenizer import IncrementalDecoder, Tokenizer
+from steerserve.steering.plan import SequenceEdits, TokenPlace
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import Tensor
+
+    EventSink = Callable[[TokenEvent | Exception], None]
+
+
+class Phase(enum.Enum):
+    """Where a sequence stands."""
+
+    WAITING = "waiting"
+    PREFILL = "prefill"
+    DECODE = "decode"
+    FINISHED = "finished"
+
+
+class Sequence:
+    """One sample being generated."""
+
+    def __init__(self, request: GenerationRequest, tokenizer: Tokenizer, sink: EventSink) -> None:
+        """Start waiting; `sink` gets every event, or the exception that ended it."""
+        self.request = request
+        self.sink = sink
+        self.phase = Phase.WAITING
+        self.slot = -1
+        self.num_computed = 0
+        """Prompt tokens whose keys and values are in the slot."""
+        self.num_cached = 0
+        self.generated: list[int] = []
+        self.edits: SequenceEdits | None = None
+        self.prompt_key = request.steering.prompt_key if request.steering is not None else None
+        self.prompt_logprobs: list[TokenLogprob | None] = []
+        self.token_counts: Tensor | None = None
+        """`[vocab]`, of generated tokens, where a penalty needs them."""
+        self.prompt_seen: Tensor | None = None
+        self.last_event: TokenEvent | None = None
+        """Set when the sequence has finished; the engine sends it, with the receipt, once the slot is free."""
+        self.is_aborted = False
+        self._tokenizer = tokenizer
+        self._decoder = IncrementalDecoder(tokenizer, request.prompt_ids)
+        self._stops = StopMatcher(request.sampling.stop, include=request.sampling.include_stop)
+
+    @property
+    def prompt_ids(self) -> tuple[int, ...]:
+        """The prompt."""
+        return self.request.prompt_ids
+
+    @property
+    def position(self) -> int:
+        """Where the newest token stands, the next one to be computed."""
+        return len(self.prompt_ids) + len(self.generated) - 1
+
+    @property
+    def newest_place(self) -> TokenPlace:
+        """What edits ask of the newest token."""
+        newest = self.generated[-1]
+        return TokenPlace(newest in self._tokenizer.special_ids, len(self.generated) - 1)
+
+    def prompt_places(self, start: int, stop: int) -> list[TokenPlace]:
+        """Return what edits ask of prompt tokens `[start, stop)`."""
+        special = self._tokenizer.special_ids
+        return [TokenPlace(token_id in special, None) for token_id in self.prompt_ids[start:stop]]
+
+    def can_end(self) -> bool:
+        """Whether the next token may be one that ends the sequence."""
+        return len(self.generated) >= self.request.sampling.min_tokens
+
+    def ending_ids(self) -> frozenset[int]:
+        """Return the tokens that end the sequence."""
+        sampling = self.request.sampling
+        eos = frozenset() if sampling.ignore_eos else self._tokenizer.eos_ids
+        return eos | frozenset(sampling.stop_token_ids)
+
+    def append(self, token_id: int, logprob: TokenLogprob | None) -> None:
+        """Take the chosen token: decode it, look for an end, and send the event."""
+        sampling = self.request.sampling
+        ends = self.can_end() and token_id in self.ending_ids()
+        self.generated.append(token_id)
+        num_generated = len(self.generated)
+        reason: FinishReason | None = None
+        stop_reason: str | int | None = None
+        added = ""
+        if ends:
+            reason = "stop"
+            stop_reason = None if token_id in self._tokenizer.eos_ids else token_id
+        else:
+            added = self._decoder.push(token_id)
+        is_last = num_generated >= sampling.max_tokens
+        if not ends and is_last:
+            added += self._decoder.flush()
+        text, matched = self._stops.push(added, can_stop=num_generated >= sampling.min_tokens)
+        if matched is not None:
+            reason, stop_reason = "stop", matched
+        elif is_last and not ends:
+            reason = "length"
+        if matched is None and reason is not None:
+            text += self._decoder.flush() + self._stops.flush()
+        kept = () if ends else (token_id,)
+        self._send(
+            TokenEvent(
+                text=text,
+                token_ids=kept,
+                logprobs=(logprob,) if logprob is not None and kept else (),
+                token_texts=(added,) if kept else (),
+                finish_reason=reason,
+                stop_reason=stop_reason,
+                **self._common(),
+            ),
+            is_last=reason is not None,
+        )
+
+    def finish_prompt_only(self) -> None:
+        """End a request that wanted no tokens, only its prompt read."""
+        self._send(TokenEvent(text="", finish_reason="length", **self._common()), is_last=True)
+
+    def send_last(self) -> None:
+        """Send the last event, with the receipt of what steering did."""
+        if self.last_event is not None:
+            receipt = self.edits.receipt() if self.edits is not None else None
+            self.sink(replace(self.last_event, receipt=receipt))
+
+    def fail(self, error: Exception) -> None:
+        """End with an error."""
+        self.phase = Phase.FINISHED
+        self.sink(error)
+
+    def _common(self) -> dict[str, object]:
+        is_first = len(self.generated) <= 1
+        wants_prompt = self.request.sampling.num_prompt_logprobs is not None
+        return {
+            "num_prompt_tokens": len(self.prompt_ids),
+            "num_cached_tokens": self.num_cached,
+            "num_generated_tokens": len(self.generated),
+            "prompt_logprobs": tuple(self.prompt_logprobs) if is_first and wants_prompt else None,
+        }
+
+    def _send(self, event: TokenEvent, *, is_last: bool) -> None:
+        if is_last:
+            self.phase = Phase.FINISHED
+            self.last_event = event
+            return
+        self.sink(event)

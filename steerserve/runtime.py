@@ -1,0 +1,141 @@
+"""The composition root: builds the model, the dictionaries and the engine, and wires them together."""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import TYPE_CHECKING, Literal, Self
+
+import torch
+
+from steerserve.core.errors import InvalidRequestError, ModelNotFoundError
+from steerserve.dictionaries.registry import DictionaryRegistry
+from steerserve.dictionaries.sources import load_dictionary
+from steerserve.engine.engine import Engine
+from steerserve.engine.runner import Runner, default_chunk
+from steerserve.model.download import progress_line
+from steerserve.model.lens import load_lens
+from steerserve.model.norms import measure_norms
+from steerserve.model.source import fetch_model
+from steerserve.steering.resolve import SteeringResolver
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from steerserve.core.config import Settings
+    from steerserve.dictionaries.dictionary import Dictionary
+    from steerserve.engine.engine import EngineStats, TokenStream
+    from steerserve.engine.request import GenerationRequest
+    from steerserve.model.lens import LensModel
+    from steerserve.steering.resolve import ResolvedSteering
+
+_log = logging.getLogger(__name__)
+
+
+class Runtime:
+    """One served model with its dictionaries. What the server, the command line and Ray talk to."""
+
+    def __init__(self, settings: Settings, lens: LensModel, registry: DictionaryRegistry, engine: Engine) -> None:
+        """Keep the parts; `build_runtime` makes them."""
+        self.settings = settings
+        self.lens = lens
+        self.registry = registry
+        self.engine = engine
+        self.tokenizer = lens.tokenizer
+        self.model_id = lens.id
+        self.created = int(time.time())
+        self.context_length = engine.runner.cache.context
+        self.state: Literal["loading", "ready", "stopping"] = "loading"
+        self._resolver = SteeringResolver(lens.hook_names, lens.d_model, settings.engine.max_edits)
+
+    def __enter__(self) -> Self:
+        """Start the engine."""
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Stop the engine."""
+        self.stop()
+
+    def start(self) -> None:
+        """Start generating."""
+        self.engine.start()
+        self.state = "ready"
+
+    def stop(self) -> None:
+        """Stop generating; requests that are left get an error."""
+        self.state = "stopping"
+        self.engine.stop()
+
+    def check_model(self, name: str) -> None:
+        """Check that `name` is the served model.
+
+        Raises:
+            ModelNotFoundError: it is another.
+            InvalidRequestError: it names a preset, and there are none.
+        """
+        if name == self.model_id:
+            return
+        model, _, preset = name.partition("@")
+        if preset and model == self.model_id:
+            message = f"There is no preset {preset!r}; this server has no presets. Send `steering` in the request."
+            raise InvalidRequestError(message, param="model")
+        message = f"The model {name!r} does not exist. This server serves {self.model_id!r}."
+        raise ModelNotFoundError(message, param="model")
+
+    def resolve_steering(self, value: object) -> ResolvedSteering | None:
+        """Check the JSON value of `steering` against what is loaded now; None where it asks for nothing.
+
+        Raises:
+            InvalidRequestError: it cannot be honoured.
+        """
+        return self._resolver.resolve(value, self.registry.snapshot())
+
+    def submit(self, requests: Sequence[GenerationRequest]) -> list[TokenStream]:
+        """Queue samples, all or none, from an event loop.
+
+        Raises:
+            QueueFullError: too many wait already.
+        """
+        return self.engine.submit(requests)
+
+    def dictionaries(self) -> list[Dictionary]:
+        """Return what is loaded."""
+        return list(self.registry.snapshot().dictionaries.values())
+
+    def stats(self) -> EngineStats:
+        """Return the engine's numbers."""
+        return self.engine.stats()
+
+    def system_fingerprint(self, steering: ResolvedSteering | None) -> str:
+        """Return OpenAI's fingerprint of the set-up: it changes with the steering and only with it."""
+        return "fp_" + (steering.fingerprint[:12] if steering is not None else "unsteered")
+
+
+def build_runtime(settings: Settings) -> Runtime:
+    """Load the model and the dictionaries, with progress on stderr; the engine is not started yet.
+
+    Raises:
+        StartupError: the model or a dictionary cannot be used.
+    """
+    if settings.engine.threads is not None:
+        torch.set_num_threads(settings.engine.threads)
+    files = fetch_model(
+        settings.model.source, cache_dir=settings.cache_dir, trust_remote_code=settings.model.trust_remote_code
+    )
+    with progress_line(f"Loading {files.id}"):
+        lens = load_lens(files, device=settings.model.device, dtype=settings.model.dtype)
+        norms = measure_norms(lens)
+    registry = DictionaryRegistry()
+    for wanted in settings.dictionaries:
+        loaded = load_dictionary(
+            wanted.id, wanted.source, lens, allowed_dirs=settings.allowed_dictionary_dirs, norms=norms
+        )
+        registry.add(loaded)
+        _log.info("dictionary %s: %s features at %s", loaded.id, loaded.d_sae, loaded.hook_name)
+    context = min(settings.engine.context, lens.max_context)
+    chunk = settings.engine.prefill_chunk
+    chunk = default_chunk(lens.device) if chunk == "auto" else chunk
+    runner = Runner(lens, settings.engine.slots, context, {name: median for name, (median, _) in norms.items()})
+    engine = Engine(runner, num_slots=settings.engine.slots, max_queue=settings.engine.queue, chunk=chunk)
+    return Runtime(settings, lens, registry, engine)

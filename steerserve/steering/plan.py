@@ -1,0 +1,311 @@
+"""A batch's edits as tensors: built for each sequence when it is admitted, stacked when the rows of a batch change.
+
+Engine thread only. Steering is data beside the model, never state on it: `hooks` says what to call at which hook
+point during one forward pass.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from steerserve.steering.apply import (
+    NUM_SUMS,
+    Change,
+    Coefficients,
+    PointwiseEdits,
+    apply_full,
+    apply_pointwise,
+    stack_rows,
+)
+from steerserve.steering.receipt import Receipt, make_receipt
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from steerserve.dictionaries.dictionary import Dictionary
+    from steerserve.steering.resolve import ResolvedEdit, ResolvedSteering
+
+    HookFns = dict[str, Callable[[Tensor], Tensor | None]]
+
+SINK_RATIO = 5.0
+"""A token is a sink where its norm is over this many times the median. Source: training.md."""
+_INF = float("inf")
+
+
+class TokenPlace(NamedTuple):
+    """What the position rules of an edit ask of a token."""
+
+    is_special: bool
+    generated_index: int | None
+    """None for a prompt token."""
+
+
+@dataclass(slots=True)
+class EditGroup:
+    """Edits of one sequence at one hook point that are computed together."""
+
+    places: list[int]
+    """Among the request's effective edits."""
+    edits: list[ResolvedEdit]
+    sums: Tensor
+    """`[edits, sums]`, added up over the tokens so far."""
+    pointwise: PointwiseEdits | None = None
+    coefficients: Coefficients | None = None
+    dictionary: Dictionary | None = None
+    features: Tensor | None = None
+    strength: float = 1.0
+
+
+class SequenceEdits:
+    """One sequence's edits, and what they came to so far."""
+
+    def __init__(
+        self, steering: ResolvedSteering, median_norms: Mapping[str, float], device: torch.device
+    ) -> None:
+        """Gather what the edits need; `median_norms` gives each hook point's, for vectors."""
+        self.steering = steering
+        self._effective = [edit for _, edit in steering.effective_edits]
+        self.touches_prompt = any(edit.touches_prompt for edit in self._effective)
+        self.groups: dict[str, list[EditGroup]] = {}
+        by_kind: dict[tuple[str, str | None], list[int]] = {}
+        for place, edit in enumerate(self._effective):
+            needs_all = edit.dictionary is not None and not edit.dictionary.is_pointwise and edit.mode != "remove"
+            kind = edit.dictionary.id if edit.dictionary is not None and needs_all else None
+            by_kind.setdefault((edit.hook_name, kind), []).append(place)
+        for (hook_name, kind), places in by_kind.items():
+            edits = [self._effective[place] for place in places]
+            sums = torch.zeros(len(places), NUM_SUMS, device=device)
+            group = EditGroup(places, edits, sums, strength=steering.strength)
+            how = _coefficients(edits, median_norms, device)
+            if kind is None:
+                group.pointwise = _pointwise(edits, how, steering.strength, device)
+            else:
+                group.dictionary = edits[0].dictionary
+                group.features = torch.tensor([edit.feature for edit in edits], device=device)
+                group.coefficients = how
+            self.groups.setdefault(hook_name, []).append(group)
+
+    def receipt(self) -> Receipt:
+        """Return what was done so far."""
+        sums: list[Sequence[float]] = [()] * len(self._effective)
+        for groups in self.groups.values():
+            for group in groups:
+                for place, row in zip(group.places, group.sums.tolist(), strict=True):
+                    sums[place] = row
+        return make_receipt(self.steering, sums)
+
+    def prompt_hooks(self, tokens: Sequence[TokenPlace]) -> HookFns:
+        """Return what to call while these prompt tokens of one row are computed."""
+        if not self.touches_prompt:
+            return {}
+        return {name: _prompt_hook(groups, tokens) for name, groups in self.groups.items()}
+
+
+class BatchPlan:
+    """The edits of all rows of a decode batch; valid while the rows stay the same."""
+
+    def __init__(self, rows: Sequence[SequenceEdits | None]) -> None:
+        """Stack the edits of each row, None for a row without."""
+        self._hooks: dict[str, _HookPlan] = {}
+        for row, sequence in enumerate(rows):
+            for hook_name, groups in (sequence.groups if sequence is not None else {}).items():
+                self._hooks.setdefault(hook_name, _HookPlan()).add(row, groups)
+        for plan in self._hooks.values():
+            plan.stack()
+
+    def hooks(self, tokens: Sequence[TokenPlace]) -> HookFns:
+        """Return what to call during a step in which each row has this token."""
+        return {name: plan.hook(tokens) for name, plan in self._hooks.items()}
+
+    def flush(self) -> None:
+        """Add what the plan has counted to its sequences."""
+        for plan in self._hooks.values():
+            plan.flush()
+
+
+class _HookPlan:
+    """All rows' edits at one hook point."""
+
+    def __init__(self) -> None:
+        self._pointwise: list[tuple[int, EditGroup]] = []
+        self._full: list[tuple[int, EditGroup]] = []
+        self._stacked: PointwiseEdits | None = None
+        self._rows: Tensor | None = None
+        self._sums: Tensor | None = None
+        self._masks: tuple[Any, tuple[Tensor, Tensor]] | None = None
+
+    def add(self, row: int, groups: Sequence[EditGroup]) -> None:
+        for group in groups:
+            (self._full if group.pointwise is None else self._pointwise).append((row, group))
+
+    def stack(self) -> None:
+        if not self._pointwise:
+            return
+        device = self._pointwise[0][1].sums.device
+        self._stacked = stack_rows([group.pointwise for _, group in self._pointwise])
+        self._rows = torch.tensor([row for row, _ in self._pointwise], device=device)
+        self._sums = torch.zeros(len(self._pointwise), self._stacked.gain.shape[1], NUM_SUMS, device=device)
+
+    def hook(self, tokens: Sequence[TokenPlace]) -> Callable[[Tensor], Tensor]:
+        masks = self._pointwise_masks(tokens)
+
+        def edit(resid: Tensor) -> Tensor:
+            x = resid[:, 0]
+            edited = x.clone()
+            if self._stacked is not None and self._rows is not None and masks is not None:
+                mine = x.index_select(0, self._rows).float()
+                change = apply_pointwise(mine, self._stacked, *masks)
+                self._sums += change.sums
+                edited.index_copy_(0, self._rows, (mine + change.dx).to(x.dtype))
+            for row, group in self._full:
+                change = _full_change(group, x[row : row + 1].float(), [tokens[row]])
+                edited[row] += change.dx[0].to(x.dtype)
+            return edited[:, None]
+
+        return edit
+
+    def flush(self) -> None:
+        if self._sums is None:
+            return
+        for (_, group), sums in zip(self._pointwise, self._sums, strict=True):
+            group.sums += sums[: len(group.places)]
+        self._sums.zero_()
+
+    def _pointwise_masks(self, tokens: Sequence[TokenPlace]) -> tuple[Tensor, Tensor] | None:
+        """Return the masks of this step; they seldom change from one to the next, so the last ones are kept."""
+        if self._stacked is None or self._rows is None:
+            return None
+        most = self._stacked.gain.shape[1]
+        in_window, may_edit = [], []
+        for row, group in self._pointwise:
+            padding = [False] * (most - len(group.edits))
+            in_window.append([_in_window(edit, tokens[row]) for edit in group.edits] + padding)
+            may_edit.append([_may_edit(edit, tokens[row]) for edit in group.edits] + padding)
+        key = (in_window, may_edit)
+        if self._masks is None or self._masks[0] != key:
+            device = self._rows.device
+            self._masks = (key, (torch.tensor(in_window, device=device), torch.tensor(may_edit, device=device)))
+        return self._masks[1]
+
+
+def _prompt_hook(groups: Sequence[EditGroup], tokens: Sequence[TokenPlace]) -> Callable[[Tensor], Tensor]:
+    def edit(resid: Tensor) -> Tensor:
+        x = resid[0].float()
+        edited = x
+        for group in groups:
+            if group.pointwise is None:
+                change = _full_change(group, x, tokens)
+            else:
+                change = apply_pointwise(x, group.pointwise, *_masks(group.edits, tokens, x.device))
+                group.sums += change.sums.sum(0)
+            edited = edited + change.dx
+        return edited.to(resid.dtype)[None]
+
+    return edit
+
+
+def _full_change(group: EditGroup, x: Tensor, tokens: Sequence[TokenPlace]) -> Change:
+    if group.dictionary is None or group.features is None or group.coefficients is None:
+        message = "a group of full edits always has its dictionary, features and coefficients"
+        raise RuntimeError(message)
+    masks = _masks(group.edits, tokens, x.device)
+    change = apply_full(x, group.dictionary.sae, group.features, group.coefficients, group.strength, masks)
+    group.sums += change.sums.sum(0)
+    return change
+
+
+def _masks(
+    edits: Sequence[ResolvedEdit], tokens: Sequence[TokenPlace], device: torch.device
+) -> tuple[Tensor, Tensor]:
+    in_window = torch.tensor([[_in_window(edit, token) for edit in edits] for token in tokens], device=device)
+    may_edit = torch.tensor([[_may_edit(edit, token) for edit in edits] for token in tokens], device=device)
+    return in_window, may_edit
+
+
+def _in_window(edit: ResolvedEdit, token: TokenPlace) -> bool:
+    if token.generated_index is None:
+        return edit.positions != "generated"
+    if edit.positions == "prompt":
+        return False
+    return edit.start <= token.generated_index and (edit.stop is None or token.generated_index < edit.stop)
+
+
+def _may_edit(edit: ResolvedEdit, token: TokenPlace) -> bool:
+    return edit.special_tokens or not token.is_special
+
+
+def _coefficients(
+    edits: Sequence[ResolvedEdit], median_norms: Mapping[str, float], device: torch.device
+) -> Coefficients:
+    rows = []
+    for edit in edits:
+        slope, offset, low, high = _formula(edit)
+        median = edit.dictionary.median_norm if edit.dictionary is not None else median_norms[edit.hook_name]
+        rows.append((slope, offset, low, high, _INF if edit.special_tokens else SINK_RATIO * median))
+    return Coefficients(*torch.tensor(rows, dtype=torch.float32, device=device).T[:, None].unbind(0))
+
+
+def _formula(edit: ResolvedEdit) -> tuple[float, float, float, float]:
+    """Return slope, offset, low and high of `df = clip(slope * f + offset, low, high)`. Source: api.md section 2.2."""
+    scale = edit.raw_scale or 0.0
+    return {
+        "add": (0.0, scale, -_INF, _INF),
+        "clamp": (-1.0, scale, -_INF, _INF),
+        "multiply": (scale - 1.0, 0.0, -_INF, _INF),
+        "ablate": (-1.0, 0.0, -_INF, _INF),
+        "remove": (-1.0, 0.0, -_INF, _INF),
+        "floor": (-1.0, scale, 0.0, _INF),
+        "ceiling": (-1.0, scale, -_INF, 0.0),
+    }[edit.mode]
+
+
+def _pointwise(
+    edits: Sequence[ResolvedEdit], how: Coefficients, strength: float, device: torch.device
+) -> PointwiseEdits:
+    parts = [_one_pointwise(edit, device) for edit in edits]
+    joined = [torch.cat(values)[None] for values in zip(*parts, strict=True)]
+    encoder, gain, bias, gate_bias, threshold, least, direction = joined
+    return PointwiseEdits(
+        coefficients=replace(how),
+        encoder=encoder,
+        gain=gain,
+        bias=bias,
+        gate_bias=gate_bias,
+        threshold=threshold,
+        least=least,
+        direction=direction * strength,
+        direction_norm=direction.norm(dim=-1) * abs(strength),
+    )
+
+
+def _one_pointwise(edit: ResolvedEdit, device: torch.device) -> tuple[Tensor, ...]:
+    """Return one edit's encoder, gain, bias, gate bias, threshold, least activation and direction."""
+    zero = torch.zeros(1, device=device)
+    open_gate = torch.full((1,), -_INF, device=device)
+    if edit.dictionary is not None and edit.feature is not None and edit.mode != "remove":
+        columns = edit.dictionary.columns([edit.feature])
+        return (
+            columns.encoder,
+            columns.gain,
+            columns.bias,
+            columns.gate_bias,
+            columns.threshold,
+            zero,
+            columns.decoder,
+        )
+    direction = _direction(edit, device)
+    if edit.mode == "remove":
+        unit = direction / direction.norm()
+        return unit, torch.ones_like(zero), zero, zero, open_gate, open_gate, unit
+    return torch.zeros_like(direction), zero, zero, zero, open_gate, zero, direction
+
+
+def _direction(edit: ResolvedEdit, device: torch.device) -> Tensor:
+    if edit.dictionary is not None and edit.feature is not None:
+        sae: Any = edit.dictionary.sae
+        return sae.W_dec.detach()[edit.feature][None].to(device)
+    return torch.tensor(edit.vector, dtype=torch.float32, device=device)[None]

@@ -1,0 +1,69 @@
+"""What was really done to a request: the part of a response that proves it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from steerserve.steering.resolve import ResolvedEdit, ResolvedSteering
+
+
+@dataclass(frozen=True, slots=True)
+class EditTally:
+    """Sums over the tokens that one edit met."""
+
+    num_edited: float = 0.0
+    num_skipped: float = 0.0
+    """In the edit's positions, but a special token or a sink."""
+    sum_activation: float = 0.0
+    sum_change: float = 0.0
+    """Of |dx| / |x|."""
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """The edits of a request with what each came to."""
+
+    steering: ResolvedSteering
+    tallies: tuple[EditTally, ...]
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the `steering` object of a response."""
+        return {
+            "fingerprint": self.steering.fingerprint,
+            "strength": self.steering.strength,
+            "edits": [
+                _edit_json(edit, tally) for edit, tally in zip(self.steering.edits, self.tallies, strict=True)
+            ],
+        }
+
+
+def make_receipt(steering: ResolvedSteering, sums: Sequence[Sequence[float]]) -> Receipt:
+    """Build the receipt from the four sums of each effective edit; the others did nothing."""
+    tallies = [EditTally() for _ in steering.edits]
+    for (place, _), edit_sums in zip(steering.effective_edits, sums, strict=True):
+        tallies[place] = EditTally(*edit_sums)
+    return Receipt(steering, tuple(tallies))
+
+
+def _edit_json(edit: ResolvedEdit, tally: EditTally) -> dict[str, Any]:
+    edited = max(tally.num_edited, 1.0)
+    return {
+        "dictionary": edit.dictionary.id if edit.dictionary is not None else None,
+        "sha256": edit.sha256,
+        "hook": edit.hook_name,
+        "feature": edit.feature,
+        "label": None,
+        "mode": edit.mode,
+        "scale": edit.scale,
+        "unit": "raw" if edit.scale is not None and edit.mode != "multiply" else None,
+        "raw_scale": edit.raw_scale,
+        "positions": edit.positions,
+        "tokens_edited": int(tally.num_edited),
+        "tokens_skipped": int(tally.num_skipped),
+        "mean_activation": tally.sum_activation / edited,
+        "mean_change": tally.sum_change / edited,
+    }

@@ -1,0 +1,234 @@
+"""From what a client wrote to what will be done: features bound to dictionary contents, numbers in raw units."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import difflib
+import hashlib
+import json
+import math
+import struct
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from steerserve.core.errors import InvalidRequestError, UnsupportedParameterError
+from steerserve.steering.edits import (
+    MAX_SCALE,
+    SETTING_MODES,
+    Edit,
+    InlineVector,
+    Mode,
+    Positions,
+    Steering,
+    parse_steering,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from steerserve.dictionaries.dictionary import Dictionary
+    from steerserve.dictionaries.registry import RegistrySnapshot
+
+_FORMATS = {"float16": "e", "float32": "f", "float64": "d"}
+
+
+@dataclass(frozen=True, slots=True)
+class ResolvedEdit:
+    """One edit, checked, in raw units."""
+
+    hook_name: str
+    dictionary: Dictionary | None
+    feature: int | None
+    """None for a vector."""
+    vector: tuple[float, ...] | None
+    mode: Mode
+    scale: float | None
+    """As the client wrote it; None for modes without one."""
+    raw_scale: float | None
+    positions: Positions
+    start: int
+    stop: int | None
+    special_tokens: bool
+
+    @property
+    def sha256(self) -> str:
+        """Of the dictionary's weights, or of the vector's values."""
+        if self.dictionary is not None:
+            return self.dictionary.sha256
+        return hashlib.sha256(struct.pack(f"<{len(self.vector or ())}f", *(self.vector or ()))).hexdigest()
+
+    @property
+    def has_effect(self) -> bool:
+        """Whether it can change anything: adding nothing and multiplying by one cannot."""
+        neutral = {"add": 0.0, "multiply": 1.0}.get(self.mode)
+        return neutral is None or self.raw_scale != neutral
+
+    @property
+    def touches_prompt(self) -> bool:
+        """Whether prompt tokens are edited."""
+        return self.positions != "generated"
+
+    def identity(self) -> dict[str, object]:
+        """Return what makes two edits the same."""
+        return {
+            "sha256": self.sha256,
+            "hook": self.hook_name,
+            "feature": self.feature,
+            "mode": self.mode,
+            "raw_scale": self.raw_scale,
+            "positions": self.positions,
+            "start": self.start,
+            "stop": self.stop,
+            "special_tokens": self.special_tokens,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class ResolvedSteering:
+    """All edits of a request, and how strongly they are applied."""
+
+    edits: tuple[ResolvedEdit, ...]
+    strength: float = 1.0
+
+    @property
+    def effective_edits(self) -> tuple[tuple[int, ResolvedEdit], ...]:
+        """The edits that change anything, with their places in `edits`."""
+        if self.strength == 0:
+            return ()
+        return tuple((place, edit) for place, edit in enumerate(self.edits) if edit.has_effect)
+
+    @property
+    def fingerprint(self) -> str:
+        """The same for the same edits, in any order, on the same dictionary contents."""
+        return _digest([edit.identity() for edit in self.edits], self.strength)
+
+    @property
+    def prompt_key(self) -> str | None:
+        """Names what is done to prompt tokens, None for nothing: sequences of one key may share prompt computation."""
+        edits = [edit.identity() for _, edit in self.effective_edits if edit.touches_prompt]
+        return _digest(edits, self.strength) if edits else None
+
+
+class SteeringResolver:
+    """Checks the `steering` of requests against a model and its dictionaries. No torch; any thread."""
+
+    def __init__(self, hook_names: Sequence[str], d_model: int, max_edits: int) -> None:
+        """Take the model's hook points and width, and the limit of edits in a request."""
+        self._hook_names = frozenset(hook_names)
+        self._hook_examples = (hook_names[0], hook_names[-1])
+        self._d_model = d_model
+        self._max_edits = max_edits
+
+    def resolve(self, value: object, snapshot: RegistrySnapshot) -> ResolvedSteering | None:
+        """Return what the JSON value of `steering` asks for; None where it asks for nothing.
+
+        Raises:
+            InvalidRequestError: it cannot be honoured; `param` is a path such as `steering.edits[0].feature`.
+        """
+        steering = parse_steering(value, max_edits=self._max_edits)
+        if steering is None or (not steering.edits and not steering.presets):
+            return None
+        _refuse_presets(steering)
+        edits = tuple(
+            self._resolve_edit(edit, f"steering.edits[{place}]", snapshot) for place, edit in enumerate(steering.edits)
+        )
+        _refuse_contradictions(edits)
+        return ResolvedSteering(edits, steering.strength)
+
+    def _resolve_edit(self, edit: Edit, path: str, snapshot: RegistrySnapshot) -> ResolvedEdit:
+        _refuse_later_fields(edit, path)
+        dictionary, vector = None, None
+        if edit.feature is not None:
+            dictionary = snapshot.find(edit.dictionary, f"{path}.dictionary")
+            if edit.feature >= dictionary.d_sae:
+                message = (
+                    f"Dictionary {dictionary.id!r} has features 0 to {dictionary.d_sae - 1}, and not {edit.feature}."
+                )
+                raise InvalidRequestError(message, param=f"{path}.feature")
+            hook_name = dictionary.hook_name
+        else:
+            hook_name, vector = self._resolve_vector(edit.vector, f"{path}.vector")
+        if edit.mode == "remove" and vector is not None and not any(vector):
+            message = f"{path}.vector is zero and has no direction to remove."
+            raise InvalidRequestError(message, param=f"{path}.vector")
+        return ResolvedEdit(
+            hook_name=hook_name,
+            dictionary=dictionary,
+            feature=edit.feature,
+            vector=vector,
+            mode=edit.mode,
+            scale=edit.scale,
+            raw_scale=edit.scale,
+            positions=edit.positions,
+            start=edit.start,
+            stop=edit.stop,
+            special_tokens=edit.special_tokens,
+        )
+
+    def _resolve_vector(self, vector: str | InlineVector | None, path: str) -> tuple[str, tuple[float, ...]]:
+        if not isinstance(vector, InlineVector):
+            message = f"There is no stored vector {vector!r}; this server stores none yet. Send the values inline."
+            raise InvalidRequestError(message, param=path)
+        if vector.hook not in self._hook_names:
+            near = difflib.get_close_matches(vector.hook, self._hook_names, n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            first, last = self._hook_examples
+            message = f"There is no hook point {vector.hook!r}.{hint} The model offers {first} to {last}."
+            raise InvalidRequestError(message, param=f"{path}.hook")
+        values = tuple(vector.values) if vector.values is not None else _decode_values(vector, path)
+        if len(values) != self._d_model:
+            message = f"A vector at {vector.hook} has {self._d_model} values, and this one has {len(values)}."
+            raise InvalidRequestError(message, param=f"{path}.{'values' if vector.values is not None else 'base64'}")
+        return vector.hook, values
+
+
+def _decode_values(vector: InlineVector, path: str) -> tuple[float, ...]:
+    dtype = vector.dtype or "float32"
+    try:
+        raw = base64.b64decode(vector.base64 or "", validate=True)
+        values = struct.unpack(f"<{len(raw) // struct.calcsize(_FORMATS[dtype])}{_FORMATS[dtype]}", raw)
+    except (binascii.Error, struct.error, ValueError) as error:
+        message = f"{path}.base64 is not the base64 of {dtype} numbers."
+        raise InvalidRequestError(message, param=f"{path}.base64") from error
+    if not all(math.isfinite(number) and abs(number) <= MAX_SCALE for number in values):
+        message = f"{path}.base64 must hold finite numbers between -{MAX_SCALE:g} and {MAX_SCALE:g}."
+        raise InvalidRequestError(message, param=f"{path}.base64")
+    return values
+
+
+def _refuse_presets(steering: Steering) -> None:
+    if steering.presets:
+        message = f"There is no preset {steering.presets[0]!r}; this server has no presets. Send the edits themselves."
+        raise InvalidRequestError(message, param="steering.presets")
+
+
+def _refuse_later_fields(edit: Edit, path: str) -> None:
+    if edit.unit not in {None, "raw"}:
+        message = f"{path}.unit {edit.unit!r} is not supported by this version, which counts in unit 'raw'."
+        raise UnsupportedParameterError(message, param=f"{path}.unit", code="unsupported_value")
+    if edit.ramp:
+        message = f"{path}.ramp is not supported by this version; leave it out, or use start and stop."
+        raise UnsupportedParameterError(message, param=f"{path}.ramp")
+    if edit.when is not None:
+        message = f"{path}.when is not supported by this version; leave it out."
+        raise UnsupportedParameterError(message, param=f"{path}.when")
+
+
+def _refuse_contradictions(edits: tuple[ResolvedEdit, ...]) -> None:
+    setters: dict[tuple[str, int | None], int] = {}
+    for place, edit in enumerate(edits):
+        if edit.dictionary is None or edit.mode not in SETTING_MODES:
+            continue
+        first = setters.setdefault((edit.dictionary.id, edit.feature), place)
+        if first != place:
+            message = (
+                f"steering.edits[{first}] and steering.edits[{place}] both set feature {edit.feature} of "
+                f"{edit.dictionary.id!r} (clamp, ablate, floor and ceiling set); keep one of them."
+            )
+            raise InvalidRequestError(message, param=f"steering.edits[{place}]")
+
+
+def _digest(edits: list[dict[str, object]], strength: float) -> str:
+    parts = sorted(json.dumps(edit, sort_keys=True) for edit in edits)
+    return hashlib.sha256(json.dumps([parts, float(strength)]).encode()).hexdigest()[:32]
