@@ -1,0 +1,68 @@
+"""API keys: where they may come from, and that messages never show one."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from steerserve.core.errors import ConfigError
+from steerserve.core.yaml_document import load_yaml
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+KEY_FIELDS = ("api_keys", "admin_keys")
+KEY_VARIABLES = {
+    "STEERSERVE_API_KEY": "api_keys",
+    "STEERSERVE_API_KEYS": "api_keys",
+    "STEERSERVE_ADMIN_KEY": "admin_keys",
+    "STEERSERVE_ADMIN_KEYS": "admin_keys",
+}
+"""Each holds one key, or several with commas between them."""
+
+KEYS_ADVICE = (
+    "keys do not belong there. Set STEERSERVE_API_KEY and STEERSERVE_ADMIN_KEY in the environment, "
+    "or name a file that holds them in server.keys_file."
+)
+_KEY = re.compile(r"[!-~]+")
+
+
+def read_keys(environ: Mapping[str, str], keys_file: Path | None) -> dict[str, list[str]]:
+    """Return the keys of each scope that has any, from the environment and the file together.
+
+    Raises:
+        ConfigError: the file cannot be used, or a key could never be sent in a header.
+    """
+    found: dict[str, list[str]] = {name: [] for name in KEY_FIELDS}
+    for variable, name in KEY_VARIABLES.items():
+        keys = (key.strip() for key in environ.get(variable, "").split(","))
+        found[name] += [_checked(key, variable) for key in keys if key]
+    if keys_file is not None:
+        for name, keys_there in _read_file(keys_file).items():
+            found[name] += keys_there
+    return {name: list(dict.fromkeys(keys)) for name, keys in found.items() if keys}
+
+
+def _read_file(path: Path) -> dict[str, list[str]]:
+    document = load_yaml(path)
+    if not isinstance(document.data, dict):
+        message = f"{document.where(())}: a keys file is a mapping with the lists api_keys and admin_keys."
+        raise ConfigError(message)
+    found: dict[str, list[str]] = {}
+    for name, keys in document.data.items():
+        if name not in KEY_FIELDS:
+            message = f"{document.where((name,))}: a keys file has the lists api_keys and admin_keys, nothing else."
+            raise ConfigError(message)
+        if not isinstance(keys, list):
+            message = f"{document.where((name,))}: {name} must be a list of keys."
+            raise ConfigError(message)
+        found[name] = [_checked(key, document.where((name, place))) for place, key in enumerate(keys)]
+    return found
+
+
+def _checked(key: object, origin: str) -> str:
+    if not isinstance(key, str) or not _KEY.fullmatch(key):
+        message = f"{origin}: a key is text of printable ASCII characters without spaces (in YAML, put it in quotes)."
+        raise ConfigError(message)
+    return key

@@ -1,0 +1,198 @@
+"""Where settings come from: a YAML file, then the environment, then flags; the later wins.
+
+Every complaint names the place of the value it is about: file, line and column, the variable, or the flag.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+from pydantic import ValidationError
+
+from steerserve.core.config import Settings, setting_names
+from steerserve.core.errors import ConfigError
+from steerserve.core.keys import KEY_FIELDS, KEY_VARIABLES, KEYS_ADVICE, read_keys
+from steerserve.core.yaml_document import YamlDocument, YamlPath, load_yaml
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from pydantic_core import ErrorDetails
+
+PREFIX = "STEERSERVE_"
+CONFIG_VARIABLE = "STEERSERVE_CONFIG"
+# What Kubernetes puts into the environment of every pod beside a service that is called steerserve.
+_KUBERNETES = re.compile(r"STEERSERVE_(SERVICE_(HOST|PORT)(_\w+)?|PORT_\d+_\w+)")
+# Where pydantic's own words speak of Python.
+_SENTENCES = {"model_type": "a mapping of names to values is needed", "tuple_type": "a list is needed"}
+
+
+@dataclass(frozen=True, slots=True)
+class Flag:
+    """A flag that was given on the command line."""
+
+    name: str
+    """As the person wrote it, `--port`."""
+    path: YamlPath
+    value: object
+
+
+def load_settings(config: Path | None = None, *, environ: Mapping[str, str], flags: Iterable[Flag] = ()) -> Settings:
+    """Merge the layers and check the result.
+
+    Args:
+        config: The YAML file; without one, what `STEERSERVE_CONFIG` names.
+        environ: The environment; only variables that begin with `STEERSERVE_` are read, and empty ones are not.
+        flags: What was given on the command line.
+
+    Raises:
+        ConfigError: something is unknown, wrong or out of bounds; the message says where.
+    """
+    layers = _Layers()
+    if config is None and environ.get(CONFIG_VARIABLE):
+        config = Path(environ[CONFIG_VARIABLE]).expanduser()
+    if config is not None:
+        layers.add_file(load_yaml(config))
+    layers.add_environment(environ)
+    for flag in flags:
+        layers.put(flag.path, flag.value, flag.name)
+    layers.add_keys(environ)
+    return layers.settings()
+
+
+@dataclass(slots=True)
+class _Layers:
+    """The merged data, and the origin of each of its values."""
+
+    data: dict[str, Any] = field(default_factory=dict)
+    origins: dict[YamlPath, str] = field(default_factory=dict)
+
+    def add_file(self, document: YamlDocument) -> None:
+        if not isinstance(document.data, dict | None):
+            message = f"{document.where(())}: a configuration is a mapping of names to values."
+            raise ConfigError(message)
+        # `engine:` with every line below it commented out is null, and means the defaults.
+        data = {k: v for k, v in (document.data or {}).items() if v is not None or k not in Settings.model_fields}
+        server = data.get("server")
+        for name in KEY_FIELDS:
+            if isinstance(server, dict) and name in server:
+                message = f"{document.where(('server', name))}: {KEYS_ADVICE}"
+                raise ConfigError(message)
+        self.data = data
+        self.origins = {path: document.where(path) for path in document.marks}
+
+    def add_environment(self, environ: Mapping[str, str]) -> None:
+        for name, value in sorted(environ.items()):
+            if not name.startswith(PREFIX) or name in KEY_VARIABLES or name == CONFIG_VARIABLE or not value:
+                continue
+            if _KUBERNETES.fullmatch(name) or value.startswith("tcp://"):
+                continue
+            path = tuple(name.removeprefix(PREFIX).lower().split("__"))
+            if path[-1] in KEY_FIELDS:
+                message = f"{name}: {KEYS_ADVICE}"
+                raise ConfigError(message)
+            self.put(path, _parse_variable(name, value), name)
+
+    def put(self, path: YamlPath, value: object, origin: str) -> None:
+        """Set one value, over whatever an earlier layer put there."""
+        place: Any = self.data
+        for key in path[:-1]:
+            if not isinstance(place.get(key), dict):
+                place[key] = {}
+            place = place[key]
+        place[path[-1]] = value
+        self.origins = {known: where for known, where in self.origins.items() if known[: len(path)] != path}
+        self.origins[path] = origin
+
+    def add_keys(self, environ: Mapping[str, str]) -> None:
+        server = self.data.get("server")
+        keys_file = server.get("keys_file") if isinstance(server, dict) else None
+        file = Path(keys_file).expanduser() if isinstance(keys_file, str | Path) else None
+        for name, keys in read_keys(environ, file).items():
+            self.put(("server", name), keys, "the keys")
+
+    def settings(self) -> Settings:
+        try:
+            return Settings.model_validate(self.data)
+        except ValidationError as error:
+            raise ConfigError(self._message(error.errors(include_url=False))) from error
+
+    def _message(self, problems: Sequence[ErrorDetails]) -> str:
+        # A misspelt name also leaves the right one missing; the misspelling is what the person must see.
+        problem = min(problems, key=lambda other: other["type"] != "extra_forbidden")
+        path = _data_path(problem["loc"], self.data)
+        name = ".".join(str(part) for part in path)
+        where = self._origin(path)
+        if problem["type"] == "extra_forbidden":
+            return f"{where}: there is no setting {name}; {_suggest(path)}"
+        if problem["type"] == "missing":
+            return f"{where}: {name} is missing."
+        # A union reports one problem for each of its members, all about the same value.
+        said = dict.fromkeys(_sentence(other) for other in problems if _data_path(other["loc"], self.data) == path)
+        return f"{where}: {name}: {' or '.join(said)}{_shown(problem, path)}."
+
+    def _origin(self, path: YamlPath) -> str:
+        while path and path not in self.origins:
+            path = path[:-1]
+        return self.origins.get(path, "settings")
+
+
+def _parse_variable(name: str, text: str) -> object:
+    """Read `[..]` and `{..}` as YAML; anything else stays text."""
+    if not text.startswith(("[", "{")):
+        return text
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        message = f"{name}: {text!r} is no valid list or mapping."
+        raise ConfigError(message) from error
+
+
+def _data_path(loc: tuple[int | str, ...], data: object) -> YamlPath:
+    """Return `loc` without the names of validators and union members that pydantic adds to it."""
+    path: list[int | str] = []
+    for part in loc:
+        if isinstance(data, dict):
+            data = data.get(part)
+        elif isinstance(data, list) and isinstance(part, int):
+            data = data[part]
+        else:
+            break
+        path.append(part)
+    return tuple(path)
+
+
+def _sentence(problem: ErrorDetails) -> str:
+    if problem["type"] in _SENTENCES:
+        return _SENTENCES[problem["type"]]
+    text = problem["msg"].removeprefix("Value error, ").removesuffix(".")
+    return text[:1].lower() + text[1:]
+
+
+def _shown(problem: ErrorDetails, path: YamlPath) -> str:
+    """Return the offending value as the end of the sentence; our own validators already say it."""
+    value = problem["input"]
+    if problem["type"] == "value_error" or any(part in KEY_FIELDS for part in path):
+        return ""
+    return f", not {value!r}" if isinstance(value, str | int | float) else ""
+
+
+def _suggest(path: YamlPath) -> str:
+    """Say which setting was probably meant, or which there are beside it."""
+    names = setting_names()
+    dotted = ".".join(str(part) for part in path if not isinstance(part, int))
+    section, _, last = dotted.rpartition(".")
+    siblings = [name for name in names if name.rpartition(".")[0] == section]
+    elsewhere = [name for name in names if name.rpartition(".")[2] == last]
+    if (
+        close := difflib.get_close_matches(dotted, siblings, n=1)
+        or elsewhere
+        or difflib.get_close_matches(dotted, names, n=1)
+    ):
+        return f"did you mean {close[0]}?"
+    return f"there are {', '.join(siblings)}."

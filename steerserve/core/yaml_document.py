@@ -1,0 +1,134 @@
+"""A YAML file read strictly, with the line and column of everything in it.
+
+Knows nothing of what the data mean. Duplicate keys, aliases, several documents in a file and tags that would build
+objects are refused; nothing but plain data comes out.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NoReturn
+
+import yaml
+
+from steerserve.core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+YamlPath = tuple[str | int, ...]
+"""The keys and list indices that lead to a value; `()` is the whole document."""
+
+
+@dataclass(frozen=True, slots=True)
+class YamlDocument:
+    """The data of a file, and where each value stands in it."""
+
+    name: str
+    data: object
+    marks: Mapping[YamlPath, tuple[int, int]]
+    """Line and column, from 1, of each key of a mapping and each item of a list."""
+
+    def where(self, path: YamlPath) -> str:
+        """Return `file:line:column` of the value at `path`, or of the nearest thing around it."""
+        while path not in self.marks and path:
+            path = path[:-1]
+        line, column = self.marks[path]
+        return f"{self.name}:{line}:{column}"
+
+
+def load_yaml(path: Path) -> YamlDocument:
+    """Read a file.
+
+    Raises:
+        ConfigError: the file is missing, unreadable, not UTF-8 or not the YAML described above.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        message = f"There is no file {path}."
+        raise ConfigError(message) from error
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        message = f"{path} cannot be read: {reason}."
+        raise ConfigError(message) from error
+    return parse_yaml(text, name=str(path))
+
+
+def parse_yaml(text: str, *, name: str) -> YamlDocument:
+    """Read a text; `name` is what messages call it.
+
+    Raises:
+        ConfigError: as for `load_yaml`.
+    """
+    try:
+        reader = _Reader(text)
+        data = reader.read()
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        where = f"{name}:{mark.line + 1}:{mark.column + 1}" if mark else name
+        message = f"{where}: not valid YAML: {error.problem or error.context}."
+        raise ConfigError(message) from error
+    except yaml.YAMLError as error:
+        message = f"{name}: not valid YAML: {str(error).splitlines()[0]}."
+        raise ConfigError(message) from error
+    except RecursionError as error:
+        message = f"{name}: not valid YAML: it is nested too deeply."
+        raise ConfigError(message) from error
+    return YamlDocument(name, data, reader.marks)
+
+
+class _Reader:
+    """Turns the nodes of one text into plain data and marks."""
+
+    def __init__(self, text: str) -> None:
+        self.marks: dict[YamlPath, tuple[int, int]] = {(): (1, 1)}
+        self._loader = yaml.SafeLoader(text)
+        self._seen: set[int] = set()
+
+    def read(self) -> object:
+        try:
+            node = self._loader.get_single_node()
+            return None if node is None else self._data(node, ())
+        finally:
+            self._loader.dispose()
+
+    def _data(self, node: yaml.Node, path: YamlPath) -> object:
+        # An alias is the very node of its anchor: refused, since a short file could stand for endless data.
+        if id(node) in self._seen:
+            self._refuse(node, "aliases (*name) are not supported here")
+        self._seen.add(id(node))
+        if isinstance(node, yaml.MappingNode) and node.tag == "tag:yaml.org,2002:map":
+            return self._mapping(node, path)
+        if isinstance(node, yaml.SequenceNode) and node.tag == "tag:yaml.org,2002:seq":
+            return [self._item(item, (*path, place)) for place, item in enumerate(node.value)]
+        try:
+            scalar: object = self._loader.construct_object(node) if isinstance(node, yaml.ScalarNode) else node
+        except ValueError as error:  # 2026-13-45, or an integer of 5,000 digits
+            self._refuse(node, str(error))
+        if not isinstance(scalar, str | int | float | None):
+            self._refuse(node, f"{node.tag} is no plain value (put text that looks like a date in quotes)")
+        return scalar
+
+    def _mapping(self, node: yaml.MappingNode, path: YamlPath) -> dict[str, object]:
+        data: dict[str, object] = {}
+        for key_node, value_node in node.value:
+            key = self._loader.construct_object(key_node) if isinstance(key_node, yaml.ScalarNode) else None
+            if not isinstance(key, str):
+                self._refuse(key_node, "a key must be text (put quotes around numbers and words such as yes, no, on)")
+            if key in data:
+                self._refuse(key_node, f"the key {key!r} is there twice")
+            self._mark(key_node, (*path, key))
+            data[key] = self._data(value_node, (*path, key))
+        return data
+
+    def _item(self, node: yaml.Node, path: YamlPath) -> object:
+        self._mark(node, path)
+        return self._data(node, path)
+
+    def _mark(self, node: yaml.Node, path: YamlPath) -> None:
+        self.marks[path] = (node.start_mark.line + 1, node.start_mark.column + 1)
+
+    def _refuse(self, node: yaml.Node, problem: str) -> NoReturn:
+        raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
