@@ -1,0 +1,63 @@
+"""The ASGI application: routes, middleware and error handlers over one runtime."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from fastapi import FastAPI
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+
+import steerserve
+from steerserve.server.errors import install_error_handlers
+from steerserve.server.metrics import Metrics
+from steerserve.server.middleware import REQUEST_ID, BugBarrier, RequestTracing
+from steerserve.server.openapi import error_responses, install_document
+from steerserve.server.routes import chat, completions, dictionaries, models, operations
+from steerserve.server.schemas.chat import ChatChunk, ChatCompletionRequest
+from steerserve.server.schemas.completions import CompletionChunk, CompletionRequest
+
+if TYPE_CHECKING:
+    from steerserve.runtime import Runtime
+
+_DESCRIPTION = (
+    "OpenAI's API for one language model, with edits of sparse-autoencoder features in the field `steering` of every "
+    "generating request. Unknown top-level fields are ignored, null means left out, and a documented field that is "
+    "not supported is refused."
+)
+_API_ROUTERS = (chat.router, completions.router, models.router, dictionaries.router)
+
+
+def create_app(runtime: Runtime) -> FastAPI:
+    """Build the application that serves `runtime`, which whoever calls this starts and stops."""
+    metrics = Metrics(runtime)
+    origins = list(runtime.settings.server.cors_origins)
+    cors = Middleware(
+        CORSMiddleware,
+        allow_origins=origins,
+        allow_methods=["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"],
+        allow_headers=["*"],
+        expose_headers=[REQUEST_ID, "retry-after", "retry-after-ms"],
+        max_age=3600,
+    )
+    app = FastAPI(
+        title="steerserve",
+        version=steerserve.__version__,
+        description=_DESCRIPTION,
+        redirect_slashes=False,
+        redoc_url=None,
+        # The first is the outermost: answers of the others carry an id and a log line too.
+        middleware=[
+            Middleware(RequestTracing, metrics=metrics),
+            *([cors] if origins else []),
+            Middleware(BugBarrier),
+        ],
+    )
+    app.state.runtime = runtime
+    app.state.metrics = metrics
+    install_error_handlers(app)
+    for router in _API_ROUTERS:
+        app.include_router(router, responses=error_responses())
+    app.include_router(operations.router)
+    install_document(app, [ChatCompletionRequest, CompletionRequest, ChatChunk, CompletionChunk])
+    return app

@@ -1,0 +1,111 @@
+"""From errors to HTTP: the only table from error classes to statuses, and OpenAI's error object."""
+
+from __future__ import annotations
+
+import http
+from typing import TYPE_CHECKING
+
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from steerserve.core import errors
+from steerserve.server.schemas.status import ErrorBody, ErrorDetail
+from steerserve.server.validation import as_request_error
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from fastapi import FastAPI
+    from starlette.requests import Request
+
+INVALID_REQUEST = "invalid_request_error"
+SERVER_ERROR = "server_error"
+
+_STATUSES: Mapping[type[errors.SteerserveError], tuple[int, str]] = {
+    errors.InvalidRequestError: (400, INVALID_REQUEST),
+    errors.AuthenticationError: (401, "authentication_error"),
+    errors.PermissionDeniedError: (403, "permission_error"),
+    errors.ModelNotFoundError: (404, INVALID_REQUEST),
+    errors.NotFoundError: (404, INVALID_REQUEST),
+    errors.BodyTooLargeError: (413, INVALID_REQUEST),
+    errors.QueueFullError: (503, SERVER_ERROR),
+    errors.EngineError: (500, SERVER_ERROR),
+    errors.SteerserveError: (500, SERVER_ERROR),
+}
+"""A class without an entry takes that of the nearest class it is derived from."""
+
+
+def install_error_handlers(app: FastAPI) -> None:
+    """Make every refusal of `app` an OpenAI error object."""
+    app.add_exception_handler(errors.SteerserveError, _answer_own_error)
+    app.add_exception_handler(HTTPException, _answer_http_error)
+    app.add_exception_handler(RequestValidationError, _answer_validation_error)
+    app.add_exception_handler(RecursionError, _answer_recursion)
+
+
+def error_body(error: errors.SteerserveError) -> ErrorBody:
+    """Write `error` as OpenAI's error object, all four keys always."""
+    _, kind = _status_of(error)
+    return ErrorBody(error=ErrorDetail(message=error.message, type=kind, param=error.param, code=error.code))
+
+
+def error_response(error: errors.SteerserveError) -> Response:
+    """Answer with the status, headers and body that `error` has."""
+    status, _ = _status_of(error)
+    return _response(status, error_body(error), _headers(error))
+
+
+def internal_error_response() -> Response:
+    """Answer for a bug of ours: says nothing of what happened inside."""
+    message = "The server failed to answer this request because of an error of its own. Its log says more."
+    return _response(500, ErrorBody(error=ErrorDetail(message=message, type=SERVER_ERROR, param=None, code=None)))
+
+
+def _status_of(error: errors.SteerserveError) -> tuple[int, str]:
+    return next(_STATUSES[kind] for kind in type(error).__mro__ if kind in _STATUSES)
+
+
+def _headers(error: errors.SteerserveError) -> dict[str, str]:
+    if isinstance(error, errors.QueueFullError):
+        return {"retry-after": str(error.retry_after_s), "retry-after-ms": str(1000 * error.retry_after_s)}
+    if isinstance(error, errors.AuthenticationError):
+        return {"www-authenticate": "Bearer"}
+    return {}
+
+
+def _response(status: int, body: ErrorBody, headers: Mapping[str, str] | None = None) -> Response:
+    return Response(body.model_dump_json(), status, headers, media_type="application/json")
+
+
+async def _answer_own_error(_request: Request, error: Exception) -> Response:
+    return error_response(error) if isinstance(error, errors.SteerserveError) else internal_error_response()
+
+
+async def _answer_validation_error(_request: Request, error: Exception) -> Response:
+    """Answer for a query or path parameter that FastAPI refused; bodies are read by `body.py`."""
+    details = error.errors() if isinstance(error, RequestValidationError) else []
+    bare = [{**detail, "loc": detail["loc"][1:]} for detail in details]
+    return error_response(as_request_error(bare, {part: None for detail in bare for part in detail["loc"]}))
+
+
+async def _answer_recursion(_request: Request, _error: Exception) -> Response:
+    return error_response(errors.InvalidRequestError("The request is nested too deeply."))
+
+
+async def _answer_http_error(request: Request, error: Exception) -> Response:
+    status = error.status_code if isinstance(error, HTTPException) else http.HTTPStatus.INTERNAL_SERVER_ERROR
+    headers = error.headers if isinstance(error, HTTPException) else None
+    where = f"{request.method} {request.url.path[:200]}"
+    if status == http.HTTPStatus.NOT_FOUND:
+        message = f"Unknown request URL: {where}. The routes are listed in /openapi.json."
+        code = "unknown_url"
+    elif status == http.HTTPStatus.METHOD_NOT_ALLOWED:
+        allowed = (headers or {}).get("Allow") or (headers or {}).get("allow") or "another method"
+        message = f"Not allowed: {where}. This URL takes {allowed}."
+        code = "method_not_supported"
+    else:
+        message, code = http.HTTPStatus(status).phrase, None
+    kind = INVALID_REQUEST if status < http.HTTPStatus.INTERNAL_SERVER_ERROR else SERVER_ERROR
+    body = ErrorBody(error=ErrorDetail(message=message, type=kind, param=None, code=code))
+    return _response(status, body, headers)

@@ -1,0 +1,59 @@
+"""The OpenAPI document, with the bodies that our own reader (and not FastAPI) takes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from fastapi.openapi.utils import get_openapi
+from pydantic.json_schema import models_json_schema
+
+from steerserve.server.schemas.status import ErrorBody
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from fastapi import FastAPI
+    from pydantic import BaseModel
+
+_REF = "#/components/schemas/{model}"
+_GENERATION_ERRORS = {
+    400: "The request is wrong; the message says what would be right.",
+    413: "The body is over the limit.",
+    503: "Loading, stopping or too busy; the header `retry-after` says when to try again.",
+}
+_ERRORS = {401: "No key, or one that is not known.", 404: "There is no such thing."}
+
+
+def request_body(model: type[BaseModel]) -> dict[str, Any]:
+    """Say in a route's documentation that it reads `model`; the schema itself is added by `build_document`."""
+    schema = {"$ref": _REF.format(model=model.__name__)}
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+
+
+def stream_response(chunk: type[BaseModel]) -> dict[int | str, dict[str, Any]]:
+    """Say in a route's documentation that with `stream: true` it sends events, each of them `chunk`."""
+    schema = {"type": "string", "description": f"Lines `data: ` with a {chunk.__name__}, then `data: [DONE]`."}
+    return {200: {"content": {"text/event-stream": {"schema": schema}}}} | _documented(_GENERATION_ERRORS)
+
+
+def error_responses() -> dict[int | str, dict[str, Any]]:
+    """Give the errors that routes under /v1 have in common."""
+    return _documented(_ERRORS)
+
+
+def _documented(errors: Mapping[int, str]) -> dict[int | str, dict[str, Any]]:
+    return {status: {"model": ErrorBody, "description": text} for status, text in errors.items()}
+
+
+def install_document(app: FastAPI, models: Sequence[type[BaseModel]]) -> None:
+    """Make `app` describe the request and chunk bodies `models` too."""
+
+    def build_document() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            document = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
+            _, definitions = models_json_schema([(model, "validation") for model in models], ref_template=_REF)
+            document["components"]["schemas"] = definitions["$defs"] | document["components"]["schemas"]
+            app.openapi_schema = document
+        return app.openapi_schema
+
+    app.openapi = build_document  # type: ignore[method-assign]

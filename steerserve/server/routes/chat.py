@@ -1,0 +1,155 @@
+"""`POST /v1/chat/completions`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from fastapi import APIRouter, Depends, Request
+from starlette.responses import Response
+
+from steerserve.server.body import json_body
+from steerserve.server.dependencies import MetricsDep, RuntimeDep, summary_of
+from steerserve.server.keys import require_inference
+from steerserve.server.logprobs import chat_logprobs
+from steerserve.server.openapi import request_body, stream_response
+from steerserve.server.prepare import prepare_chat
+from steerserve.server.schemas.chat import (
+    AssistantMessage,
+    ChatChoice,
+    ChatChunk,
+    ChatChunkChoice,
+    ChatCompletion,
+    ChatCompletionRequest,
+    ChatUsageChunk,
+    Delta,
+)
+from steerserve.server.serving import start_generation, stream_results, usage_of, whole_results
+from steerserve.server.sse import event_bytes
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
+
+    from steerserve.engine.request import TokenEvent
+    from steerserve.model.tokenizer import Tokenizer
+    from steerserve.server.generation import Generation
+    from steerserve.server.prepare import Prepared
+    from steerserve.server.schemas.usage import Usage
+
+router = APIRouter(tags=["OpenAI"], dependencies=[Depends(require_inference)])
+
+
+@router.post(
+    "/v1/chat/completions",
+    response_model=ChatCompletion,
+    responses=stream_response(ChatChunk),
+    openapi_extra=request_body(ChatCompletionRequest),
+)
+async def create_chat_completion(
+    request: Request,
+    body: Annotated[ChatCompletionRequest, Depends(json_body(ChatCompletionRequest))],
+    runtime: RuntimeDep,
+    metrics: MetricsDep,
+) -> Response:
+    """Continue a conversation, steered by the edits in `steering`."""
+    prepared = await prepare_chat(runtime, body)
+    generation = start_generation(runtime, prepared, metrics, summary_of(request))
+    writer = ChatWriter(body, prepared, generation, runtime.tokenizer)
+    if body.stream:
+        return await stream_results(request, runtime, generation, writer.chunks)
+    events = await whole_results(request, generation)
+    return Response(writer.completion(events).model_dump_json(), media_type="application/json")
+
+
+class ChatWriter:
+    """Writes what was generated as OpenAI's objects."""
+
+    def __init__(
+        self, body: ChatCompletionRequest, prepared: Prepared, generation: Generation, tokenizer: Tokenizer
+    ) -> None:
+        """Write the answer to `body`."""
+        self._body = body
+        self._prepared = prepared
+        self._generation = generation
+        self._tokenizer = tokenizer
+        self._service_tier: Literal["default"] | None = "default" if body.service_tier is not None else None
+
+    def completion(self, events: list[TokenEvent]) -> ChatCompletion:
+        """Write the whole answer, of one event for each choice."""
+        return ChatCompletion(
+            id=self._prepared.id,
+            created=self._prepared.created,
+            model=self._prepared.model,
+            choices=[self._choice(index, event) for index, event in enumerate(events)],
+            usage=usage_of(self._prepared, self._generation),
+            system_fingerprint=self._prepared.system_fingerprint,
+            service_tier=self._service_tier,
+            metadata=self._body.metadata,
+            steering=_receipt(events[0]),
+        )
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        """Write events as chunks: roles first, then what comes, then the usage where it was asked for."""
+        has_roles = False
+        async for delta in self._generation.deltas():
+            events = [event_bytes(chunk) for index, event in delta for chunk in self._event_chunks(index, event)]
+            if not has_roles:
+                events = [*(event_bytes(chunk) for chunk in self._role_chunks()), *events]
+                has_roles = True
+            if events:
+                yield b"".join(events)
+        if self._body.include_usage:
+            usage = usage_of(self._prepared, self._generation)
+            yield event_bytes(self._chunk(None, usage=usage))
+
+    def _role_chunks(self) -> Iterator[ChatChunk]:
+        for index in range(self._generation.num_choices):
+            yield self._chunk(ChatChunkChoice(index=index, delta=Delta(role="assistant", content="")))
+
+    def _event_chunks(self, index: int, event: TokenEvent) -> Iterator[ChatChunk]:
+        logprobs = chat_logprobs(event.logprobs, self._tokenizer) if event.logprobs else None
+        if event.text or logprobs is not None:
+            yield self._chunk(ChatChunkChoice(index=index, delta=Delta(content=event.text), logprobs=logprobs))
+        if event.finish_reason is not None:
+            receipt = _receipt(event)
+            choice = ChatChunkChoice(
+                index=index,
+                delta=Delta(),
+                finish_reason=event.finish_reason,
+                stop_reason=event.stop_reason,
+                steering=receipt if self._body.n > 1 else None,
+            )
+            yield self._chunk(choice, steering=receipt)
+
+    def _chunk(
+        self,
+        choice: ChatChunkChoice | None,
+        *,
+        steering: dict[str, object] | None = None,
+        usage: Usage | None = None,
+    ) -> ChatChunk:
+        if self._body.continuous_usage and usage is None:
+            usage = usage_of(self._prepared, self._generation)
+        chunk = ChatChunk(
+            id=self._prepared.id,
+            created=self._prepared.created,
+            model=self._prepared.model,
+            choices=[choice] if choice is not None else [],
+            system_fingerprint=self._prepared.system_fingerprint,
+            service_tier=self._service_tier,
+            steering=steering,
+        )
+        return ChatUsageChunk(**dict(chunk), usage=usage) if self._body.include_usage else chunk
+
+    def _choice(self, index: int, event: TokenEvent) -> ChatChoice:
+        return ChatChoice(
+            index=index,
+            message=AssistantMessage(content=event.text),
+            logprobs=chat_logprobs(event.logprobs, self._tokenizer) if self._body.logprobs else None,
+            finish_reason=event.finish_reason or "stop",
+            stop_reason=event.stop_reason,
+            steering=_receipt(event) if self._body.n > 1 else None,
+        )
+
+
+def _receipt(event: TokenEvent) -> dict[str, object] | None:
+    return event.receipt.as_json() if event.receipt is not None else None

@@ -1,0 +1,51 @@
+"""`/health`, `/ready`, `/version` and `/metrics`: for whoever runs the server, without a key."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Response
+from prometheus_client import CONTENT_TYPE_LATEST
+
+import steerserve
+from steerserve.server.dependencies import MetricsDep, RuntimeDep
+from steerserve.server.schemas.status import Health, Readiness, Version
+
+router = APIRouter(tags=["Operations"])
+
+_NOT_READY = 503
+_REASONS = {"loading": "The model is still loading.", "stopping": "The server is stopping."}
+
+
+@router.api_route("/health", methods=["GET", "HEAD"])
+async def get_health() -> Health:
+    """Answer as long as the process does, whatever the model is doing."""
+    return Health()
+
+
+@router.api_route(
+    "/ready",
+    methods=["GET", "HEAD"],
+    responses={_NOT_READY: {"model": Readiness, "description": "Requests are not taken now; `reasons` says why."}},
+)
+async def get_readiness(runtime: RuntimeDep, response: Response) -> Readiness:
+    """Tell whether requests are taken."""
+    reasons = [_REASONS[runtime.state]] if runtime.state in _REASONS else []
+    if reasons:
+        response.status_code = _NOT_READY
+    return Readiness(status=runtime.state, reasons=reasons)
+
+
+@router.get("/version")
+async def get_version() -> Version:
+    """Tell which steerserve this is."""
+    return Version(version=steerserve.__version__)
+
+
+@router.api_route(
+    "/metrics",
+    methods=["GET", "HEAD"],
+    response_class=Response,
+    responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
+)
+async def get_metrics_text(metrics: MetricsDep) -> Response:
+    """Give all metrics in Prometheus' text format."""
+    return Response(metrics.render(), media_type=CONTENT_TYPE_LATEST)

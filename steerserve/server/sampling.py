@@ -1,0 +1,80 @@
+"""Sampling parameters of a request: its own, then the server's configuration, then OpenAI's defaults."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, TypeVar
+
+from steerserve.core.errors import InvalidRequestError
+from steerserve.engine.request import SamplingParams
+from steerserve.server.schemas.unsupported import shown
+
+if TYPE_CHECKING:
+    from steerserve.core.config import SamplingSettings
+    from steerserve.server.schemas.sampling import GenerationFields
+
+Number = TypeVar("Number", int, float)
+
+_MAX_ID_DIGITS = 10
+
+
+def sampling_params(
+    body: GenerationFields,
+    *,
+    defaults: SamplingSettings,
+    vocab_size: int,
+    max_tokens: int,
+    seed: int,
+    num_logprobs: int | None,
+    num_prompt_logprobs: int | None,
+) -> SamplingParams:
+    """Build the parameters of one prompt's samples.
+
+    Raises:
+        InvalidRequestError: a token id is none of the model's, or `min_tokens` is over the limit.
+    """
+    if body.min_tokens > max_tokens:
+        message = (
+            f"Invalid value for 'min_tokens': at most {max_tokens} tokens can be generated, but got {body.min_tokens}."
+        )
+        raise InvalidRequestError(message, param="min_tokens")
+    for place, token_id in enumerate(body.stop_token_ids):
+        _check_token_id(token_id, vocab_size, f"stop_token_ids[{place}]")
+    return SamplingParams(
+        max_tokens=max_tokens,
+        temperature=_first(body.temperature, defaults.temperature, 1.0),
+        top_p=_first(body.top_p, defaults.top_p, 1.0),
+        top_k=max(_first(body.top_k, defaults.top_k, 0), 0),
+        min_p=_first(body.min_p, defaults.min_p, 0.0),
+        presence_penalty=body.presence_penalty,
+        frequency_penalty=body.frequency_penalty,
+        repetition_penalty=_first(body.repetition_penalty, defaults.repetition_penalty, 1.0),
+        logit_bias={_token_id(key, vocab_size): value for key, value in body.logit_bias.items()},
+        seed=seed,
+        stop=body.stop,
+        stop_token_ids=tuple(body.stop_token_ids),
+        ignore_eos=body.ignore_eos,
+        min_tokens=body.min_tokens,
+        num_logprobs=num_logprobs,
+        num_prompt_logprobs=num_prompt_logprobs,
+        include_stop=body.include_stop_str_in_output,
+    )
+
+
+def _first(sent: Number | None, configured: Number | None, default: Number) -> Number:
+    if sent is not None:
+        return sent
+    return configured if configured is not None else default
+
+
+def _token_id(key: str, vocab_size: int) -> int:
+    if not (key.isascii() and key.isdigit() and len(key) <= _MAX_ID_DIGITS):
+        message = f"Invalid value for 'logit_bias': keys are token ids written as digits, but one is {shown(key)}."
+        raise InvalidRequestError(message, param="logit_bias")
+    _check_token_id(int(key), vocab_size, "logit_bias")
+    return int(key)
+
+
+def _check_token_id(token_id: int, vocab_size: int, param: str) -> None:
+    if not 0 <= token_id < vocab_size:
+        message = f"Invalid value for '{param}': token ids are 0 to {vocab_size - 1}, but got {shown(token_id)}."
+        raise InvalidRequestError(message, param=param)

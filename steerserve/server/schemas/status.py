@@ -1,0 +1,43 @@
+"""What the operational routes answer, and the error object of all routes."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from steerserve.server.schemas.base import ResponseModel
+
+
+class Health(ResponseModel):
+    """The process answers."""
+
+    status: Literal["ok"] = Field(default="ok", description="Always this.")
+
+
+class Readiness(ResponseModel):
+    """Whether requests are taken."""
+
+    status: Literal["loading", "ready", "stopping"] = Field(description="State of the server.")
+    reasons: list[str] = Field(description="Why it is not ready; empty if it is.")
+
+
+class Version(ResponseModel):
+    """Which steerserve this is."""
+
+    version: str = Field(description="Version of the package.")
+
+
+class ErrorDetail(ResponseModel):
+    """What went wrong."""
+
+    message: str = Field(description="A sentence that stands alone and says what would be right.")
+    type: str = Field(description="`invalid_request_error`, `authentication_error`, `server_error`, ...")
+    param: str | None = Field(description="The field it is about, such as `messages[0].content`.")
+    code: str | None = Field(description="A stable name of the case.")
+
+
+class ErrorBody(ResponseModel):
+    """OpenAI's error object."""
+
+    error: ErrorDetail = Field(description="What went wrong.")

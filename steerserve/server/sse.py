@@ -1,0 +1,54 @@
+"""Server-sent events: their exact bytes, and a response that gives its slots back however it ends."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sse_starlette import EventSourceResponse, ServerSentEvent
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from pydantic import BaseModel
+    from starlette.types import Receive, Scope, Send
+
+    from steerserve.server.generation import Generation
+
+DONE = b"data: [DONE]\n\n"
+_SEND_TIMEOUT_S = 60.0
+"""A client that reads nothing for so long is taken to be gone."""
+
+
+def event_bytes(body: BaseModel) -> bytes:
+    """Write one event: a single line of JSON.
+
+    Clients that split decoded text into lines take more characters for line ends than the standard does; JSON may
+    write these as escapes.
+    """
+    line = body.model_dump_json()
+    for separator in ("\u2028", "\u2029", "\u0085"):
+        line = line.replace(separator, f"\\u{ord(separator):04x}")
+    return b"data: " + line.encode() + b"\n\n"
+
+
+class EventStream(EventSourceResponse):
+    """Sends events as they come and a bare comment in silence; ends the generation when the client is gone."""
+
+    def __init__(
+        self, events: AsyncIterator[bytes], generation: Generation, *, keep_alive_s: float, drain_s: float
+    ) -> None:
+        """Send `events`; when the server stops they may go on for `drain_s`."""
+        super().__init__(
+            events,
+            sep="\n",
+            ping=keep_alive_s,
+            ping_message_factory=lambda: ServerSentEvent(comment="ping", sep="\n"),
+            send_timeout=_SEND_TIMEOUT_S,
+            shutdown_grace_period=drain_s,
+        )
+        self._generation = generation
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the whole stream; also where it never began, since then no code of the iterator runs."""
+        with self._generation:
+            await super().__call__(scope, receive, send)

@@ -1,0 +1,86 @@
+"""From pydantic's findings to one sentence that stands alone, with the path of the field as `param`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from steerserve.core.errors import InvalidRequestError, UnsupportedParameterError
+from steerserve.server.schemas.unsupported import shown
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+_EXPECTED = {
+    "string_type": "a string",
+    "int_type": "an integer",
+    "int_from_float": "an integer",
+    "int_parsing": "an integer",
+    "float_type": "a number",
+    "float_parsing": "a number",
+    "bool_type": "a boolean",
+    "bool_parsing": "a boolean",
+    "list_type": "an array",
+    "tuple_type": "an array",
+    "dict_type": "an object",
+    "model_type": "an object",
+    "model_attributes_type": "an object",
+}
+_REASONS = {
+    "greater_than_equal": "must be at least {ge}",
+    "less_than_equal": "must be at most {le}",
+    "greater_than": "must be greater than {gt}",
+    "less_than": "must be less than {lt}",
+    "finite_number": "must be a finite number",
+    "int_parsing_size": "is too large",
+    "literal_error": "must be {expected}",
+    "enum": "must be {expected}",
+    "too_short": "must have at least {min_length} entries",
+    "too_long": "must have at most {max_length} entries",
+    "string_too_short": "must have at least {min_length} characters",
+    "string_too_long": "must have at most {max_length} characters",
+}
+_KINDS = {bool: "a boolean", int: "an integer", float: "a number", str: "a string", list: "an array", dict: "an object"}
+
+
+def as_request_error(findings: Sequence[Mapping[str, Any]], body: object) -> InvalidRequestError:
+    """Say what is wrong with `body`, given what `ValidationError.errors()` lists.
+
+    One finding is told: the deepest, since in a union the branch that got furthest is what the client meant.
+    """
+    located = [(_path(finding, body), finding) for finding in findings]
+    path, finding = max(located, key=lambda pair: len(pair[0]))
+    param = _spelled(path) or None
+    name = f"'{param}'" if param else "the request body"
+    kind, value, context = finding["type"], finding.get("input"), finding.get("ctx", {})
+    if kind == "missing":
+        return InvalidRequestError(
+            f"Missing required parameter: {name}.", param=param, code="missing_required_parameter"
+        )
+    if kind in {"unsupported_value", "unsupported_parameter"}:
+        return UnsupportedParameterError(f"Not supported in {name}: {finding['msg']}.", param=param, code=kind)
+    if kind == "one_or_many" or kind in _EXPECTED:
+        expected = _EXPECTED.get(kind) or context["expected"]
+        got = "null" if value is None else _KINDS.get(type(value), "something else")
+        message = f"Invalid type for {name}: expected {expected}, but got {got} instead."
+        return InvalidRequestError(message, param=param, code="invalid_type")
+    reason = _REASONS[kind].format(**context) if kind in _REASONS else finding["msg"]
+    got = "" if kind in {"finite_number", "too_short", "too_long"} else f", but got {shown(value)}"
+    return InvalidRequestError(f"Invalid value for {name}: {reason}{got}.", param=param)
+
+
+def _path(finding: Mapping[str, Any], body: object) -> tuple[str | int, ...]:
+    """Follow the finding's place through `body`, leaving out the names of union branches, which are no keys."""
+    path: list[str | int] = []
+    place = body
+    for part in finding["loc"]:
+        if (isinstance(place, dict) and part in place) or (
+            isinstance(place, list) and isinstance(part, int) and part < len(place)
+        ):
+            place = place[part]
+            path.append(part)
+    return (*path, finding["loc"][-1]) if finding["type"] == "missing" else tuple(path)
+
+
+def _spelled(path: Sequence[str | int]) -> str:
+    """Write a path as `messages[0].content`."""
+    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).removeprefix(".")
