@@ -1,0 +1,140 @@
+"""Documents as token windows, and windows as batches of nearly equal length. Knows tokens, not activations."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from steerserve.core.errors import CorpusError, InvalidRequestError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from jaxtyping import Bool, Int
+    from torch import Tensor
+
+    from steerserve.model.tokenizer import Tokenizer
+    from steerserve.training.corpus import Document
+
+MIN_TOKENS = 8
+"""A shorter rest of a document is not worth a row."""
+BATCH_TOKENS = 2048
+_GROUP = 512
+"""Windows are sorted by length among so many neighbours, so that rows of a batch need little padding."""
+_PREFIX_COPIES = 8
+"""How often the default system prompt, the same in every chat, is kept."""
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """One row for the model."""
+
+    ids: tuple[int, ...]
+    num_context: int = 0
+    """Leading tokens that the model reads but that are left out of training and evaluation."""
+
+
+@dataclass(frozen=True, slots=True)
+class WindowBatch:
+    """Rows padded on the right; causal attention makes the padding invisible to the tokens before it."""
+
+    ids: Int[Tensor, "rows pos"]
+    real: Bool[Tensor, "rows pos"]
+    """Tokens of the text."""
+    wanted: Bool[Tensor, "rows pos"]
+    """Real tokens that are neither special nor repeated context. Sinks are found later, by their norm."""
+
+
+class Windower:
+    """Cuts documents into windows. Keeps one thing: how often it has seen the chat template's constant start."""
+
+    def __init__(self, tokenizer: Tokenizer, context_size: int) -> None:
+        """Cut to at most `context_size` tokens, the leading BOS included."""
+        self._tokenizer = tokenizer
+        self._context_size = context_size
+        bos: int | None = tokenizer.hf.bos_token_id
+        self.bos: tuple[int, ...] = () if bos is None else (bos,)
+        self._prefix: tuple[int, ...] | None = None
+        self._num_prefixes = 0
+
+    def windows(self, documents: Iterable[Document]) -> Iterator[Window]:
+        """Yield the windows of each document in turn.
+
+        Raises:
+            CorpusError: a conversation that the model's template refuses.
+        """
+        for document in documents:
+            if document.messages is None:
+                yield from self._cut([*self.bos, *self._tokenizer.encode_plain(document.text or "")], 0)
+            else:
+                ids = self._render(document)
+                yield from self._cut(ids, self._num_repeated(document, ids))
+
+    def _cut(self, ids: list[int], num_context: int) -> Iterator[Window]:
+        first, rest = ids[: self._context_size], ids[self._context_size :]
+        if len(first) - num_context >= MIN_TOKENS:
+            yield Window(tuple(first), num_context)
+        size = self._context_size - len(self.bos)
+        for start in range(0, len(rest), size):
+            piece = rest[start : start + size]
+            if len(piece) >= MIN_TOKENS:
+                yield Window((*self.bos, *piece))
+
+    def _render(self, document: Document) -> list[int]:
+        try:
+            return self._tokenizer.render_chat(document.chat(), add_generation_prompt=False)
+        except InvalidRequestError as error:
+            message = f"A conversation in {document.source} cannot be rendered: {error.message}"
+            raise CorpusError(message, param="corpus") from error
+
+    def _num_repeated(self, document: Document, ids: list[int]) -> int:
+        """Return the length of the template's constant start, 0 while it is among the first few."""
+        if document.messages is None or document.messages[0][0] != "user":
+            return 0
+        if self._prefix is None:
+            self._prefix = self._constant_start()
+        if tuple(ids[: len(self._prefix)]) != self._prefix:
+            return 0
+        self._num_prefixes += 1
+        return 0 if self._num_prefixes <= _PREFIX_COPIES else len(self._prefix)
+
+    def _constant_start(self) -> tuple[int, ...]:
+        one, two = (self._tokenizer.render_chat([{"role": "user", "content": text}]) for text in ("a", "7"))
+        same = next((place for place, (a, b) in enumerate(zip(one, two, strict=False)) if a != b), len(one))
+        return tuple(one[:same])
+
+
+def batch_windows(
+    windows: Iterable[Window], special_ids: frozenset[int], batch_tokens: int = BATCH_TOKENS
+) -> Iterator[WindowBatch]:
+    """Yield batches of at most `batch_tokens` padded tokens (a single longer row is a batch of its own)."""
+    special = torch.tensor(sorted(special_ids), dtype=torch.long)
+    group: list[Window] = []
+    for window in windows:
+        group.append(window)
+        if len(group) == _GROUP:
+            yield from _batches(group, special, batch_tokens)
+            group = []
+    yield from _batches(group, special, batch_tokens)
+
+
+def _batches(group: list[Window], special: Tensor, batch_tokens: int) -> Iterator[WindowBatch]:
+    rows: list[Window] = []
+    for window in sorted(group, key=lambda one: len(one.ids)):
+        if rows and (len(rows) + 1) * len(window.ids) > batch_tokens:
+            yield _pad(rows, special)
+            rows = []
+        rows.append(window)
+    if rows:
+        yield _pad(rows, special)
+
+
+def _pad(rows: list[Window], special: Tensor) -> WindowBatch:
+    width = max(len(row.ids) for row in rows)
+    ids = torch.tensor([[*row.ids, *[row.ids[-1]] * (width - len(row.ids))] for row in rows])
+    place = torch.arange(width)
+    real = place < torch.tensor([len(row.ids) for row in rows])[:, None]
+    after_context = place >= torch.tensor([row.num_context for row in rows])[:, None]
+    return WindowBatch(ids, real, real & after_context & ~torch.isin(ids, special))

@@ -1,0 +1,22 @@
+"""The command knows its options without loading torch, and refuses what cannot be trained."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from steerserve.core.errors import ConfigError
+from steerserve.training.command import train_command
+
+
+def test_importing_the_command_loads_no_torch() -> None:
+    code = "import sys, steerserve.training.command; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_an_unknown_architecture_is_refused_before_anything_is_loaded(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="batchtopk, topk, standard, jumprelu, gated"):
+        train_command("a", [tmp_path], architecture="relu")
