@@ -6,6 +6,7 @@ import random
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -14,6 +15,8 @@ from tests.tiny import tiny_llama_folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from numpy.typing import NDArray
 
     from steerserve.model.lens import LensModel
 
@@ -47,6 +50,13 @@ def sink_lens(sink_model: Path) -> LensModel:
     from steerserve.model.source import fetch_model
 
     return load_lens(fetch_model(str(sink_model)), device="cpu", dtype=torch.float32)
+
+
+@pytest.fixture(scope="session")
+def embeddings(sink_model: Path) -> NDArray[np.float32]:
+    """Return the model's token embeddings, which are its residual stream before the first block."""
+    table: NDArray[np.float32] = load_file(sink_model / "model.safetensors")["model.embed_tokens.weight"].numpy()
+    return table
 
 
 @pytest.fixture

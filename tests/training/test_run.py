@@ -15,7 +15,7 @@ from steerserve.training.options import TrainOptions
 from steerserve.training.run import train
 
 if TYPE_CHECKING:
-    from steerserve.model.lens import LensModel
+    from numpy.typing import NDArray
 
 HOOK = "blocks.1.hook_resid_post"
 
@@ -77,7 +77,9 @@ def test_a_run_that_was_cut_goes_on_and_one_with_other_options_is_refused(
     assert weights.read_bytes() == whole.read_bytes()
 
 
-def test_held_out_documents_are_never_trained_on(sink_model: Path, sink_lens: LensModel, tmp_path: Path) -> None:
+def test_held_out_documents_are_never_trained_on(
+    sink_model: Path, embeddings: NDArray[np.float32], tmp_path: Path
+) -> None:
     """Each document is one letter, and at this hook point a row is its token's embedding, so rows can be read back."""
     letters = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
     file = tmp_path / "letters.jsonl"
@@ -89,8 +91,7 @@ def test_held_out_documents_are_never_trained_on(sink_model: Path, sink_lens: Le
     corpus = load_corpus(asked.corpus)
     rows = np.memmap(asked.run_dir / "activations" / "activations.bin", np.float16, "r", shape=(6000, 48))
     rows = rows[np.abs(rows).sum(axis=1) > 0]
-    table = sink_lens.hf_model.state_dict()["model.embed_tokens.weight"].numpy()
-    seen = {chr(int(np.abs(table - row.astype(np.float32)).sum(axis=1).argmin())) for row in rows}
+    seen = {chr(int(np.abs(embeddings - row.astype(np.float32)).sum(axis=1).argmin())) for row in rows}
     held = {(document.text or "")[0] for document in corpus.heldout}
     assert held
     assert seen == set(letters) - held
