@@ -10,6 +10,8 @@ import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
+import torch
+
 from steerserve.core.errors import EngineError, QueueFullError, UnavailableError
 from steerserve.engine.request import GenerationRequest, TokenEvent
 from steerserve.engine.scheduler import Scheduler
@@ -17,8 +19,6 @@ from steerserve.engine.sequence import Phase, Sequence
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable, Sequence as Many
-
-    from torch import Tensor
 
     from steerserve.engine.runner import Runner
     from steerserve.engine.sampling import Choice
@@ -212,6 +212,7 @@ class Engine:
         """Guess when a place is free: a second for each full batch that is ahead."""
         return min(1 + self._num_pending // self.num_slots, _MAX_RETRY_AFTER_S)
 
+    @torch.inference_mode()
     def _run(self) -> None:
         while self._wait_for_work():
             try:
@@ -242,7 +243,7 @@ class Engine:
         """Admit, compute up to a chunk of prompts, then one token of every decoding sequence."""
         for sequence in self._scheduler.admit():
             self._counts["cached_tokens"] += sequence.num_cached
-            self._guarded(sequence, lambda opened=sequence: self.runner.open_edits(opened))
+            self._guarded(sequence, lambda opened=sequence: self._open(opened))
         budget = self._chunk
         while budget > 0 and (chunk := self._scheduler.next_chunk()) is not None:
             sequence, start, stop = chunk
@@ -262,8 +263,14 @@ class Engine:
             _log.exception("request %s failed", sequence.request.request_id)
             self._end(sequence, EngineError("The server failed while computing this request."))
 
+    def _open(self, sequence: Sequence) -> None:
+        self.runner.open_edits(sequence)
+        shared = self._scheduler.shared_prompt_sums(sequence)
+        if sequence.edits is not None and shared is not None:
+            sequence.edits.restore(shared)
+
     def _prefill(self, sequence: Sequence, start: int, stop: int) -> None:
-        logits: Tensor | None
+        logits: torch.Tensor | None
         if start == len(sequence.prompt_ids):
             record = self._scheduler.slots[sequence.slot]
             logits = record.last_logits if record is not None else None
@@ -331,12 +338,16 @@ class Engine:
                 self._counts["aborted"] += 1
 
     def _fail_all(self, message: str) -> None:
+        """Start over with empty slots; everyone under way gets an error. Touches no tensor, so that it cannot fail."""
         scheduler = self._scheduler
+        self._scheduler = Scheduler(self.num_slots, self._chunk, self.runner.cache)
+        self.runner.drop_plan()
         with self._lock:
-            scheduler.waiting.extend(self._inbox)
+            lost = [*scheduler.waiting, *self._inbox, *scheduler.prefilling, *scheduler.decoding]
             self._inbox.clear()
-        for sequence in [*scheduler.waiting, *scheduler.prefilling, *scheduler.decoding]:
-            self._end(sequence, EngineError(message))
+            self._num_pending = 0
+        for sequence in lost:
+            sequence.fail(EngineError(message))
 
 
 def _drain(events: queue.SimpleQueue[TokenEvent | Exception]) -> Iterable[TokenEvent]:

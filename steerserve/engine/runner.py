@@ -1,6 +1,6 @@
 """One forward pass: the scheduled tokens in, each row's edits applied, the next token of each row out.
 
-Engine thread only. The runner knows tensors; the scheduler knows who is next.
+Engine thread only, which runs in inference mode. The runner knows tensors; the scheduler knows who is next.
 """
 
 from __future__ import annotations
@@ -49,7 +49,6 @@ class Runner:
         if sequence.request.steering is not None:
             sequence.edits = SequenceEdits(sequence.request.steering, self._median_norms, self.lens.device)
 
-    @torch.inference_mode()
     def prefill(self, sequence: Sequence, start: int, stop: int) -> Tensor | None:
         """Compute prompt tokens `[start, stop)`; return the logits `[vocab]` after the prompt once it is whole."""
         ids = torch.tensor([sequence.prompt_ids[start:stop]], device=self.lens.device)
@@ -64,7 +63,6 @@ class Runner:
             self._read_prompt_logprobs(sequence, start, logits)
         return logits[-1].float() if is_whole else None
 
-    @torch.inference_mode()
     def decode(self, sequences: Rows[Sequence]) -> list[Choice]:
         """Compute each sequence's newest token and choose its next one."""
         plan = self._plan_for(sequences)
@@ -81,7 +79,6 @@ class Runner:
             logits = self.lens.forward(tokens, **inputs, logits_to_keep=1)[: len(sequences), -1]
         return choose(logits.float(), sequences)
 
-    @torch.inference_mode()
     def choose_first(self, sequence: Sequence, logits: Tensor) -> Choice:
         """Choose the token after the prompt."""
         return choose(logits[None], [sequence])[0]
@@ -89,8 +86,11 @@ class Runner:
     def flush_plan(self) -> None:
         """Bring the running counts of all receipts up to date; the next step stacks its rows anew."""
         if self._plan is not None:
-            with torch.inference_mode():
-                self._plan.flush()
+            self._plan.flush()
+        self.drop_plan()
+
+    def drop_plan(self) -> None:
+        """Forget the plan, and what it has counted."""
         self._plan = None
         self._planned = []
 

@@ -13,13 +13,15 @@ same bits as if it had computed everything itself.
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 from steerserve.engine.sequence import Phase, Sequence
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from steerserve.steering.plan import PromptSums
 
 
 @dataclass(slots=True)
@@ -33,6 +35,8 @@ class SlotRecord:
     """Columns that hold anything, generated tokens included."""
     last_logits: Tensor | None = None
     """After the whole prompt; None while it is not complete."""
+    prompt_sums: dict[int, PromptSums] = field(default_factory=dict)
+    """What steering did to the first so many prompt tokens, where it edits them."""
     sequence: Sequence | None = None
     last_use: int = 0
 
@@ -103,6 +107,8 @@ class Scheduler:
         record = self._record(sequence)
         record.num_computed = record.num_used = stop
         record.last_logits = last_logits
+        if sequence.edits is not None and sequence.edits.touches_prompt:
+            record.prompt_sums[stop] = sequence.edits.prompt_sums()
 
     def start_decoding(self, sequence: Sequence) -> None:
         """Move a sequence whose prompt is done among the decoding ones."""
@@ -129,6 +135,10 @@ class Scheduler:
         if not keep or not record.num_computed:
             self.slots[sequence.slot] = None
         sequence.slot = -1
+
+    def shared_prompt_sums(self, sequence: Sequence) -> PromptSums | None:
+        """Return what steering did to the prompt tokens that the sequence shares, None where it did nothing."""
+        return self._record(sequence).prompt_sums.get(sequence.num_cached)
 
     def _record(self, sequence: Sequence) -> SlotRecord:
         record = self.slots[sequence.slot]
@@ -189,6 +199,7 @@ class Scheduler:
             num_computed=num_shared,
             num_used=num_shared,
             last_logits=donor.last_logits if donor is not None and is_whole else None,
+            prompt_sums=dict(donor.prompt_sums) if donor is not None else {},
             sequence=sequence,
             last_use=self._clock,
         )

@@ -100,7 +100,7 @@ def clipped_delta(how: Coefficients, acts: Float[Tensor, "rows edits"]) -> Float
 
 def tally(edited: Tensor, in_window: Tensor, acts: Tensor, change: Tensor) -> Float[Tensor, "rows edits sums"]:
     """Return the four sums of a receipt for these rows."""
-    return torch.stack((edited.float(), (in_window & ~edited).float(), acts * edited, change), dim=-1)
+    return torch.stack((edited, in_window & ~edited, acts * edited, change), dim=-1).double()
 
 
 def apply_full(

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from steerserve.dictionaries.dictionary import Dictionary
     from steerserve.steering.resolve import ResolvedEdit, ResolvedSteering
 
+    PromptSums = dict[str, Tensor]
     HookFns = dict[str, Callable[[Tensor], Tensor | None]]
 
 SINK_RATIO = 5.0
@@ -78,7 +79,7 @@ class SequenceEdits:
             by_kind.setdefault((edit.hook_name, kind), []).append(place)
         for (hook_name, kind), places in by_kind.items():
             edits = [self._effective[place] for place in places]
-            sums = torch.zeros(len(places), NUM_SUMS, device=device)
+            sums = torch.zeros(len(places), NUM_SUMS, dtype=torch.float64, device=device)
             group = EditGroup(places, edits, sums, strength=steering.strength)
             how = _coefficients(edits, median_norms, device)
             if kind is None:
@@ -97,6 +98,24 @@ class SequenceEdits:
                 for place, row in zip(group.places, group.sums.tolist(), strict=True):
                     sums[place] = row
         return make_receipt(self.steering, sums)
+
+    def prompt_sums(self) -> PromptSums:
+        """Return a copy of what was counted so far, by edit, for sequences that will share the computed prompt."""
+        return {
+            str(edit.identity()): sums.clone()
+            for groups in self.groups.values()
+            for group in groups
+            for edit, sums in zip(group.edits, group.sums, strict=True)
+            if edit.touches_prompt
+        }
+
+    def restore(self, shared: PromptSums) -> None:
+        """Count what was done to a prompt that another sequence, with the same edits of it, computed."""
+        for groups in self.groups.values():
+            for group in groups:
+                for place, edit in enumerate(group.edits):
+                    if edit.touches_prompt:
+                        group.sums[place] = shared[str(edit.identity())]
 
     def prompt_hooks(self, tokens: Sequence[TokenPlace]) -> HookFns:
         """Return what to call while these prompt tokens of one row are computed."""
@@ -148,7 +167,8 @@ class _HookPlan:
         device = self._pointwise[0][1].sums.device
         self._stacked = stack_rows([group.pointwise for _, group in self._pointwise])
         self._rows = torch.tensor([row for row, _ in self._pointwise], device=device)
-        self._sums = torch.zeros(len(self._pointwise), self._stacked.gain.shape[1], NUM_SUMS, device=device)
+        shape = (*self._stacked.gain.shape, NUM_SUMS)
+        self._sums = torch.zeros(shape, dtype=torch.float64, device=device)
 
     def hook(self, tokens: Sequence[TokenPlace]) -> Callable[[Tensor], Tensor]:
         masks = self._pointwise_masks(tokens)

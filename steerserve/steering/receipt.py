@@ -64,6 +64,11 @@ def _edit_json(edit: ResolvedEdit, tally: EditTally) -> dict[str, Any]:
         "positions": edit.positions,
         "tokens_edited": int(tally.num_edited),
         "tokens_skipped": int(tally.num_skipped),
-        "mean_activation": tally.sum_activation / edited,
-        "mean_change": tally.sum_change / edited,
+        "mean_activation": _rounded(tally.sum_activation / edited),
+        "mean_change": _rounded(tally.sum_change / edited),
     }
+
+
+def _rounded(value: float) -> float:
+    """Keep six digits: the order in which steps were summed must not show."""
+    return float(f"{value:.6g}")
