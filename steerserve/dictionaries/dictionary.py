@@ -72,10 +72,25 @@ class Dictionary:
 
     @property
     def is_pointwise(self) -> bool:
-        """Whether each feature's activation needs only its own column: no competition, no normalisation of the input."""
+        """Whether a feature's activation needs only its own column: no competition, no normalised input."""
         cfg = self.sae.cfg
         plain = cfg.normalize_activations == "none" and cfg.reshape_activations == "none"
         return plain and type(self.sae) in _POINTWISE
+
+    def encode(self, x: Float[Tensor, "rows d_in"]) -> Float[Tensor, "rows d_sae"]:
+        """Return all features' activations, by SAELens' own code."""
+        acts: Tensor = self.sae.encode(x)
+        return acts
+
+    def decode(self, x: Float[Tensor, "rows d_in"], acts: Float[Tensor, "rows d_sae"]) -> Float[Tensor, "rows d_in"]:
+        """Return the reconstruction that these activations give where the input was `x`, by SAELens' own code.
+
+        Dictionaries that normalise their input keep its statistics on themselves until the next decode, so they are
+        put there again.
+        """
+        self.sae.process_sae_in(x)
+        decoded: Tensor = self.sae.decode(acts)
+        return decoded
 
     def columns(self, features: Sequence[int]) -> FeatureColumns:
         """Gather what reading and writing these features takes; only for a pointwise dictionary.

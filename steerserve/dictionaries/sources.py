@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from sae_lens import SAE
+from safetensors import SafetensorError, safe_open
 
 from steerserve.core.errors import DictionarySourceError
 from steerserve.dictionaries.dictionary import Dictionary

@@ -18,7 +18,8 @@ from steerserve.engine.scheduler import Scheduler
 from steerserve.engine.sequence import Phase, Sequence
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterable, Sequence as Many
+    from collections.abc import AsyncIterator, Callable, Iterable
+    from collections.abc import Sequence as Many
 
     from steerserve.engine.runner import Runner
     from steerserve.engine.sampling import Choice
@@ -185,9 +186,7 @@ class Engine:
 
     def _enqueue(self, requests: Many[GenerationRequest], sinks: Iterable[EventSink]) -> list[Sequence]:
         tokenizer = self.runner.lens.tokenizer
-        sequences = [
-            Sequence(request, tokenizer, sink) for request, sink in zip(requests, sinks, strict=True)
-        ]
+        sequences = [Sequence(request, tokenizer, sink) for request, sink in zip(requests, sinks, strict=True)]
         with self._work:
             if self._is_stopping:
                 message = "The server is stopping."
@@ -217,7 +216,7 @@ class Engine:
         while self._wait_for_work():
             try:
                 self._step()
-            except Exception:
+            except Exception:  # noqa: BLE001 one step's failure must not end the thread
                 _log.exception("the engine's step failed; its requests are lost, the engine goes on")
                 self._fail_all("The server failed while computing this request.")
         self._fail_all("The server stopped before this request was done.")
@@ -253,13 +252,13 @@ class Engine:
             self._decode()
         self._counts["steps"] += 1
 
-    def _guarded(self, sequence: Sequence, work: object) -> None:
+    def _guarded(self, sequence: Sequence, work: Callable[[], None]) -> None:
         """Do one sequence's part; where it fails, that sequence alone is lost."""
         if sequence.phase is Phase.FINISHED:
             return
         try:
-            work()  # type: ignore[operator]
-        except Exception:
+            work()
+        except Exception:  # noqa: BLE001 whatever one request's part raises, the others go on
             _log.exception("request %s failed", sequence.request.request_id)
             self._end(sequence, EngineError("The server failed while computing this request."))
 

@@ -16,7 +16,8 @@ from steerserve.model.packed import MIN_ROWS
 from steerserve.steering.plan import BatchPlan, SequenceEdits, TokenPlace
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence as Rows
+    from collections.abc import Iterator, Mapping
+    from collections.abc import Sequence as Rows
 
     from torch import Tensor
 

@@ -109,23 +109,15 @@ class Sequence:
             reason = "length"
         if matched is None and reason is not None:
             text += self._decoder.flush() + self._stops.flush()
-        kept = () if ends else (token_id,)
-        self._send(
-            TokenEvent(
-                text=text,
-                token_ids=kept,
-                logprobs=(logprob,) if logprob is not None and kept else (),
-                token_texts=(added,) if kept else (),
-                finish_reason=reason,
-                stop_reason=stop_reason,
-                **self._common(),
-            ),
-            is_last=reason is not None,
-        )
+        base = self._base_event()
+        if not ends:
+            logprobs = (logprob,) if logprob is not None else ()
+            base = replace(base, token_ids=(token_id,), logprobs=logprobs, token_texts=(added,))
+        self._send(replace(base, text=text, finish_reason=reason, stop_reason=stop_reason))
 
     def finish_prompt_only(self) -> None:
         """End a request that wanted no tokens, only its prompt read."""
-        self._send(TokenEvent(text="", finish_reason="length", **self._common()), is_last=True)
+        self._send(replace(self._base_event(), finish_reason="length"))
 
     def send_last(self) -> None:
         """Send the last event, with the receipt of what steering did."""
@@ -138,18 +130,19 @@ class Sequence:
         self.phase = Phase.FINISHED
         self.sink(error)
 
-    def _common(self) -> dict[str, object]:
+    def _base_event(self) -> TokenEvent:
         is_first = len(self.generated) <= 1
         wants_prompt = self.request.sampling.num_prompt_logprobs is not None
-        return {
-            "num_prompt_tokens": len(self.prompt_ids),
-            "num_cached_tokens": self.num_cached,
-            "num_generated_tokens": len(self.generated),
-            "prompt_logprobs": tuple(self.prompt_logprobs) if is_first and wants_prompt else None,
-        }
+        return TokenEvent(
+            text="",
+            num_prompt_tokens=len(self.prompt_ids),
+            num_cached_tokens=self.num_cached,
+            num_generated_tokens=len(self.generated),
+            prompt_logprobs=tuple(self.prompt_logprobs) if is_first and wants_prompt else None,
+        )
 
-    def _send(self, event: TokenEvent, *, is_last: bool) -> None:
-        if is_last:
+    def _send(self, event: TokenEvent) -> None:
+        if event.finish_reason is not None:
             self.phase = Phase.FINISHED
             self.last_event = event
             return

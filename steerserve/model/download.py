@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import subprocess  # noqa: S404 pip has no other interface
+import subprocess
 import sys
 import tempfile
 import threading

@@ -178,15 +178,15 @@ def _build_bridge(files: ModelFiles, hf_model: Any) -> TransformerBridge:  # noq
             hf_model, architecture, hf_config=hf_model.config, model_name=files.id, post_adapter_hook=opaque
         )
     except (ValueError, KeyError, AttributeError, NotImplementedError) as error:
-        message = f"TransformerLens does not support the architecture {architecture} of {files.id}: {_first_line(error)}"
+        message = (
+            f"TransformerLens does not support the architecture {architecture} of {files.id}: {_first_line(error)}"
+        )
         raise ModelSourceError(message) from error
 
 
 def _load_config(files: ModelFiles) -> Any:  # noqa: ANN401 transformers' configs share no typed base
     try:
-        return AutoConfig.from_pretrained(
-            files.path, local_files_only=True, trust_remote_code=files.trust_remote_code
-        )
+        return AutoConfig.from_pretrained(files.path, local_files_only=True, trust_remote_code=files.trust_remote_code)
     except (OSError, ValueError, KeyError) as error:
         message = (
             f"transformers does not support the model in {files.path}: {_first_line(error)} "

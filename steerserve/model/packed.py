@@ -49,17 +49,15 @@ class PackedLinear(nn.Module):
 def pack_linears(module: nn.Module) -> int:
     """Replace every `nn.Linear` and `Conv1D` below `module` by a `PackedLinear`; return how many there were.
 
-    Exact subclasses are left alone, as their forward may do more.
+    Subclasses are left alone, as their forward may do more.
     """
     num_packed = 0
     for parent in list(module.modules()):
         for name, child in list(parent.named_children()):
-            if type(child) is nn.Linear:
-                setattr(parent, name, PackedLinear(child.weight, child.bias))
-            elif type(child) is Conv1D:
-                setattr(parent, name, PackedLinear(child.weight.T, child.bias))
-            else:
+            if type(child) not in {nn.Linear, Conv1D}:
                 continue
+            weight, bias = child.get_parameter("weight"), getattr(child, "bias", None)
+            setattr(parent, name, PackedLinear(weight.T if type(child) is Conv1D else weight, bias))
             num_packed += 1
     return num_packed
 

@@ -15,7 +15,8 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float
-    from sae_lens import SAE
+
+    from steerserve.dictionaries.dictionary import Dictionary
 
 NUM_SUMS = 4
 """Edited tokens, skipped tokens, activation, relative change: what a receipt is made of."""
@@ -75,7 +76,7 @@ def apply_pointwise(
     return _change(x, edits.coefficients, acts, in_window, may_edit, edits.direction, edits.direction_norm)
 
 
-def _change(  # noqa: PLR0913 the parts of one formula
+def _change(
     x: Tensor,
     how: Coefficients,
     acts: Float[Tensor, "rows edits"],
@@ -105,7 +106,7 @@ def tally(edited: Tensor, in_window: Tensor, acts: Tensor, change: Tensor) -> Fl
 
 def apply_full(
     x: Float[Tensor, "rows d_model"],
-    sae: SAE[Any],
+    dictionary: Dictionary,
     features: Tensor,
     how: Coefficients,
     strength: float,
@@ -113,27 +114,21 @@ def apply_full(
 ) -> Change:
     """Return the change of each row where an activation depends on the whole encoding, as in TopK dictionaries."""
     in_window, may_edit = masks
-    acts = sae.encode(x)
+    acts = dictionary.encode(x)
     norm = x.norm(dim=-1, keepdim=True)
     edited = in_window & may_edit & (norm <= how.sink_norm)
     delta = clipped_delta(how, acts[:, features]) * edited
-    before = _decode(sae, x, acts)
-    dx = strength * (_decode(sae, x, acts.index_add(1, features, delta)) - before)
+    before = dictionary.decode(x, acts)
+    dx = strength * (dictionary.decode(x, acts.index_add(1, features, delta)) - before)
     alone = torch.stack(
         [
-            _decode(sae, x, acts.index_add(1, features[k : k + 1], delta[:, k : k + 1])) - before
+            dictionary.decode(x, acts.index_add(1, features[k : k + 1], delta[:, k : k + 1])) - before
             for k in range(len(features))
         ],
         dim=1,
     )
     change = abs(strength) * alone.norm(dim=-1) / norm.clamp(min=1e-12)
     return Change(dx, tally(edited, in_window, acts[:, features], change))
-
-
-def _decode(sae: SAE[Any], x: Tensor, acts: Tensor) -> Tensor:
-    """Decode as for `x`: dictionaries that normalise their input keep its statistics until the next decode."""
-    sae.process_sae_in(x)
-    return sae.decode(acts)
 
 
 def stack_rows(rows: list[Any]) -> Any:  # noqa: ANN401 Coefficients or PointwiseEdits, whichever is given

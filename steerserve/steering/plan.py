@@ -64,9 +64,7 @@ class EditGroup:
 class SequenceEdits:
     """One sequence's edits, and what they came to so far."""
 
-    def __init__(
-        self, steering: ResolvedSteering, median_norms: Mapping[str, float], device: torch.device
-    ) -> None:
+    def __init__(self, steering: ResolvedSteering, median_norms: Mapping[str, float], device: torch.device) -> None:
         """Gather what the edits need; `median_norms` gives each hook point's, for vectors."""
         self.steering = steering
         self._effective = [edit for _, edit in steering.effective_edits]
@@ -172,15 +170,16 @@ class _HookPlan:
 
     def hook(self, tokens: Sequence[TokenPlace]) -> Callable[[Tensor], Tensor]:
         masks = self._pointwise_masks(tokens)
+        stacked, rows, counted = self._stacked, self._rows, self._sums
 
         def edit(resid: Tensor) -> Tensor:
             x = resid[:, 0]
             edited = x.clone()
-            if self._stacked is not None and self._rows is not None and masks is not None:
-                mine = x.index_select(0, self._rows).float()
-                change = apply_pointwise(mine, self._stacked, *masks)
-                self._sums += change.sums
-                edited.index_copy_(0, self._rows, (mine + change.dx).to(x.dtype))
+            if stacked is not None and rows is not None and counted is not None and masks is not None:
+                mine = x.index_select(0, rows).float()
+                change = apply_pointwise(mine, stacked, *masks)
+                counted.add_(change.sums)
+                edited.index_copy_(0, rows, (mine + change.dx).to(x.dtype))
             for row, group in self._full:
                 change = _full_change(group, x[row : row + 1].float(), [tokens[row]])
                 edited[row] += change.dx[0].to(x.dtype)
@@ -233,14 +232,12 @@ def _full_change(group: EditGroup, x: Tensor, tokens: Sequence[TokenPlace]) -> C
         message = "a group of full edits always has its dictionary, features and coefficients"
         raise RuntimeError(message)
     masks = _masks(group.edits, tokens, x.device)
-    change = apply_full(x, group.dictionary.sae, group.features, group.coefficients, group.strength, masks)
+    change = apply_full(x, group.dictionary, group.features, group.coefficients, group.strength, masks)
     group.sums += change.sums.sum(0)
     return change
 
 
-def _masks(
-    edits: Sequence[ResolvedEdit], tokens: Sequence[TokenPlace], device: torch.device
-) -> tuple[Tensor, Tensor]:
+def _masks(edits: Sequence[ResolvedEdit], tokens: Sequence[TokenPlace], device: torch.device) -> tuple[Tensor, Tensor]:
     in_window = torch.tensor([[_in_window(edit, token) for edit in edits] for token in tokens], device=device)
     may_edit = torch.tensor([[_may_edit(edit, token) for edit in edits] for token in tokens], device=device)
     return in_window, may_edit
@@ -326,6 +323,6 @@ def _one_pointwise(edit: ResolvedEdit, device: torch.device) -> tuple[Tensor, ..
 
 def _direction(edit: ResolvedEdit, device: torch.device) -> Tensor:
     if edit.dictionary is not None and edit.feature is not None:
-        sae: Any = edit.dictionary.sae
-        return sae.W_dec.detach()[edit.feature][None].to(device)
+        decoder: Tensor = edit.dictionary.sae.W_dec.detach()
+        return decoder[edit.feature][None].to(device)
     return torch.tensor(edit.vector, dtype=torch.float32, device=device)[None]

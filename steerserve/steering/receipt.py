@@ -35,9 +35,7 @@ class Receipt:
         return {
             "fingerprint": self.steering.fingerprint,
             "strength": self.steering.strength,
-            "edits": [
-                _edit_json(edit, tally) for edit, tally in zip(self.steering.edits, self.tallies, strict=True)
-            ],
+            "edits": [_edit_json(edit, tally) for edit, tally in zip(self.steering.edits, self.tallies, strict=True)],
         }
 
 
