@@ -1,0 +1,86 @@
+"""Streams that run at the same time, and what their timings say about the server."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import statistics
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from steerserve.bench.stream import BenchError, StreamTiming, time_stream
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    import httpx
+
+
+@dataclass(frozen=True, slots=True)
+class Percentiles:
+    """The middle and the slow end of something, in milliseconds."""
+
+    p50: float
+    p99: float
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Requests that were sent together and have all finished."""
+
+    streams: tuple[StreamTiming, ...]
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Return generated tokens over the whole time, reading of prompts included."""
+        start = min(stream.sent for stream in self.streams)
+        end = max(stream.arrivals[-1] for stream in self.streams)
+        return sum(stream.num_tokens for stream in self.streams) / (end - start)
+
+    @property
+    def decode_gaps(self) -> list[float]:
+        """Return the times between tokens while every stream generated.
+
+        From the last first token to the first last one: no prompt is read then, and all rows are in the batch. Empty
+        where the streams did not overlap, since the server has fewer slots.
+        """
+        start = max(stream.arrivals[0] for stream in self.streams)
+        end = min(stream.arrivals[-1] for stream in self.streams)
+        return [
+            after - before
+            for stream in self.streams
+            for before, after in zip(stream.arrivals, stream.arrivals[1:], strict=False)
+            if before >= start and after <= end
+        ]
+
+    @property
+    def step_ms(self) -> float | None:
+        """Return the median decode step, which one slow step does not move."""
+        gaps = self.decode_gaps
+        return statistics.median(gaps) * 1000 if gaps else None
+
+    @property
+    def decode_tokens_per_s(self) -> float | None:
+        """Return generated tokens a second while every stream generated."""
+        gaps = self.decode_gaps
+        return len(self.streams) / statistics.fmean(gaps) if gaps else None
+
+
+async def run_batch(client: httpx.AsyncClient, bodies: Sequence[dict[str, Any]]) -> Batch:
+    """Send all requests at once and wait for the last.
+
+    Raises:
+        BenchError: one of them fails; the others are given up.
+    """
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(time_stream(client, body)) for body in bodies]
+    except* BenchError as failures:
+        raise failures.exceptions[0] from None
+    return Batch(tuple(task.result() for task in tasks))
+
+
+def percentiles(seconds: Iterable[float]) -> Percentiles:
+    """Return percentiles by nearest rank; there must be at least one time."""
+    ordered = sorted(seconds)
+    return Percentiles(*(ordered[max(0, math.ceil(share * len(ordered)) - 1)] * 1000 for share in (0.5, 0.99)))

@@ -1,0 +1,45 @@
+"""What a measurement was made on."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """The machine that this process runs on."""
+
+    cpu: str
+    cores: int
+    system: str
+    python: str
+    torch: str
+
+
+def this_machine() -> Machine:
+    """Describe this machine."""
+    return Machine(
+        cpu=_cpu_name(),
+        cores=os.cpu_count() or 1,
+        system=platform.system(),
+        python=platform.python_version(),
+        torch=importlib.metadata.version("torch"),
+    )
+
+
+def load_average() -> float | None:
+    """Return the machine's load over the last minute, where the system tells it."""
+    return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
+
+
+def _cpu_name() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

@@ -1,0 +1,247 @@
+"""The `steerserve` command. Each command imports what it needs when it runs, so that `--help` answers at once."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import signal
+import socket
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+import typer
+import uvicorn
+from rich.console import Console
+from rich.table import Table
+
+import steerserve
+from steerserve.bench.command import bench_command
+from steerserve.core.errors import ConfigError, StartupError
+from steerserve.core.openmp import limit_spinning
+from steerserve.training.command import train_command
+
+if TYPE_CHECKING:
+    from steerserve.core.config import Settings
+    from steerserve.runtime import Runtime
+
+EXIT_STARTUP = 2
+_BUNDLED = Path(__file__).parent / "dictionaries" / "bundled"
+
+app = typer.Typer(
+    name="steerserve",
+    help="Serve a language model whose requests steer features of its sparse autoencoders.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+models_app = typer.Typer(help="Fetch and list models.", no_args_is_help=True)
+dictionaries_app = typer.Typer(help="List dictionaries.", no_args_is_help=True)
+app.add_typer(models_app, name="models")
+app.add_typer(dictionaries_app, name="dictionaries")
+
+
+def main() -> None:
+    """Run the command line; what keeps a command from starting becomes one line on stderr and exit code 2."""
+    limit_spinning(os.environ)
+    try:
+        app()
+    except StartupError as error:
+        typer.echo(f"steerserve: {error.message}", err=True)
+        sys.exit(EXIT_STARTUP)
+
+
+@app.command()
+def serve(
+    config: Annotated[Path | None, typer.Option(help="YAML file of settings.", show_default=False)] = None,
+    model: Annotated[
+        str | None, typer.Option(help="A built-in name, a hub repository, a folder or a .gguf file.")
+    ] = None,
+    dictionary: Annotated[
+        list[str] | None,
+        typer.Option(metavar="ID=SOURCE", help="A dictionary to load. Repeatable; replaces those configured."),
+    ] = None,
+    host: Annotated[str | None, typer.Option(help="Address to bind; 127.0.0.1 if not given.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to bind; 8000 if not given, 0 for a free one.")] = None,
+    slots: Annotated[int | None, typer.Option(help="Sequences that generate at the same time.")] = None,
+    context: Annotated[int | None, typer.Option(help="Tokens of prompt and answer together.")] = None,
+    queue: Annotated[int | None, typer.Option(help="Sequences that may wait.")] = None,
+    threads: Annotated[int | None, typer.Option(help="CPU threads of the model.")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16 or float16.")] = None,
+    presets_dir: Annotated[str | None, typer.Option(help="Folder of preset files.")] = None,
+    keys_file: Annotated[str | None, typer.Option(help="YAML file with the lists api_keys and admin_keys.")] = None,
+    log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error.")] = None,
+) -> None:
+    """Serve a model over HTTP, in the way of OpenAI's API."""
+    from steerserve.core.layers import Flag, load_settings
+    from steerserve.core.log import set_up_logging
+
+    given = [
+        Flag("--model", ("model", "source"), model),
+        Flag("--dictionary", ("dictionaries",), dictionary or None),
+        Flag("--host", ("server", "host"), host),
+        Flag("--port", ("server", "port"), port),
+        Flag("--slots", ("engine", "slots"), slots),
+        Flag("--context", ("engine", "context"), context),
+        Flag("--queue", ("engine", "queue"), queue),
+        Flag("--threads", ("engine", "threads"), threads),
+        Flag("--device", ("model", "device"), device),
+        Flag("--dtype", ("model", "dtype"), dtype),
+        Flag("--presets-dir", ("presets_dir",), presets_dir),
+        Flag("--keys-file", ("server", "keys_file"), keys_file),
+        Flag("--log-level", ("log_level",), log_level),
+    ]
+    settings = load_settings(config, environ=os.environ, flags=[flag for flag in given if flag.value is not None])
+    set_up_logging(settings.log_level)
+    # A stop is a stop also while the model loads; uvicorn takes this signal over and gives it back after draining.
+    signal.signal(signal.SIGTERM, _leave)
+    with bind(settings.server.host, settings.server.port) as listener:
+        _serve_on(listener, settings)
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """Take the address before the model loads, so that a port in use costs no minute.
+
+    Raises:
+        ConfigError: the address is in use, not of this machine, or not allowed.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, kind, protocol)
+    except OSError as error:
+        message = f"The address {host!r} cannot be used: {error.strerror}."
+        raise ConfigError(message) from error
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+    except OSError as error:
+        listener.close()
+        message = (
+            f"{host}:{port} cannot be bound: {error.strerror}. "
+            "Choose another with --host or --port (0 takes a free one)."
+        )
+        raise ConfigError(message) from error
+    return listener
+
+
+def _serve_on(listener: socket.socket, settings: Settings) -> None:
+    from steerserve.runtime import build_runtime
+    from steerserve.server.app import create_app
+
+    with build_runtime(settings) as runtime:
+        server = _Server(
+            uvicorn.Config(
+                create_app(runtime),
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                timeout_graceful_shutdown=math.ceil(settings.server.drain_s),
+                ws="none",
+            ),
+            runtime,
+        )
+        server.run(sockets=[listener])
+
+
+class _Server(uvicorn.Server):
+    """Says where it listens once it does."""
+
+    def __init__(self, config: uvicorn.Config, runtime: Runtime) -> None:
+        super().__init__(config)
+        self._runtime = runtime
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets=sockets)
+        if self.started and sockets:
+            host, port = sockets[0].getsockname()[:2]
+            announce(self._runtime, f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}")
+
+
+def announce(runtime: Runtime, url: str) -> None:
+    """Print where the server is, and a request to try."""
+    dictionaries = ", ".join(dictionary.id for dictionary in runtime.dictionaries()) or "none"
+    typer.echo(f"steerserve {steerserve.__version__} serves {runtime.model_id} at {url} (dictionaries: {dictionaries})")
+    body = json.dumps({"model": runtime.model_id, "messages": [{"role": "user", "content": "Hello!"}]})
+    key = ' -H "authorization: Bearer $STEERSERVE_API_KEY"' if runtime.settings.server.api_keys else ""
+    typer.echo(f"curl {url}/v1/chat/completions -H 'content-type: application/json'{key} -d '{body}'")
+
+
+def _leave(*_: object) -> NoReturn:
+    sys.exit(0)
+
+
+app.command("train")(train_command)
+app.command("bench")(bench_command)
+
+
+@models_app.command("fetch")
+def models_fetch(name: Annotated[str, typer.Argument(help="What `serve --model` takes.")]) -> None:
+    """Fetch a model's files, check them, and print their folder."""
+    from steerserve.model.source import fetch_model
+
+    typer.echo(fetch_model(name, cache_dir=_settings().cache_dir).path)
+
+
+@models_app.command("list")
+def models_list() -> None:
+    """List the built-in models."""
+    from steerserve.model.download import BUILTIN_MODELS
+
+    table = Table("name", "licence", "download", "fetched to", box=None)
+    for name, model in BUILTIN_MODELS.items():
+        folder = _settings().cache_dir / "models" / name
+        fetched = str(folder) if (folder / "config.json").is_file() else "not yet"
+        table.add_row(name, model.licence, f"{model.wheel_bytes / 1e6:.0f} MB", fetched)
+    Console(soft_wrap=True).print(table)
+
+
+@models_app.command("show")
+def models_show(name: Annotated[str, typer.Argument(help="What `serve --model` takes.")]) -> None:
+    """Show what a model's configuration says; fetches it first where needed."""
+    from steerserve.model.source import fetch_model
+
+    files = fetch_model(name, cache_dir=_settings().cache_dir)
+    config = json.loads((files.path / "config.json").read_text(encoding="utf-8"))
+    shown = {
+        "id": files.id,
+        "path": files.path,
+        "architecture": ", ".join(config.get("architectures") or ["?"]),
+        "layers": config.get("num_hidden_layers", config.get("n_layer", "?")),
+        "d_model": config.get("hidden_size", config.get("n_embd", "?")),
+        "vocabulary": config.get("vocab_size", "?"),
+        "context": config.get("max_position_embeddings", config.get("n_positions", "?")),
+    }
+    for label, value in shown.items():
+        typer.echo(f"{label:13}{value}")
+
+
+@dictionaries_app.command("list")
+def dictionaries_list() -> None:
+    """List the bundled dictionaries, and those in the configured folders."""
+    table = Table("source", "architecture", "features", "hook point", box=None)
+    roots = [("bundled", _BUNDLED), *(("path", folder) for folder in _settings().dictionary_dirs)]
+    for kind, root in roots:
+        for file in sorted(root.rglob("cfg.json")):
+            config = json.loads(file.read_text(encoding="utf-8"))
+            hook = (config.get("metadata") or {}).get("hook_name") or config.get("hook_name") or "?"
+            folder = file.parent.relative_to(root) if kind == "bundled" else file.parent
+            table.add_row(f"{kind}:{folder}", config.get("architecture", "?"), str(config.get("d_sae", "?")), hook)
+    Console(soft_wrap=True).print(table)
+
+
+@app.command()
+def version() -> None:
+    """Print the versions of steerserve and of what it stands on."""
+    typer.echo(f"steerserve {steerserve.__version__}")
+    typer.echo(f"python {platform.python_version()}")
+    for library in ("torch", "transformers", "transformer-lens", "sae-lens"):
+        typer.echo(f"{library} {importlib.metadata.version(library)}")
+
+
+def _settings() -> Settings:
+    from steerserve.core.layers import load_settings
+
+    return load_settings(environ=os.environ)
