@@ -28,7 +28,9 @@ DEFAULT_DICTIONARY_SOURCE = f"bundled:{DEFAULT_MODEL}/res17"
 
 
 def default_cache_dir() -> Path:
-    """Return the user's cache folder for steerserve."""
+    """Return the folder for fetched and converted files: `STEERSERVE_CACHE_DIR`, or the user's cache."""
+    if configured := os.environ.get("STEERSERVE_CACHE_DIR"):
+        return Path(configured).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "steerserve"
 
 

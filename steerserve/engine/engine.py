@@ -8,6 +8,7 @@ import logging
 import queue
 import threading
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Self
 
 import torch
@@ -242,12 +243,12 @@ class Engine:
         """Admit, compute up to a chunk of prompts, then one token of every decoding sequence."""
         for sequence in self._scheduler.admit():
             self._counts["cached_tokens"] += sequence.num_cached
-            self._guarded(sequence, lambda opened=sequence: self._open(opened))
+            self._guarded(sequence, partial(self._open, sequence))
         budget = self._chunk
         while budget > 0 and (chunk := self._scheduler.next_chunk()) is not None:
             sequence, start, stop = chunk
             budget -= max(stop - start, 1)
-            self._guarded(sequence, lambda c=chunk: self._prefill(*c))
+            self._guarded(sequence, partial(self._prefill, *chunk))
         if self._scheduler.num_decoding:
             self._decode()
         self._counts["steps"] += 1

@@ -6,12 +6,12 @@ ever unpickled. This module knows files; it does not build the model.
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+from steerserve.core.config import default_cache_dir
 from steerserve.core.errors import ModelSourceError
 from steerserve.model.download import BUILTIN_MODELS, fetch_builtin, progress_line
 from steerserve.model.gguf import convert_gguf
@@ -30,13 +30,6 @@ class ModelFiles:
     """A folder with `config.json`, safetensors and a tokenizer."""
     source: str
     trust_remote_code: bool = False
-
-
-def default_cache_dir() -> Path:
-    """Return the folder for fetched and converted files: `STEERSERVE_CACHE_DIR` or the user's cache."""
-    if configured := os.environ.get("STEERSERVE_CACHE_DIR"):
-        return Path(configured).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "steerserve"
 
 
 def fetch_model(source: str, *, cache_dir: Path | None = None, trust_remote_code: bool = False) -> ModelFiles:
