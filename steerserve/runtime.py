@@ -24,8 +24,9 @@ if TYPE_CHECKING:
 
     from steerserve.core.config import Settings
     from steerserve.dictionaries.dictionary import Dictionary
-    from steerserve.engine.engine import EngineStats, TokenStream
     from steerserve.engine.request import GenerationRequest
+    from steerserve.engine.stats import EngineStats
+    from steerserve.engine.stream import TokenStream
     from steerserve.model.lens import LensModel
     from steerserve.steering.resolve import ResolvedSteering
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import collections
 import logging
 import queue
 import threading
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Self
 
@@ -17,9 +15,11 @@ from steerserve.core.errors import EngineError, QueueFullError, UnavailableError
 from steerserve.engine.request import GenerationRequest, TokenEvent
 from steerserve.engine.scheduler import Scheduler
 from steerserve.engine.sequence import Phase, Sequence
+from steerserve.engine.stats import EngineStats
+from steerserve.engine.stream import TokenStream, drain
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterable
+    from collections.abc import Callable, Iterable
     from collections.abc import Sequence as Many
 
     from steerserve.engine.runner import Runner
@@ -28,64 +28,6 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 _MAX_RETRY_AFTER_S = 60
-
-
-@dataclass(frozen=True, slots=True)
-class EngineStats:
-    """What the engine is doing and has done."""
-
-    num_running: int
-    num_waiting: int
-    num_slots: int
-    num_steps_total: int
-    num_prompt_tokens_total: int
-    num_generated_tokens_total: int
-    num_requests_total: int
-    num_aborted_total: int
-    num_cached_tokens_total: int
-    kv_usage: float
-    """Share of all slots' columns that running sequences fill."""
-
-
-class TokenStream:
-    """One sample's events, for the event loop that submitted it."""
-
-    def __init__(self, engine: Engine) -> None:
-        """Belong to the running event loop."""
-        self._engine = engine
-        self._loop = asyncio.get_running_loop()
-        self._events: asyncio.Queue[TokenEvent | Exception] = asyncio.Queue()
-        self._sequence: Sequence | None = None
-
-    def bind(self, sequence: Sequence) -> None:
-        """Tell which sequence `abort` means."""
-        self._sequence = sequence
-
-    def sink(self, event: TokenEvent | Exception) -> None:
-        """Take an event from the engine's thread."""
-        try:
-            self._loop.call_soon_threadsafe(self._events.put_nowait, event)
-        except RuntimeError:  # the loop was closed: nobody is left to read
-            self.abort()
-
-    async def __aiter__(self) -> AsyncIterator[TokenEvent]:
-        """Yield events to the last one.
-
-        Raises:
-            EngineError: the forward pass failed, or the engine stopped.
-        """
-        while True:
-            event = await self._events.get()
-            if isinstance(event, Exception):
-                raise event
-            yield event
-            if event.finish_reason is not None:
-                return
-
-    def abort(self) -> None:
-        """Give the slot back before the next step. Any thread, any number of times."""
-        if self._sequence is not None:
-            self._engine.abort(self._sequence)
 
 
 class Engine:
@@ -156,7 +98,7 @@ class Engine:
         """
         queues: list[queue.SimpleQueue[TokenEvent | Exception]] = [queue.SimpleQueue() for _ in requests]
         self._enqueue(requests, [events.put for events in queues])
-        return [list(_drain(events)) for events in queues]
+        return [list(drain(events)) for events in queues]
 
     def abort(self, sequence: Sequence) -> None:
         """Drop a sequence before the next step. Any thread, any number of times."""
@@ -348,13 +290,3 @@ class Engine:
             self._num_pending = 0
         for sequence in lost:
             sequence.fail(EngineError(message))
-
-
-def _drain(events: queue.SimpleQueue[TokenEvent | Exception]) -> Iterable[TokenEvent]:
-    while True:
-        event = events.get()
-        if isinstance(event, Exception):
-            raise event
-        yield event
-        if event.finish_reason is not None:
-            return

@@ -13,7 +13,8 @@ import torch
 from steerserve.engine.sampling import Choice, choose, read_logprob
 from steerserve.model.kv_cache import SlotCache
 from steerserve.model.packed import MIN_ROWS
-from steerserve.steering.plan import BatchPlan, SequenceEdits, TokenPlace
+from steerserve.steering.plan import BatchPlan, SequenceEdits
+from steerserve.steering.positions import TokenPlace
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

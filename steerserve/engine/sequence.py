@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 from steerserve.engine.request import FinishReason, GenerationRequest, TokenEvent, TokenLogprob
 from steerserve.engine.stops import StopMatcher
 from steerserve.model.tokenizer import IncrementalDecoder, Tokenizer
-from steerserve.steering.plan import SequenceEdits, TokenPlace
+from steerserve.steering.plan import SequenceEdits
+from steerserve.steering.positions import TokenPlace
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -6,8 +6,8 @@ point during one forward pass.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -21,7 +21,9 @@ from steerserve.steering.apply import (
     apply_pointwise,
     stack_rows,
 )
+from steerserve.steering.positions import TokenPlace, in_window_of, may_edit_of, position_masks
 from steerserve.steering.receipt import Receipt, make_receipt
+from steerserve.steering.tensors import edit_coefficients, pointwise_edits
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -31,18 +33,6 @@ if TYPE_CHECKING:
 
     PromptSums = dict[str, Tensor]
     HookFns = dict[str, Callable[[Tensor], Tensor | None]]
-
-SINK_RATIO = 5.0
-"""A token is a sink where its norm is over this many times the median. Source: training.md."""
-_INF = float("inf")
-
-
-class TokenPlace(NamedTuple):
-    """What the position rules of an edit ask of a token."""
-
-    is_special: bool
-    generated_index: int | None
-    """None for a prompt token."""
 
 
 @dataclass(slots=True)
@@ -79,9 +69,9 @@ class SequenceEdits:
             edits = [self._effective[place] for place in places]
             sums = torch.zeros(len(places), NUM_SUMS, dtype=torch.float64, device=device)
             group = EditGroup(places, edits, sums, strength=steering.strength)
-            how = _coefficients(edits, median_norms, device)
+            how = edit_coefficients(edits, median_norms, device)
             if kind is None:
-                group.pointwise = _pointwise(edits, how, steering.strength, device)
+                group.pointwise = pointwise_edits(edits, how, steering.strength, device)
             else:
                 group.dictionary = edits[0].dictionary
                 group.features = torch.tensor([edit.feature for edit in edits], device=device)
@@ -202,8 +192,8 @@ class _HookPlan:
         in_window, may_edit = [], []
         for row, group in self._pointwise:
             padding = [False] * (most - len(group.edits))
-            in_window.append([_in_window(edit, tokens[row]) for edit in group.edits] + padding)
-            may_edit.append([_may_edit(edit, tokens[row]) for edit in group.edits] + padding)
+            in_window.append([in_window_of(edit, tokens[row]) for edit in group.edits] + padding)
+            may_edit.append([may_edit_of(edit, tokens[row]) for edit in group.edits] + padding)
         key = (in_window, may_edit)
         if self._masks is None or self._masks[0] != key:
             device = self._rows.device
@@ -219,7 +209,7 @@ def _prompt_hook(groups: Sequence[EditGroup], tokens: Sequence[TokenPlace]) -> C
             if group.pointwise is None:
                 change = _full_change(group, x, tokens)
             else:
-                change = apply_pointwise(x, group.pointwise, *_masks(group.edits, tokens, x.device))
+                change = apply_pointwise(x, group.pointwise, *position_masks(group.edits, tokens, x.device))
                 group.sums += change.sums.sum(0)
             edited = edited + change.dx
         return edited.to(resid.dtype)[None]
@@ -231,98 +221,7 @@ def _full_change(group: EditGroup, x: Tensor, tokens: Sequence[TokenPlace]) -> C
     if group.dictionary is None or group.features is None or group.coefficients is None:
         message = "a group of full edits always has its dictionary, features and coefficients"
         raise RuntimeError(message)
-    masks = _masks(group.edits, tokens, x.device)
+    masks = position_masks(group.edits, tokens, x.device)
     change = apply_full(x, group.dictionary, group.features, group.coefficients, group.strength, masks)
     group.sums += change.sums.sum(0)
     return change
-
-
-def _masks(edits: Sequence[ResolvedEdit], tokens: Sequence[TokenPlace], device: torch.device) -> tuple[Tensor, Tensor]:
-    in_window = torch.tensor([[_in_window(edit, token) for edit in edits] for token in tokens], device=device)
-    may_edit = torch.tensor([[_may_edit(edit, token) for edit in edits] for token in tokens], device=device)
-    return in_window, may_edit
-
-
-def _in_window(edit: ResolvedEdit, token: TokenPlace) -> bool:
-    if token.generated_index is None:
-        return edit.positions != "generated"
-    if edit.positions == "prompt":
-        return False
-    return edit.start <= token.generated_index and (edit.stop is None or token.generated_index < edit.stop)
-
-
-def _may_edit(edit: ResolvedEdit, token: TokenPlace) -> bool:
-    return edit.special_tokens or not token.is_special
-
-
-def _coefficients(
-    edits: Sequence[ResolvedEdit], median_norms: Mapping[str, float], device: torch.device
-) -> Coefficients:
-    rows = []
-    for edit in edits:
-        slope, offset, low, high = _formula(edit)
-        median = edit.dictionary.median_norm if edit.dictionary is not None else median_norms[edit.hook_name]
-        rows.append((slope, offset, low, high, _INF if edit.special_tokens else SINK_RATIO * median))
-    return Coefficients(*torch.tensor(rows, dtype=torch.float32, device=device).T[:, None].unbind(0))
-
-
-def _formula(edit: ResolvedEdit) -> tuple[float, float, float, float]:
-    """Return slope, offset, low and high of `df = clip(slope * f + offset, low, high)`. Source: api.md section 2.2."""
-    scale = edit.raw_scale or 0.0
-    return {
-        "add": (0.0, scale, -_INF, _INF),
-        "clamp": (-1.0, scale, -_INF, _INF),
-        "multiply": (scale - 1.0, 0.0, -_INF, _INF),
-        "ablate": (-1.0, 0.0, -_INF, _INF),
-        "remove": (-1.0, 0.0, -_INF, _INF),
-        "floor": (-1.0, scale, 0.0, _INF),
-        "ceiling": (-1.0, scale, -_INF, 0.0),
-    }[edit.mode]
-
-
-def _pointwise(
-    edits: Sequence[ResolvedEdit], how: Coefficients, strength: float, device: torch.device
-) -> PointwiseEdits:
-    parts = [_one_pointwise(edit, device) for edit in edits]
-    joined = [torch.cat(values)[None] for values in zip(*parts, strict=True)]
-    encoder, gain, bias, gate_bias, threshold, least, direction = joined
-    return PointwiseEdits(
-        coefficients=replace(how),
-        encoder=encoder,
-        gain=gain,
-        bias=bias,
-        gate_bias=gate_bias,
-        threshold=threshold,
-        least=least,
-        direction=direction * strength,
-        direction_norm=direction.norm(dim=-1) * abs(strength),
-    )
-
-
-def _one_pointwise(edit: ResolvedEdit, device: torch.device) -> tuple[Tensor, ...]:
-    """Return one edit's encoder, gain, bias, gate bias, threshold, least activation and direction."""
-    zero = torch.zeros(1, device=device)
-    open_gate = torch.full((1,), -_INF, device=device)
-    if edit.dictionary is not None and edit.feature is not None and edit.mode != "remove":
-        columns = edit.dictionary.columns([edit.feature])
-        return (
-            columns.encoder,
-            columns.gain,
-            columns.bias,
-            columns.gate_bias,
-            columns.threshold,
-            zero,
-            columns.decoder,
-        )
-    direction = _direction(edit, device)
-    if edit.mode == "remove":
-        unit = direction / direction.norm()
-        return unit, torch.ones_like(zero), zero, zero, open_gate, open_gate, unit
-    return torch.zeros_like(direction), zero, zero, zero, open_gate, zero, direction
-
-
-def _direction(edit: ResolvedEdit, device: torch.device) -> Tensor:
-    if edit.dictionary is not None and edit.feature is not None:
-        decoder: Tensor = edit.dictionary.sae.W_dec.detach()
-        return decoder[edit.feature][None].to(device)
-    return torch.tensor(edit.vector, dtype=torch.float32, device=device)[None]

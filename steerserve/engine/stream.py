@@ -1,0 +1,71 @@
+"""How events leave the engine's thread: to an event loop, or to a thread that blocks."""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+from typing import TYPE_CHECKING
+
+from steerserve.engine.request import TokenEvent
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
+
+    from steerserve.engine.engine import Engine
+    from steerserve.engine.sequence import Sequence
+
+
+class TokenStream:
+    """One sample's events, for the event loop that submitted it."""
+
+    def __init__(self, engine: Engine) -> None:
+        """Belong to the running event loop."""
+        self._engine = engine
+        self._loop = asyncio.get_running_loop()
+        self._events: asyncio.Queue[TokenEvent | Exception] = asyncio.Queue()
+        self._sequence: Sequence | None = None
+
+    def bind(self, sequence: Sequence) -> None:
+        """Tell which sequence `abort` means."""
+        self._sequence = sequence
+
+    def sink(self, event: TokenEvent | Exception) -> None:
+        """Take an event from the engine's thread."""
+        try:
+            self._loop.call_soon_threadsafe(self._events.put_nowait, event)
+        except RuntimeError:  # the loop was closed: nobody is left to read
+            self.abort()
+
+    async def __aiter__(self) -> AsyncIterator[TokenEvent]:
+        """Yield events to the last one.
+
+        Raises:
+            EngineError: the forward pass failed, or the engine stopped.
+        """
+        while True:
+            event = await self._events.get()
+            if isinstance(event, Exception):
+                raise event
+            yield event
+            if event.finish_reason is not None:
+                return
+
+    def abort(self) -> None:
+        """Give the slot back before the next step. Any thread, any number of times."""
+        if self._sequence is not None:
+            self._engine.abort(self._sequence)
+
+
+def drain(events: queue.SimpleQueue[TokenEvent | Exception]) -> Iterator[TokenEvent]:
+    """Yield one sample's events to the last one, blocking.
+
+    Raises:
+        EngineError: the forward pass failed, or the engine stopped.
+    """
+    while True:
+        event = events.get()
+        if isinstance(event, Exception):
+            raise event
+        yield event
+        if event.finish_reason is not None:
+            return
