@@ -1,0 +1,92 @@
+"""Two tiny models with dictionaries of every architecture, built once for all tests that generate."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from steerserve.runtime import Runtime
+    from tests.oracle import Oracle
+
+SINK = "~"
+"""The one byte whose embedding is so long that its token is a sink at every hook point of the Llama."""
+
+
+@pytest.fixture(scope="session")
+def model_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Return the folders of the tiny models; in the Llama `~` is a sink."""
+    from safetensors.torch import load_file, save_file
+
+    from tests.tiny import tiny_gpt2_folder, tiny_llama_folder
+
+    root = tmp_path_factory.mktemp("models")
+    llama = tiny_llama_folder(root / "llama")
+    weights = load_file(llama / "model.safetensors")
+    weights["model.embed_tokens.weight"][ord(SINK)] *= 100
+    save_file(weights, llama / "model.safetensors", metadata={"format": "pt"})
+    return {"llama": llama, "gpt2": tiny_gpt2_folder(root / "gpt2")}
+
+
+@pytest.fixture(scope="session")
+def dictionary_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Return the folders of random dictionaries, the default one first; `late` reads the last hook point."""
+    from tests.tiny import tiny_sae_folder
+
+    root = tmp_path_factory.mktemp("dictionaries")
+    folders = {
+        name: tiny_sae_folder(root / name, name, seed=seed)
+        for seed, name in enumerate(("standard", "topk", "jumprelu", "gated"))
+    }
+    folders["late"] = tiny_sae_folder(root / "late", hook_name="blocks.1.hook_resid_post", seed=7)
+    return folders
+
+
+def _started(model: Path, dictionaries: dict[str, Path]) -> Iterator[Runtime]:
+    from steerserve.core.config import Settings
+    from steerserve.runtime import build_runtime
+
+    settings = Settings.model_validate({
+        "model": {"source": str(model), "device": "cpu"},
+        "dictionaries": [{"id": name, "source": f"path:{path}"} for name, path in dictionaries.items()],
+        "engine": {"slots": 4, "context": 128, "prefill_chunk": 16, "queue": 64, "threads": 1},
+    })
+    with build_runtime(settings) as runtime:
+        yield runtime
+
+
+@pytest.fixture(scope="session")
+def llama(model_folders: dict[str, Path], dictionary_folders: dict[str, Path]) -> Iterator[Runtime]:
+    """Serve the tiny Llama with all dictionaries."""
+    yield from _started(model_folders["llama"], dictionary_folders)
+
+
+@pytest.fixture(scope="session")
+def gpt2(model_folders: dict[str, Path], dictionary_folders: dict[str, Path]) -> Iterator[Runtime]:
+    """Serve the tiny GPT-2 with all dictionaries."""
+    yield from _started(model_folders["gpt2"], dictionary_folders)
+
+
+def _oracle(runtime: Runtime, model: Path, dictionaries: dict[str, Path]) -> Oracle:
+    from steerserve.model.norms import measure_norms
+    from tests.oracle import Oracle
+
+    medians = {name: median for name, (median, _) in measure_norms(runtime.lens).items()}
+    medians |= {found.id: found.median_norm for found in runtime.dictionaries()}
+    return Oracle(model, dictionaries, medians, special={256, 257, 258})
+
+
+@pytest.fixture(scope="session")
+def llama_oracle(llama: Runtime, model_folders: dict[str, Path], dictionary_folders: dict[str, Path]) -> Oracle:
+    """Return the oracle of the tiny Llama."""
+    return _oracle(llama, model_folders["llama"], dictionary_folders)
+
+
+@pytest.fixture(scope="session")
+def gpt2_oracle(gpt2: Runtime, model_folders: dict[str, Path], dictionary_folders: dict[str, Path]) -> Oracle:
+    """Return the oracle of the tiny GPT-2."""
+    return _oracle(gpt2, model_folders["gpt2"], dictionary_folders)

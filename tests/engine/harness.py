@@ -1,0 +1,101 @@
+"""Asking an engine without HTTP, and reading its answers whole."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from steerserve.engine.engine import Engine
+from steerserve.engine.request import GenerationRequest, SamplingParams
+from steerserve.engine.runner import Runner
+from steerserve.model.norms import measure_norms
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from steerserve.engine.request import TokenEvent
+    from steerserve.runtime import Runtime
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One sample, from its first event to its last."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    tops: tuple[tuple[tuple[int, float], ...], ...]
+    """Of each step the likeliest tokens with their log-probabilities, where asked for."""
+    logprobs: tuple[float, ...]
+    finish_reason: str | None
+    stop_reason: str | int | None
+    receipt: dict[str, Any] | None
+    num_generated: int
+
+    def all_logprobs(self) -> torch.Tensor:
+        """Return `[steps, vocab]`; needs a request with `num_logprobs` of the whole vocabulary."""
+        rows = []
+        for top in self.tops:
+            row = torch.empty(len(top))
+            row[[token_id for token_id, _ in top]] = torch.tensor([value for _, value in top])
+            rows.append(row)
+        return torch.stack(rows)
+
+
+def read(events: Sequence[TokenEvent]) -> Answer:
+    """Join events."""
+    last = events[-1]
+    return Answer(
+        text="".join(event.text for event in events),
+        token_ids=tuple(token_id for event in events for token_id in event.token_ids),
+        tops=tuple(entry.top for event in events for entry in event.logprobs),
+        logprobs=tuple(entry.logprob for event in events for entry in event.logprobs),
+        finish_reason=last.finish_reason,
+        stop_reason=last.stop_reason,
+        receipt=last.receipt.as_json() if last.receipt is not None else None,
+        num_generated=last.num_generated_tokens,
+    )
+
+
+def ask(
+    runtime: Runtime,
+    prompt: str | Sequence[int],
+    steering: object = None,
+    *,
+    max_tokens: int = 8,
+    sample_index: int = 0,
+    **sampling: Any,  # noqa: ANN401 any of SamplingParams
+) -> GenerationRequest:
+    """Build a request: greedy and unending unless told otherwise."""
+    ids = runtime.tokenizer.encode_plain(prompt) if isinstance(prompt, str) else prompt
+    settings = {"temperature": 0.0, "ignore_eos": True, **sampling}
+    return GenerationRequest(
+        request_id="test",
+        prompt_ids=tuple(ids),
+        sampling=SamplingParams(max_tokens=max_tokens, **settings),
+        steering=runtime.resolve_steering(steering),
+        sample_index=sample_index,
+    )
+
+
+def run(engine: Engine, *requests: GenerationRequest) -> list[Answer]:
+    """Generate all at once."""
+    return [read(events) for events in engine.generate(requests)]
+
+
+@contextlib.contextmanager
+def fresh_engine(
+    runtime: Runtime, *, slots: int = 4, chunk: int = 16, context: int = 128, max_queue: int = 64, start: bool = True
+) -> Iterator[Engine]:
+    """Open an engine that has computed nothing yet, over the runtime's model."""
+    medians = {name: median for name, (median, _) in measure_norms(runtime.lens).items()}
+    runner = Runner(runtime.lens, slots, context, medians)
+    engine = Engine(runner, num_slots=slots, max_queue=max_queue, chunk=chunk)
+    if start:
+        engine.start()
+    try:
+        yield engine
+    finally:
+        engine.stop()
