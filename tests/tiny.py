@@ -7,12 +7,14 @@ downloaded. The byte tokenizer's ids are the bytes themselves (0 to 255), then t
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from steerserve.core.config import Settings
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -41,7 +43,7 @@ CHAT_TEMPLATE = (
 """SmolLM2's ChatML template with a shorter default system prompt."""
 
 
-def tiny_llama_folder(path: Path, *, seed: int = 0) -> Path:
+def tiny_llama_folder(path: Path, *, seed: int = 0, context: int = CONTEXT) -> Path:
     """Write a two-layer Llama with grouped-query attention and a byte tokenizer; returns `path`."""
     config = LlamaConfig(
         vocab_size=VOCAB_SIZE,
@@ -50,7 +52,7 @@ def tiny_llama_folder(path: Path, *, seed: int = 0) -> Path:
         num_hidden_layers=NUM_LAYERS,
         num_attention_heads=4,
         num_key_value_heads=2,
-        max_position_embeddings=CONTEXT,
+        max_position_embeddings=context,
         tie_word_embeddings=False,
         bos_token_id=IM_START_ID,
         eos_token_id=IM_END_ID,
@@ -75,6 +77,25 @@ def tiny_gpt2_folder(path: Path, *, seed: int = 0) -> Path:
         attn_pdrop=0.0,
     )
     return _save(GPT2LMHeadModel(config), path, seed)
+
+
+def tiny_settings(folder: Path, *, context: int = CONTEXT, **sections: dict[str, Any]) -> Settings:
+    """Write a Llama with a random dictionary `res0` into `folder`; returns the settings of a server of the two.
+
+    `sections` are merged over the settings, as in `engine={"slots": 1}`.
+    """
+    model = tiny_llama_folder(folder / "tiny", context=context)
+    dictionary = tiny_sae_folder(folder / "dictionaries" / "res0")
+    values: dict[str, Any] = {
+        "model": {"source": str(model), "device": "cpu"},
+        "dictionaries": [{"id": "res0", "source": f"path:{dictionary}"}],
+        "dictionary_dirs": [str(folder / "dictionaries")],
+        "cache_dir": str(folder / "cache"),
+        "engine": {"slots": 4, "context": context, "queue": 64},
+    }
+    for name, section in sections.items():
+        values[name] = {**values.get(name, {}), **section}
+    return Settings.model_validate(values)
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:

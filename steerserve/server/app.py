@@ -16,6 +16,7 @@ from steerserve.server.openapi import error_responses, install_document
 from steerserve.server.routes import chat, completions, dictionaries, models, operations
 from steerserve.server.schemas.chat import ChatChunk, ChatCompletionRequest
 from steerserve.server.schemas.completions import CompletionChunk, CompletionRequest
+from steerserve.steering.edits import Steering
 
 if TYPE_CHECKING:
     from steerserve.runtime import Runtime
@@ -59,5 +60,5 @@ def create_app(runtime: Runtime) -> FastAPI:
     for router in _API_ROUTERS:
         app.include_router(router, responses=error_responses())
     app.include_router(operations.router)
-    install_document(app, [ChatCompletionRequest, CompletionRequest, ChatChunk, CompletionChunk])
+    install_document(app, [ChatCompletionRequest, CompletionRequest, ChatChunk, CompletionChunk, Steering])
     return app

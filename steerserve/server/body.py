@@ -52,7 +52,7 @@ def parse_json(body: bytes) -> Any:  # noqa: ANN401 JSON is anything
     try:
         return jiter.from_json(body.removeprefix(_BYTE_ORDER_MARK), allow_inf_nan=False, catch_duplicate_keys=True)
     except ValueError as error:
-        raise InvalidRequestError(f"The request body is not valid JSON: {error}.", code="invalid_json") from error
+        raise InvalidRequestError(f"The request body is not valid JSON: {error}.") from error
 
 
 def _check_content_type(request: Request) -> None:
@@ -62,7 +62,7 @@ def _check_content_type(request: Request) -> None:
     if kind != "application/json" and not (kind.startswith("application/") and kind.endswith("+json")):
         got = f"not {sent[:100]!r}" if sent else "and there was none"
         message = f"The request body must be JSON with the header 'Content-Type: application/json', {got}."
-        raise InvalidRequestError(message, code="invalid_content_type")
+        raise InvalidRequestError(message)
 
 
 async def _read(request: Request, limit: int) -> bytes:

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
     from typing import Self
 
-    from steerserve.engine.stream import TokenStream
     from steerserve.engine.request import TokenEvent
+    from steerserve.engine.stream import TokenStream
     from steerserve.server.metrics import Metrics
     from steerserve.server.summary import RequestSummary
 

@@ -83,7 +83,7 @@ def _bearer_token(request: Request) -> bytes:
             "You didn't provide an API key. Send one of this server's keys in the header 'Authorization: Bearer KEY'."
         )
         raise AuthenticationError(message)
-    return token.strip().encode("utf-8", errors="replace")
+    return token.strip().encode("latin-1")  # as it came: headers are bytes, which Starlette reads as Latin-1
 
 
 def _matches(token: bytes, keys: Iterable[SecretStr]) -> bool:

@@ -25,7 +25,7 @@ REQUEST_ID = "x-request-id"
 _MAX_ID_CHARS = 128
 _ID_CHARS = frozenset(string.printable) - frozenset(string.whitespace)
 _QUIET_PATHS = frozenset({"/health", "/ready", "/metrics"})
-_UNMATCHED = "(no route)"
+_UNMATCHED = "unmatched"
 
 
 class RequestTracing:

@@ -21,6 +21,8 @@ _GENERATION_ERRORS = {
     413: "The body is over the limit.",
     503: "Loading, stopping or too busy; the header `retry-after` says when to try again.",
 }
+_FASTAPI_ERRORS = frozenset({"HTTPValidationError", "ValidationError"})
+"""What FastAPI documents under 422, which this server never answers."""
 _ERRORS = {401: "No key, or one that is not known.", 404: "There is no such thing."}
 
 
@@ -52,7 +54,12 @@ def install_document(app: FastAPI, models: Sequence[type[BaseModel]]) -> None:
         if app.openapi_schema is None:
             document = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
             _, definitions = models_json_schema([(model, "validation") for model in models], ref_template=_REF)
-            document["components"]["schemas"] = definitions["$defs"] | document["components"]["schemas"]
+            schemas = definitions["$defs"] | document["components"]["schemas"]
+            document["components"]["schemas"] = {
+                name: schema for name, schema in schemas.items() if name not in _FASTAPI_ERRORS
+            }
+            for operation in (operation for path in document["paths"].values() for operation in path.values()):
+                operation["responses"].pop("422", None)
             app.openapi_schema = document
         return app.openapi_schema
 

@@ -51,7 +51,7 @@ def as_request_error(findings: Sequence[Mapping[str, Any]], body: object) -> Inv
     path, finding = max(located, key=lambda pair: len(pair[0]))
     param = _spelled(path) or None
     name = f"'{param}'" if param else "the request body"
-    kind, value, context = finding["type"], finding.get("input"), finding.get("ctx", {})
+    kind, value, context = finding["type"], finding.get("input"), _plain(finding.get("ctx", {}))
     if kind == "missing":
         return InvalidRequestError(
             f"Missing required parameter: {name}.", param=param, code="missing_required_parameter"
@@ -64,21 +64,31 @@ def as_request_error(findings: Sequence[Mapping[str, Any]], body: object) -> Inv
         message = f"Invalid type for {name}: expected {expected}, but got {got} instead."
         return InvalidRequestError(message, param=param, code="invalid_type")
     reason = _REASONS[kind].format(**context) if kind in _REASONS else finding["msg"]
+    if kind == "too_short" and context["min_length"] == 1:
+        reason = "must not be empty"
     got = "" if kind in {"finite_number", "too_short", "too_long"} else f", but got {shown(value)}"
     return InvalidRequestError(f"Invalid value for {name}: {reason}{got}.", param=param)
 
 
+def _plain(context: Mapping[str, Any]) -> dict[str, Any]:
+    """Write bounds of numbers as a client writes them: 2 and not 2.0."""
+    return {
+        key: int(value) if isinstance(value, float) and value.is_integer() else value for key, value in context.items()
+    }
+
+
 def _path(finding: Mapping[str, Any], body: object) -> tuple[str | int, ...]:
     """Follow the finding's place through `body`, leaving out the names of union branches, which are no keys."""
+    is_missing = finding["type"] == "missing"
     path: list[str | int] = []
     place = body
-    for part in finding["loc"]:
+    for part in finding["loc"][:-1] if is_missing else finding["loc"]:
         if (isinstance(place, dict) and part in place) or (
             isinstance(place, list) and isinstance(part, int) and part < len(place)
         ):
             place = place[part]
             path.append(part)
-    return (*path, finding["loc"][-1]) if finding["type"] == "missing" else tuple(path)
+    return (*path, finding["loc"][-1]) if is_missing else tuple(path)
 
 
 def _spelled(path: Sequence[str | int]) -> str:

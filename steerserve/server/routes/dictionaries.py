@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends
+from fastapi import APIRouter, Depends, Path
 
 from steerserve.core.errors import NotFoundError
 from steerserve.dictionaries.registry import unknown_dictionary_message
 from steerserve.server.dependencies import RuntimeDep
 from steerserve.server.keys import require_inference
 from steerserve.server.schemas.listings import DictionaryList
+
+DictionaryId = Annotated[str, Path(description="As `/v1/dictionaries` lists it.")]
 
 router = APIRouter(tags=["Features"], dependencies=[Depends(require_inference)])
 
@@ -22,7 +24,7 @@ async def list_dictionaries(runtime: RuntimeDep) -> DictionaryList:
 
 
 @router.get("/v1/dictionaries/{dictionary_id}")
-async def get_dictionary(dictionary_id: str, runtime: RuntimeDep) -> dict[str, Any]:
+async def get_dictionary(dictionary_id: DictionaryId, runtime: RuntimeDep) -> dict[str, Any]:
     """Describe one dictionary: hook point, architecture, sizes, source, contents and training report."""
     loaded = {dictionary.id: dictionary for dictionary in runtime.dictionaries()}
     if dictionary_id not in loaded:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
-from fastapi import APIRouter, Depends
+from fastapi import APIRouter, Depends, Path
 
 from steerserve.server.dependencies import RuntimeDep
 from steerserve.server.keys import require_inference
@@ -12,6 +12,8 @@ from steerserve.server.schemas.listings import ModelList, ModelObject
 
 if TYPE_CHECKING:
     from steerserve.runtime import Runtime
+
+ModelId = Annotated[str, Path(description="As `/v1/models` lists it.")]
 
 router = APIRouter(tags=["OpenAI"], dependencies=[Depends(require_inference)])
 
@@ -23,7 +25,7 @@ async def list_models(runtime: RuntimeDep) -> ModelList:
 
 
 @router.get("/v1/models/{model_id:path}")
-async def get_model(model_id: str, runtime: RuntimeDep) -> ModelObject:
+async def get_model(model_id: ModelId, runtime: RuntimeDep) -> ModelObject:
     """Describe one model; its id may contain slashes."""
     runtime.check_model(model_id)
     return _model_object(runtime)

@@ -15,15 +15,16 @@ _NOT_READY = 503
 _REASONS = {"loading": "The model is still loading.", "stopping": "The server is stopping."}
 
 
-@router.api_route("/health", methods=["GET", "HEAD"])
+@router.head("/health", include_in_schema=False)
+@router.get("/health")
 async def get_health() -> Health:
     """Answer as long as the process does, whatever the model is doing."""
     return Health()
 
 
-@router.api_route(
+@router.head("/ready", include_in_schema=False)
+@router.get(
     "/ready",
-    methods=["GET", "HEAD"],
     responses={_NOT_READY: {"model": Readiness, "description": "Requests are not taken now; `reasons` says why."}},
 )
 async def get_readiness(runtime: RuntimeDep, response: Response) -> Readiness:
@@ -40,9 +41,9 @@ async def get_version() -> Version:
     return Version(version=steerserve.__version__)
 
 
-@router.api_route(
+@router.head("/metrics", include_in_schema=False)
+@router.get(
     "/metrics",
-    methods=["GET", "HEAD"],
     response_class=Response,
     responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
 )

@@ -50,6 +50,14 @@ class GenerationFields(RequestModel):
         default=None,
         description="Edits of dictionary features: a list of edits or the full form. `null` for none.",
         examples=[[{"feature": 4242, "mode": "add", "scale": 8.0}]],
+        # Read by the runtime, which says more of what is wrong than a union of schemas could.
+        json_schema_extra={
+            "anyOf": [
+                {"type": "array", "items": {"$ref": "#/components/schemas/Edit"}},
+                {"$ref": "#/components/schemas/Steering"},
+                {"type": "null"},
+            ]
+        },
     )
     temperature: float | None = Field(
         default=None, ge=0, le=2, description="0 is greedy. Default: the server's configuration, then 1."

@@ -40,4 +40,4 @@ class ErrorDetail(ResponseModel):
 class ErrorBody(ResponseModel):
     """OpenAI's error object."""
 
-    error: ErrorDetail = Field(description="What went wrong.")
+    error: ErrorDetail = Field(description="The first thing that is wrong; all four keys are always there.")
