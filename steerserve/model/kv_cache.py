@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer
 
 if TYPE_CHECKING:
-    from jaxtyping import Bool, Int
+    from jaxtyping import Bool, Float, Int
 
     from steerserve.model.lens import LensModel
 
@@ -32,6 +32,7 @@ class SlotCache(Cache):
         self._device = lens.device
         self._layer_types = lens.layer_types
         self._sliding_window = lens.sliding_window
+        self._additive_dtype = lens.dtype if lens.takes_additive_mask else None
         self._keys: dict[int, Tensor] = {}
         self._values: dict[int, Tensor] = {}
         self._rows = slice(0, 0)
@@ -103,14 +104,21 @@ class SlotCache(Cache):
     def _inputs(self, position_ids: Int[Tensor, "rows pos"], last_seen: Int[Tensor, "rows pos one"]) -> dict[str, Any]:
         columns = self._columns[: self._length]
         full = (columns <= last_seen)[:, None]
-        masks: dict[str, Bool[Tensor, "rows one pos columns"]] = {"full_attention": full}
+        masks: dict[str, Bool[Tensor, "rows one pos columns"] | Float[Tensor, "rows one pos columns"]]
+        masks = {"full_attention": full}
         if self._sliding_window is not None:
             masks["sliding_attention"] = full & (columns > last_seen - self._sliding_window)[:, None]
+        if self._additive_dtype is not None:
+            least = torch.finfo(self._additive_dtype).min
+            masks = {
+                name: torch.zeros_like(mask, dtype=self._additive_dtype).masked_fill_(~mask, least)
+                for name, mask in masks.items()
+            }
         mask: Any
         if len(self._layer_types) > 1:
             mask = masks
         elif self._layer_types:
             mask = masks[self._layer_types[0]]
         else:
-            mask = masks.get("sliding_attention", full)
+            mask = masks.get("sliding_attention", masks["full_attention"])
         return {"attention_mask": mask, "position_ids": position_ids, "past_key_values": self, "use_cache": True}

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformer_lens.model_bridge.generalized_components import OpaqueBlockBridge
 from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module
 from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils import logging as transformers_logging
 
 from steerserve.core.errors import ModelSourceError
@@ -61,6 +62,7 @@ class LensModel:
         self.vocab_size: int = text_config.vocab_size
         self.max_context: int = getattr(text_config, "max_position_embeddings", None) or 1 << 20
         self.layer_types: tuple[str, ...] = tuple(dict.fromkeys(getattr(text_config, "layer_types", None) or ()))
+        self.takes_additive_mask: bool = config._attn_implementation == "eager"  # noqa: SLF001 no public reader
         self.sliding_window: int | None = getattr(text_config, "sliding_window", None)
         first = next(hf_model.parameters())
         self.device: torch.device = first.device
@@ -143,28 +145,42 @@ def load_lens(files: ModelFiles, *, device: str = "auto", dtype: torch.dtype | s
     kind = _dtype(dtype, target)
     transformers_logging.disable_progress_bar()
     config = _load_config(files)
+    _check_kind(files, config)
     _check_layers(config)
     _check_memory(files.path, config, target, kind)
-    try:
-        hf_model = AutoModelForCausalLM.from_pretrained(
-            files.path,
-            dtype=kind,
-            attn_implementation="sdpa",
-            use_safetensors=True,
-            local_files_only=True,
-            trust_remote_code=files.trust_remote_code,
-        )
-    except Exception as error:
-        # transformers raises what its parts raise: OSError, KeyError, SafetensorError, RuntimeError on shapes.
-        message = f"The model in {files.path} cannot be loaded: {_first_line(error)}"
-        raise ModelSourceError(message) from error
+    hf_model = _load_weights(files, kind)
+    attention = hf_model.config._attn_implementation  # noqa: SLF001 transformers has no public reader
     hf_model = hf_model.eval().requires_grad_(requires_grad=False).to(target)
     if can_pack(target, kind):
         pack_linears(hf_model)
     bridge = _build_bridge(files, hf_model)
+    # Some adapters switch to eager attention for hook points inside the blocks, which ours do not have.
+    hf_model.set_attn_implementation(attention)
     tokenizer = Tokenizer.load(files.path, _eos_ids(hf_model), trust_remote_code=files.trust_remote_code)
     bridge.tokenizer = tokenizer.hf
     return LensModel(files.id, hf_model, bridge, tokenizer)
+
+
+def _load_weights(files: ModelFiles, dtype: torch.dtype) -> Any:  # noqa: ANN401
+    """Load with fused attention, or with the plain one where the architecture has no other."""
+    for attention in ("sdpa", "eager"):
+        try:
+            return AutoModelForCausalLM.from_pretrained(
+                files.path,
+                dtype=dtype,
+                attn_implementation=attention,
+                use_safetensors=True,
+                local_files_only=True,
+                trust_remote_code=files.trust_remote_code,
+            )
+        except Exception as error:
+            # transformers raises what its parts raise: OSError, KeyError, SafetensorError, RuntimeError on shapes.
+            if attention == "sdpa" and "scaled_dot_product_attention" in str(error):
+                continue
+            message = f"The model in {files.path} cannot be loaded: {_first_line(error)}"
+            raise ModelSourceError(message) from error
+    message = f"The model in {files.path} cannot be loaded with any attention."
+    raise ModelSourceError(message)
 
 
 def _build_bridge(files: ModelFiles, hf_model: Any) -> TransformerBridge:  # noqa: ANN401
@@ -193,6 +209,17 @@ def _load_config(files: ModelFiles) -> Any:  # noqa: ANN401 transformers' config
             "(models that bring their own code need model.trust_remote_code: true in the configuration)"
         )
         raise ModelSourceError(message) from error
+
+
+def _check_kind(files: ModelFiles, config: Any) -> None:  # noqa: ANN401
+    """Refuse what transformers would load as a language model although it was trained as something else."""
+    named = set(getattr(config, "architectures", None) or ())
+    usual = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type, ())
+    generating = {usual} if isinstance(usual, str) else set(usual)
+    own_code = files.trust_remote_code and hasattr(config, "auto_map")
+    if named and not named & generating and not own_code:
+        message = f"{files.id} is a {', '.join(sorted(named))}, which is no causal language model; it cannot generate."
+        raise ModelSourceError(message)
 
 
 def _check_layers(config: Any) -> None:  # noqa: ANN401

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 REPLACEMENT = "\ufffd"
 """What a decoder writes for bytes that are no whole character."""
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
 _MAX_HELD_TOKENS = 8
 """A character has at most four bytes, so more tokens without a whole one are not going to become one."""
 
@@ -42,6 +43,9 @@ class Tokenizer:
         """
         from transformers import AutoTokenizer  # noqa: PLC0415 slow import
 
+        if not any((path / name).is_file() for name in _TOKENIZER_FILES):
+            message = f"The folder {path} has no tokenizer (none of {', '.join(_TOKENIZER_FILES)})."
+            raise ModelSourceError(message)
         try:
             hf = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=trust_remote_code)
         except (OSError, ValueError, KeyError, TypeError) as error:

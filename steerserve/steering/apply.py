@@ -70,7 +70,9 @@ def apply_pointwise(
     `in_window` says which edits mean the row's token, `may_edit` where that token is not a special one left alone.
     Source: api.md section 2.2; tests hold it to SAELens' own splice.
     """
-    pre = (edits.encoder * x[:, None, :]).sum(-1)
+    # Many tokens of one request are one product; rows of different requests are kept apart for the sake of their bits.
+    is_shared = edits.encoder.shape[0] == 1 < x.shape[0]
+    pre = x @ edits.encoder[0].T if is_shared else (edits.encoder * x[:, None, :]).sum(-1)
     acts = torch.maximum(pre * edits.gain + edits.bias, edits.least)
     acts = acts * (pre + edits.gate_bias > edits.threshold)
     return _change(x, edits.coefficients, acts, in_window, may_edit, edits.direction, edits.direction_norm)
