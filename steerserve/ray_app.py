@@ -14,7 +14,6 @@ from ray import serve
 from steerserve.core.openmp import limit_spinning
 
 if TYPE_CHECKING:
-    from fastapi import FastAPI
     from ray.serve import Application
 
 
@@ -26,7 +25,7 @@ def application(args: dict[str, str]) -> Application:
     """
     config = args.get("config")
 
-    def build_app() -> FastAPI:
+    def build_app() -> object:
         limit_spinning(os.environ)
         from steerserve.core.layers import load_settings  # noqa: PLC0415 torch loads in the replica, after the line above
         from steerserve.runtime import build_runtime  # noqa: PLC0415
