@@ -13,6 +13,7 @@ from steerserve.dictionaries.registry import DictionaryRegistry
 from steerserve.dictionaries.sources import load_dictionary
 from steerserve.engine.engine import Engine
 from steerserve.engine.runner import Runner, default_chunk
+from steerserve.engine.selfcheck import check_cache
 from steerserve.model.download import progress_line
 from steerserve.model.lens import load_lens
 from steerserve.model.norms import measure_norms
@@ -138,5 +139,6 @@ def build_runtime(settings: Settings) -> Runtime:
     chunk = settings.engine.prefill_chunk
     chunk = default_chunk(lens.device) if chunk == "auto" else chunk
     runner = Runner(lens, settings.engine.slots, context, {name: median for name, (median, _) in norms.items()})
+    check_cache(runner)
     engine = Engine(runner, num_slots=settings.engine.slots, max_queue=settings.engine.queue, chunk=chunk)
     return Runtime(settings, lens, registry, engine)
