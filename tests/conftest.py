@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
     from steerserve.runtime import Runtime
     from tests.oracle import Oracle
+    from tests.tiny import Architecture
 
 SINK = "~"
 """The one byte whose embedding is so long that its token is a sink at every hook point of the Llama."""
@@ -38,10 +39,8 @@ def dictionary_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pa
     from tests.tiny import tiny_sae_folder
 
     root = tmp_path_factory.mktemp("dictionaries")
-    folders = {
-        name: tiny_sae_folder(root / name, name, seed=seed)
-        for seed, name in enumerate(("standard", "topk", "jumprelu", "gated"))
-    }
+    architectures: tuple[Architecture, ...] = ("standard", "topk", "jumprelu", "gated")
+    folders = {name: tiny_sae_folder(root / name, name, seed=seed) for seed, name in enumerate(architectures)}
     folders["late"] = tiny_sae_folder(root / "late", hook_name="blocks.1.hook_resid_post", seed=7)
     return folders
 
@@ -50,11 +49,13 @@ def _started(model: Path, dictionaries: dict[str, Path]) -> Iterator[Runtime]:
     from steerserve.core.config import Settings
     from steerserve.runtime import build_runtime
 
-    settings = Settings.model_validate({
-        "model": {"source": str(model), "device": "cpu"},
-        "dictionaries": [{"id": name, "source": f"path:{path}"} for name, path in dictionaries.items()],
-        "engine": {"slots": 4, "context": 128, "prefill_chunk": 16, "queue": 64, "threads": 1},
-    })
+    settings = Settings.model_validate(
+        {
+            "model": {"source": str(model), "device": "cpu"},
+            "dictionaries": [{"id": name, "source": f"path:{path}"} for name, path in dictionaries.items()],
+            "engine": {"slots": 4, "context": 128, "prefill_chunk": 16, "queue": 64, "threads": 1},
+        }
+    )
     with build_runtime(settings) as runtime:
         yield runtime
 

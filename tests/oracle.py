@@ -65,11 +65,11 @@ class Oracle:
         return out
 
     def _change(self, x: Tensor, edit: dict[str, Any]) -> Tensor:
-        mode, s = edit.get("mode", "add"), edit.get("scale", 0.0)
+        mode, s = edit.get("mode", "add"), float(edit.get("scale", 0.0))
         vector = torch.tensor(edit["vector"]["values"]) if "vector" in edit else None
-        sae = None if vector is not None else self.saes[edit.get("dictionary", next(iter(self.saes)))]
+        sae: Any = None if vector is not None else self.saes[edit.get("dictionary", next(iter(self.saes)))]
         if mode == "remove":
-            direction = vector if vector is not None else sae.W_dec[edit["feature"]]
+            direction: Tensor = vector if vector is not None else sae.W_dec[edit["feature"]]
             unit = direction / direction.norm()
             return -(x @ unit)[:, None] * unit
         if vector is not None:

@@ -16,7 +16,8 @@ from steerserve.model.norms import measure_norms
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from steerserve.engine.request import TokenEvent
+    from steerserve.engine.request import TokenEvent, TokenLogprob
+    from steerserve.engine.sequence import Sequence as EngineSequence
     from steerserve.runtime import Runtime
 
 
@@ -33,6 +34,7 @@ class Answer:
     stop_reason: str | int | None
     receipt: dict[str, Any] | None
     num_generated: int
+    prompt_logprobs: tuple[TokenLogprob | None, ...] | None
 
     def all_logprobs(self) -> torch.Tensor:
         """Return `[steps, vocab]`; needs a request with `num_logprobs` of the whole vocabulary."""
@@ -56,6 +58,7 @@ def read(events: Sequence[TokenEvent]) -> Answer:
         stop_reason=last.stop_reason,
         receipt=last.receipt.as_json() if last.receipt is not None else None,
         num_generated=last.num_generated_tokens,
+        prompt_logprobs=events[0].prompt_logprobs,
     )
 
 
@@ -99,3 +102,45 @@ def fresh_engine(
         yield engine
     finally:
         engine.stop()
+
+
+class Stepper:
+    """An engine stepped by hand, so that a test decides what arrives, and what is aborted, before which step."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.sequences: list[EngineSequence] = []
+        self.events: list[list[TokenEvent | Exception]] = []
+
+    def submit(self, *requests: GenerationRequest) -> list[int]:
+        """Queue requests; return what to call them."""
+        sinks: list[list[TokenEvent | Exception]] = [[] for _ in requests]
+        self.sequences += self.engine._enqueue(requests, [sink.append for sink in sinks])
+        self.events += sinks
+        return list(range(len(self.events) - len(requests), len(self.events)))
+
+    def abort(self, number: int) -> None:
+        """Abort a request."""
+        self.engine.abort(self.sequences[number])
+
+    @torch.inference_mode()
+    def step(self) -> bool:
+        """Do what the engine's thread does for one step; False where there is nothing to do."""
+        engine = self.engine
+        if not (engine._inbox or engine._has_aborts or engine._is_busy()):
+            return False
+        engine._wait_for_work()
+        engine._step()
+        return True
+
+    def finish(self) -> None:
+        """Step until nothing is left."""
+        while self.step():
+            pass
+
+    def answer(self, number: int) -> Answer:
+        """Read a finished request's events."""
+        events = [event for event in self.events[number] if not isinstance(event, Exception)]
+        assert len(events) == len(self.events[number]), self.events[number][-1]
+        assert events[-1].finish_reason is not None
+        return read(events)
