@@ -41,7 +41,6 @@ def install_error_handlers(app: FastAPI) -> None:
     app.add_exception_handler(errors.SteerserveError, _answer_own_error)
     app.add_exception_handler(HTTPException, _answer_http_error)
     app.add_exception_handler(RequestValidationError, _answer_validation_error)
-    app.add_exception_handler(RecursionError, _answer_recursion)
 
 
 def error_body(error: errors.SteerserveError) -> ErrorBody:
@@ -87,10 +86,6 @@ async def _answer_validation_error(_request: Request, error: Exception) -> Respo
     details = error.errors() if isinstance(error, RequestValidationError) else []
     bare = [{**detail, "loc": detail["loc"][1:]} for detail in details]
     return error_response(as_request_error(bare, {part: None for detail in bare for part in detail["loc"]}))
-
-
-async def _answer_recursion(_request: Request, _error: Exception) -> Response:
-    return error_response(errors.InvalidRequestError("The request is nested too deeply."))
 
 
 async def _answer_http_error(request: Request, error: Exception) -> Response:

@@ -67,6 +67,7 @@ class Generation:
         except TimeoutError:
             return
         if isinstance(error := self._ready[0][1], Exception):
+            self._mark_failed()
             raise error
 
     async def deltas(self) -> AsyncIterator[list[tuple[int, TokenEvent]]]:
@@ -91,7 +92,7 @@ class Generation:
             if merged:
                 yield sorted(merged.items(), key=lambda pair: pair[0])
             if failure is not None:
-                self._finish_reasons = [reason or "error" for reason in self._finish_reasons]
+                self._mark_failed()
                 raise failure
 
     async def results(self) -> list[TokenEvent]:
@@ -150,6 +151,9 @@ class Generation:
     def _put(self, index: int, event: TokenEvent | Exception) -> None:
         self._ready.append((index, event))
         self._arrived.set()
+
+    def _mark_failed(self) -> None:
+        self._finish_reasons = [reason or "error" for reason in self._finish_reasons]
 
     def _measure(self, index: int, event: TokenEvent) -> None:
         now = time.perf_counter()

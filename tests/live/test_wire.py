@@ -28,9 +28,11 @@ def chat(**fields: object) -> str:
 
 
 @contextmanager
-def posted(live: LiveServer, body: str | bytes, path: str = CHAT) -> Iterator[http.client.HTTPResponse]:
+def posted(
+    live: LiveServer, body: str | bytes, path: str = CHAT, *, request_id: str = "some"
+) -> Iterator[http.client.HTTPResponse]:
     with closing(http.client.HTTPConnection("127.0.0.1", live.port, timeout=60)) as connection:
-        connection.request("POST", path, body, HEADERS)
+        connection.request("POST", path, body, HEADERS | {"x-request-id": request_id})
         yield connection.getresponse()
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import pytest
+from fastapi import FastAPI, Query
 
-from tests.server.asking import CHAT, COMPLETIONS, chat, completion
+from tests.server.asking import CHAT, COMPLETIONS, chat, client_of, completion
 
 if TYPE_CHECKING:
     import httpx
@@ -213,8 +214,10 @@ async def test_the_context_error_has_the_words_that_clients_look_for(client: htt
         ({"n": "5"}, "Invalid type for 'n': expected an integer, but got a string instead."),
         (
             {"messages": messages(5)},
-            ("Invalid type for 'messages[0].content': expected a string or an array of content parts, but got an "
-            "integer instead."),
+            (
+                "Invalid type for 'messages[0].content': expected a string or an array of content parts, but got an "
+                "integer instead."
+            ),
         ),
         ({"model": "gpt"}, "The model 'gpt' does not exist. This server serves 'tiny'."),
     ],
@@ -256,6 +259,20 @@ async def test_an_unknown_dictionary_is_404_with_the_nearest_name(client: httpx.
     error = check(await client.get("/v1/dictionaries/ress0"), 404)
     assert "Did you mean 'res0'?" in error["message"]
     assert error["code"] == "dictionary_not_found"
+
+
+async def test_a_wrong_query_parameter_is_refused_like_a_wrong_body(app: FastAPI) -> None:
+    @app.get("/probe")
+    async def probe(limit: Annotated[int, Query(ge=1)]) -> int:
+        return limit
+
+    async with client_of(app) as client:
+        assert (await client.get("/probe?limit=5")).json() == 5
+        missing = check(await client.get("/probe"), 400)
+        assert (missing["param"], missing["code"]) == ("limit", "missing_required_parameter")
+        assert check(await client.get("/probe?limit=0"), 400)["code"] == "invalid_value"
+        wrong = check(await client.get("/probe?limit=many"), 400)
+        assert (wrong["param"], wrong["code"]) == ("limit", "invalid_type")
 
 
 def check(response: httpx.Response, status: int) -> dict[str, Any]:

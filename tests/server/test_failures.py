@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Literal, NoReturn
 
 import pytest
@@ -45,14 +46,17 @@ async def test_a_full_queue_says_when_to_try_again(build: Callable[..., Runtime]
 
 @pytest.mark.parametrize("stream", [False, True])
 async def test_a_forward_pass_that_fails_at_once_is_a_500_without_details(
-    runtime: Runtime, monkeypatch: pytest.MonkeyPatch, stream: bool
+    runtime: Runtime, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, stream: bool
 ) -> None:
+    caplog.set_level(logging.INFO)
     monkeypatch.setattr(runtime.engine.runner, "prefill", fail)
     response = await client_of(create_app(runtime)).post(COMPLETIONS, json=completion(prompt="new", stream=stream))
     assert response.status_code == 500
     error = response.json()["error"]
     assert (error["type"], error["param"], error["code"]) == ("server_error", None, None)
     assert SECRET not in response.text
+    (line,) = [record.getMessage() for record in caplog.records if record.name == "steerserve.server.summary"]
+    assert "finish=error" in line
 
 
 async def test_a_forward_pass_that_fails_later_ends_the_stream_with_an_error(

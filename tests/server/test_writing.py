@@ -1,0 +1,43 @@
+"""How single pieces are written: events, offsets of tokens, merged events."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from steerserve.engine.request import TokenLogprob
+from steerserve.server.logprobs import CompletionLogprobWriter, chat_logprobs
+from steerserve.server.schemas.chat import Delta
+from steerserve.server.sse import event_bytes
+from tests.tiny import IM_START_ID
+
+if TYPE_CHECKING:
+    from steerserve.runtime import Runtime
+
+
+def test_an_event_is_one_line_whatever_the_text_holds() -> None:
+    text = "a\nb\r\nc\u2028d\u2029e\x85f\x0bg\x1ch"
+    event = event_bytes(Delta(content=text)).decode()
+    assert event.endswith("\n\n")
+    assert len(event.removesuffix("\n\n").splitlines()) == 1
+    assert Delta.model_validate_json(event.removeprefix("data: ")).content == text
+
+
+def test_a_number_that_is_not_finite_never_reaches_the_json(runtime: Runtime) -> None:
+    entry = TokenLogprob(65, float("-inf"), top=((65, float("nan")),))
+    written = event_bytes(chat_logprobs([entry], runtime.tokenizer))
+    assert b"NaN" not in written
+    assert b"Infinity" not in written
+
+
+def test_a_token_that_the_tokenizer_put_before_the_text_has_no_place_in_it(runtime: Runtime) -> None:
+    writer = CompletionLogprobWriter(runtime.tokenizer)
+    logprobs = [None, TokenLogprob(104, -1.0), TokenLogprob(105, -2.0)]
+    written = writer.prompt([IM_START_ID, 104, 105], logprobs, "hi")
+    assert written.text_offset == [0, 0, 1]
+    assert written.tokens == ["<|im_start|>", "h", "i"]
+
+
+def test_a_special_token_and_its_spelling_share_a_name_without_losing_the_likelier(runtime: Runtime) -> None:
+    writer = CompletionLogprobWriter(runtime.tokenizer)
+    entry = TokenLogprob(105, -2.0, top=((104, -1.0), (105, -2.0)))
+    assert writer.prompt([105], [entry], "i").top_logprobs == [{"h": -1.0, "i": -2.0}]
