@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
 
 SINK = "~"
 """The one byte whose embedding is so long that its token is a sink at every hook point of the Llama."""
+
+VARIANTS = {"normalised": {"normalize_activations": "layer_norm"}, "raw": {"apply_b_dec_to_input": False}}
+"""Dictionaries that treat their input otherwise than the standard one."""
 
 
 @pytest.fixture(scope="session")
@@ -40,7 +44,13 @@ def dictionary_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pa
 
     root = tmp_path_factory.mktemp("dictionaries")
     architectures: tuple[Architecture, ...] = ("standard", "topk", "jumprelu", "gated")
-    folders = {name: tiny_sae_folder(root / name, name, seed=seed) for seed, name in enumerate(architectures)}
+    folders: dict[str, Path] = {}
+    for seed, name in enumerate(architectures):
+        folders[name] = tiny_sae_folder(root / name, name, seed=seed)
+    for name, changed in VARIANTS.items():
+        folders[name] = tiny_sae_folder(root / name, seed=8)
+        config = json.loads((folders[name] / "cfg.json").read_text(encoding="utf-8"))
+        (folders[name] / "cfg.json").write_text(json.dumps(config | changed), encoding="utf-8")
     folders["late"] = tiny_sae_folder(root / "late", hook_name="blocks.1.hook_resid_post", seed=7)
     return folders
 

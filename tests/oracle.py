@@ -71,7 +71,8 @@ class Oracle:
         if mode == "remove":
             direction: Tensor = vector if vector is not None else sae.W_dec[edit["feature"]]
             unit = direction / direction.norm()
-            return -(x @ unit)[:, None] * unit
+            away: Tensor = -(x @ unit)[:, None] * unit
+            return away
         if vector is not None:
             return s * vector.expand_as(x)
         acts = sae.encode(x)
