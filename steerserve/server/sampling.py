@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 Number = TypeVar("Number", int, float)
 
 _MAX_ID_DIGITS = 10
+_LEAST_TEMPERATURE = 1e-5
+"""Below this, logits divided by it leave float32's range; the likeliest token is what the limit gives. As in vLLM."""
 
 
 def sampling_params(
@@ -39,9 +41,10 @@ def sampling_params(
         raise InvalidRequestError(message, param="min_tokens")
     for place, token_id in enumerate(body.stop_token_ids):
         _check_token_id(token_id, vocab_size, f"stop_token_ids[{place}]")
+    temperature = _first(body.temperature, defaults.temperature, 1.0)
     return SamplingParams(
         max_tokens=max_tokens,
-        temperature=_first(body.temperature, defaults.temperature, 1.0),
+        temperature=temperature if temperature >= _LEAST_TEMPERATURE else 0.0,
         top_p=_first(body.top_p, defaults.top_p, 1.0),
         top_k=max(_first(body.top_k, defaults.top_k, 0), 0),
         min_p=_first(body.min_p, defaults.min_p, 0.0),

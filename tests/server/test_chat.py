@@ -170,6 +170,10 @@ async def test_zero_strength_is_the_unsteered_answer(client: httpx.AsyncClient) 
     assert plain["choices"] == still["choices"]
 
 
+async def test_a_temperature_next_to_zero_is_greedy(client: httpx.AsyncClient) -> None:
+    assert (await ask(client, temperature=1e-300))["choices"] == (await ask(client))["choices"]
+
+
 async def test_the_older_token_limit_gives_way_to_the_newer(client: httpx.AsyncClient) -> None:
     assert (await ask(client, max_tokens=9, max_completion_tokens=2))["usage"]["completion_tokens"] == 2
 

@@ -60,7 +60,10 @@ class GenerationFields(RequestModel):
         },
     )
     temperature: float | None = Field(
-        default=None, ge=0, le=2, description="0 is greedy. Default: the server's configuration, then 1."
+        default=None,
+        ge=0,
+        le=2,
+        description="0 (or under 1e-5) is greedy. Default: the server's configuration, then 1.",
     )
     top_p: float | None = Field(
         default=None, ge=0, le=1, description="Likeliest tokens with this share of the probability. Default 1."

@@ -1,0 +1,42 @@
+"""docs/http.md names everything that there is."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from steerserve.server.schemas.sampling import GenerationFields
+from steerserve.server.schemas.unsupported import CHAT, COMPLETIONS
+from tests.server.asking import client_of
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+PAGE = (Path(__file__).parents[2] / "docs" / "http.md").read_text()
+NAMES = set(re.findall(r"[A-Za-z0-9_]+", " ".join(re.findall(r"`([^`]+)`", PAGE))))
+OPENAIS_OWN = {
+    *("model", "steering", "temperature", "top_p", "presence_penalty", "frequency_penalty", "logit_bias"),
+    *("seed", "n", "stop", "stream", "stream_options", "user"),
+}
+
+
+def test_every_refused_field_is_documented() -> None:
+    assert {*CHAT, *COMPLETIONS} <= NAMES
+
+
+def test_every_field_beyond_openais_is_documented() -> None:
+    assert set(GenerationFields.model_fields) - OPENAIS_OWN <= NAMES
+
+
+def test_every_route_is_documented(app: FastAPI) -> None:
+    for path, operations in app.openapi()["paths"].items():
+        for method in operations:
+            assert f"`{method.upper()} {path}`" in PAGE or f"{method.upper()} {path}" in PAGE
+
+
+async def test_every_metric_is_documented(app: FastAPI) -> None:
+    text = (await client_of(app).get("/metrics")).text
+    metrics = set(re.findall(r"^# TYPE steerserve_(\w+) (?:gauge|counter|histogram)$", text, re.MULTILINE))
+    documented = {name.removesuffix("_total") for name in NAMES}
+    assert {name.removesuffix("_total") for name in metrics if not name.endswith("_created")} <= documented
