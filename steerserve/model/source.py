@@ -13,7 +13,8 @@ from pathlib import Path
 
 from steerserve.core.config import default_cache_dir
 from steerserve.core.errors import ModelSourceError
-from steerserve.model.download import BUILTIN_MODELS, fetch_builtin, progress_line
+from steerserve.core.progress import progress_line
+from steerserve.model.download import BUILTIN_MODELS, fetch_builtin
 from steerserve.model.gguf import convert_gguf
 
 HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt"]
