@@ -7,8 +7,9 @@ import shutil
 import tempfile
 from pathlib import Path
 
+from rich.console import Console
+
 from steerserve.core.errors import ModelSourceError
-from steerserve.core.progress import progress_line
 from steerserve.model.download import sha256_of
 
 
@@ -30,8 +31,8 @@ def convert_gguf(gguf: Path, folder: Path, *, name: str | None = None) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(dir=folder, prefix=".converting-"))
     try:
-        with progress_line(f"Converting {gguf.name} to safetensors, once"):
-            _convert(gguf, scratch)
+        Console(stderr=True).print(f"Converting {gguf.name} to safetensors, once", soft_wrap=True)
+        _convert(gguf, scratch)
         try:
             scratch.rename(target)
         except OSError:
@@ -47,7 +48,7 @@ def _convert(gguf: Path, out: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: PLC0415
     from transformers.utils import logging as transformers_logging  # noqa: PLC0415
 
-    transformers_logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()  # the conversion has one of its own
     where = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name, "local_files_only": True}
     try:
         loaded = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
