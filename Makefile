@@ -1,0 +1,55 @@
+# Every target sets up what it needs; `make` alone lists them.
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+VENV := .venv
+BIN := $(VENV)/bin
+MODEL := smollm2-135m-instruct
+# The first Python that fits; override with `make PYTHON=/path/to/python ...`.
+PYTHON ?= $(shell for name in python3.11 python3.12 python3.13 python3 python; do \
+	"$$name" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' 2>/dev/null \
+	&& command -v "$$name" && break; done)
+
+.PHONY: help serve test check format bench clean
+
+help: ## List the targets
+	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 20
+
+serve: $(VENV)/.installed ## Set up and serve the default model; flags in ARGS="--port 8123"
+	@exec $(BIN)/steerserve serve $(ARGS)
+
+test: $(VENV)/.installed-dev ## Set up and run all tests; pytest's flags in ARGS
+	@$(BIN)/steerserve models fetch $(MODEL)
+	GOMP_SPINCOUNT=$${GOMP_SPINCOUNT:-1000} $(BIN)/pytest $(ARGS)
+
+check: $(VENV)/.installed-dev ## Format, lint, types and layers
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(VENV)/.installed-dev ## Format and fix what can be fixed
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(VENV)/.installed ## Measure a running server; flags in ARGS
+	@exec $(BIN)/steerserve bench $(ARGS)
+
+clean: ## Remove the virtual environment and all caches
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .coverage
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV)/bin/python:
+	@test -n "$(PYTHON)" || { echo "steerserve needs Python 3.11, 3.12 or 3.13 on the PATH (or make PYTHON=...)." >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+# The pins keep pip from taking a newer torch with its own CUDA libraries.
+$(VENV)/.installed: $(VENV)/bin/python pyproject.toml constraints.txt
+	@echo "Installing steerserve into $(VENV) (once, some minutes)"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
