@@ -110,6 +110,10 @@ class Generation:
             whole[index] = _merge(*events)
         return [whole[index] for index in range(self.num_choices)]
 
+    def fail(self, error: Exception) -> None:
+        """Let whoever reads this get `error` next."""
+        self._put(0, error)
+
     def close(self) -> None:
         """Abort what still runs and write down what was measured. Calling it again does nothing."""
         if self._is_closed:

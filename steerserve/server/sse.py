@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING
 
+import anyio
 from sse_starlette import EventSourceResponse, ServerSentEvent
+
+from steerserve.core.errors import UnavailableError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -17,6 +21,8 @@ if TYPE_CHECKING:
 DONE = b"data: [DONE]\n\n"
 _SEND_TIMEOUT_S = 60.0
 """A client that reads nothing for so long is taken to be gone."""
+_FAREWELL_S = 1.0
+"""Kept of the time for draining, to tell clients that it is over; that the server stops is noticed up to 0.5 s late."""
 
 
 def event_bytes(body: BaseModel) -> bytes:
@@ -44,11 +50,26 @@ class EventStream(EventSourceResponse):
             ping=keep_alive_s,
             ping_message_factory=lambda: ServerSentEvent(comment="ping", sep="\n"),
             send_timeout=_SEND_TIMEOUT_S,
+            shutdown_event=(stopping := anyio.Event()),
             shutdown_grace_period=drain_s,
         )
         self._generation = generation
+        self._stopping = stopping
+        self._drain_s = drain_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the whole stream; also where it never began, since then no code of the iterator runs."""
-        with self._generation:
-            await super().__call__(scope, receive, send)
+        farewell = asyncio.create_task(self._say_farewell())
+        try:
+            with self._generation:
+                await super().__call__(scope, receive, send)
+        finally:
+            farewell.cancel()
+
+    async def _say_farewell(self) -> None:
+        """End the stream with an error shortly before the server would cut it."""
+        await self._stopping.wait()
+        await asyncio.sleep(max(self._drain_s - _FAREWELL_S, 0.0))
+        self._generation.fail(
+            UnavailableError("The server stopped before this answer was done. Send the request again.")
+        )

@@ -52,7 +52,10 @@ def serving(runtime: Runtime) -> Iterator[LiveServer]:
 @pytest.fixture(scope="session")
 def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
     """Serve the tiny model with two slots and a key."""
-    engine, server = {"slots": 2, "threads": 1}, {"api_keys": [KEY], "keep_alive_s": 1, "max_body_bytes": 65536}
+    engine, server = (
+        {"slots": 2, "threads": 1},
+        {"api_keys": [KEY], "keep_alive_s": 1, "drain_s": 1, "max_body_bytes": 65536},
+    )
     folder = tmp_path_factory.mktemp("live")
     with serving(build_runtime(tiny_settings(folder, context=LONG_CONTEXT, engine=engine, server=server))) as started:
         yield started

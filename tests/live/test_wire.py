@@ -10,6 +10,7 @@ from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from sse_starlette.sse import AppStatus
 
 from tests.live.conftest import KEY
 
@@ -62,6 +63,17 @@ def test_silence_is_filled_with_bare_comments(live: LiveServer) -> None:
         second.read(1)
         with posted(live, chat(stream=True)) as waiting:
             assert waiting.read(8) == b": ping\n\n"
+
+
+def test_a_stream_that_outlasts_a_stopping_server_ends_with_an_error(
+    live: LiveServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with posted(live, chat(stream=True, max_tokens=None, ignore_eos=True)) as response:
+        response.read(1)
+        monkeypatch.setattr(AppStatus, "should_exit", True)  # as uvicorn does on SIGTERM
+        *_, error, done, rest = response.read().split(b"\n\n")
+    assert (done, rest) == (b"data: [DONE]", b"")
+    assert json.loads(error.removeprefix(b"data: "))["error"]["code"] == "service_unavailable"
 
 
 @pytest.mark.parametrize("value", ["NaN", "Infinity", "1e999", '"\\ud800"', "[" * 3000, "9" * 5000, '{"a":1,"a":2}'])
