@@ -47,10 +47,10 @@ def dictionary_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pa
     folders: dict[str, Path] = {}
     for seed, name in enumerate(architectures):
         folders[name] = tiny_sae_folder(root / name, name, seed=seed)
-    for name, changed in VARIANTS.items():
-        folders[name] = tiny_sae_folder(root / name, seed=8)
-        config = json.loads((folders[name] / "cfg.json").read_text(encoding="utf-8"))
-        (folders[name] / "cfg.json").write_text(json.dumps(config | changed), encoding="utf-8")
+    for variant, changed in VARIANTS.items():
+        folder = folders[variant] = tiny_sae_folder(root / variant, seed=8)
+        config = json.loads((folder / "cfg.json").read_text(encoding="utf-8"))
+        (folder / "cfg.json").write_text(json.dumps(config | changed), encoding="utf-8")
     folders["late"] = tiny_sae_folder(root / "late", hook_name="blocks.1.hook_resid_post", seed=7)
     return folders
 
