@@ -47,7 +47,8 @@ class Runtime:
         self.model_id = lens.id
         self.created = int(time.time())
         self.context_length = engine.runner.cache.context
-        self.state: Literal["loading", "ready", "stopping"] = "loading"
+        self._is_started = False
+        self._is_stopping = False
         self._resolver = SteeringResolver(lens.hook_names, lens.d_model, settings.engine.max_edits)
 
     def __enter__(self) -> Self:
@@ -59,14 +60,21 @@ class Runtime:
         """Stop the engine."""
         self.stop()
 
+    @property
+    def state(self) -> Literal["loading", "ready", "stopping"]:
+        """Whether it generates; a thread that has died counts as stopping."""
+        if not self._is_started:
+            return "loading"
+        return "ready" if self.engine.is_alive and not self._is_stopping else "stopping"
+
     def start(self) -> None:
         """Start generating."""
         self.engine.start()
-        self.state = "ready"
+        self._is_started = True
 
     def stop(self) -> None:
         """Stop generating; requests that are left get an error."""
-        self.state = "stopping"
+        self._is_stopping = True
         self.engine.stop()
 
     def check_model(self, name: str) -> None:

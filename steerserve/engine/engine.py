@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Self
 
 import torch
 
-from steerserve.core.errors import EngineError, QueueFullError, UnavailableError
+from steerserve.core.errors import EngineError, InvalidRequestError, QueueFullError, UnavailableError
 from steerserve.engine.request import GenerationRequest, TokenEvent
 from steerserve.engine.scheduler import Scheduler
 from steerserve.engine.sequence import Phase, Sequence
@@ -67,6 +67,11 @@ class Engine:
             self._is_started = True
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the thread runs."""
+        return self._thread is not None and self._thread.is_alive()
 
     def stop(self) -> None:
         """End the thread after the step under way; requests that are left get an error. Any number of times."""
@@ -156,13 +161,20 @@ class Engine:
 
     @torch.inference_mode()
     def _run(self) -> None:
+        try:
+            self._step_until_stopped()
+        finally:  # whatever ended the loop, nobody may wait for it
+            with self._lock:
+                self._is_stopping = True
+            self._fail_all("The server stopped before this request was done.")
+
+    def _step_until_stopped(self) -> None:
         while self._wait_for_work():
             try:
                 self._step()
             except Exception:  # noqa: BLE001 one step's failure must not end the thread
                 _log.exception("the engine's step failed; its requests are lost, the engine goes on")
                 self._fail_all("The server failed while computing this request.")
-        self._fail_all("The server stopped before this request was done.")
 
     def _wait_for_work(self) -> bool:
         """Take what arrived; wait while there is nothing to do. False once the engine stops."""
@@ -248,8 +260,7 @@ class Engine:
         if record is not None:
             record.num_used = sequence.position + 1
         if choice.token_id is None:
-            message = "The steered model's output is not finite; take a smaller scale or strength."
-            sequence.fail(EngineError(message))
+            sequence.fail(_not_finite(sequence))
             return
         self._counts["generated_tokens"] += 1
         sequence.append(choice.token_id, choice.logprob)
@@ -290,3 +301,10 @@ class Engine:
             self._num_pending = 0
         for sequence in lost:
             sequence.fail(EngineError(message))
+
+
+def _not_finite(sequence: Sequence) -> Exception:
+    if sequence.edits is None:
+        return EngineError("The model's output is not finite.")
+    message = "With this steering the model's output is not finite. Take smaller scales or a smaller strength."
+    return InvalidRequestError(message, param="steering")

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 _FIRST_CANDIDATES = 1024
 """Nucleus sampling looks at this many likeliest tokens first, and sorts the rest only where they do not suffice."""
+_MIN_TEMPERATURE = 1e-6
 LOGPROB_FLOOR = -9999.0
 
 
@@ -93,8 +94,8 @@ def _choose_row(logits: Float[Tensor, " vocab"], sequence: Sequence) -> int:
     adjusted = _adjust(logits.float(), sequence)
     if sampling.temperature == 0:
         return int(adjusted.argmax())
-    scaled = adjusted / sampling.temperature
-    scaled -= scaled.max()  # a tiny temperature must not overflow
+    # The largest becomes 0 first, so that a tiny temperature overflows to minus infinity at most.
+    scaled = (adjusted - adjusted.max()) / max(sampling.temperature, _MIN_TEMPERATURE)
     noise = gumbel_noise(
         scaled.shape[0], sampling.seed, sequence.request.sample_index, len(sequence.generated), scaled.device
     )

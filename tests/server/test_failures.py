@@ -28,15 +28,20 @@ State = Literal["loading", "stopping"]
 @pytest.mark.parametrize("state", ["loading", "stopping"])
 async def test_a_server_that_is_not_ready_says_when_to_try_again(build: Callable[..., Runtime], state: State) -> None:
     runtime = build()
-    runtime.state = state
+    if state == "stopping":
+        runtime.start()
+        runtime.stop()
     response = await client_of(create_app(runtime)).post(CHAT, json=chat())
     assert_try_again(response)
     assert state in response.json()["error"]["message"]
 
 
-async def test_a_full_queue_says_when_to_try_again(build: Callable[..., Runtime]) -> None:
+async def test_a_full_queue_says_when_to_try_again(
+    build: Callable[..., Runtime], monkeypatch: pytest.MonkeyPatch
+) -> None:
     runtime = build(engine={"slots": 1, "queue": 1})
-    runtime.state = "ready"  # its engine is not started, so that what is submitted stays where it is
+    # Its engine is not started, so that what is submitted stays where it is.
+    monkeypatch.setattr(type(runtime), "state", "ready")
     app = create_app(runtime)
     waiting = [GenerationRequest(str(number), (1,), SamplingParams(max_tokens=1)) for number in range(2)]
     runtime.submit(waiting)
