@@ -40,7 +40,7 @@ def model_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.fixture(scope="session")
 def dictionary_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Return the folders of random dictionaries, the default one first; `late` reads the last hook point."""
-    from tests.tiny import tiny_sae_folder
+    from tests.tiny import planted_sae_folder, tiny_sae_folder
 
     root = tmp_path_factory.mktemp("dictionaries")
     architectures: tuple[Architecture, ...] = ("standard", "topk", "jumprelu", "gated")
@@ -51,6 +51,7 @@ def dictionary_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pa
         folder = folders[variant] = tiny_sae_folder(root / variant, seed=8)
         config = json.loads((folder / "cfg.json").read_text(encoding="utf-8"))
         (folder / "cfg.json").write_text(json.dumps(config | changed), encoding="utf-8")
+    folders["planted"] = planted_sae_folder(root / "planted")
     folders["late"] = tiny_sae_folder(root / "late", hook_name="blocks.1.hook_resid_post", seed=7)
     return folders
 
