@@ -3,7 +3,8 @@
     python bench/step_cost.py [--rows 16] [--length 200] [--rounds 20] [--json FILE]
 
 Each number is the least of all rounds; ratios are between numbers of the same run. Plain transformers gets the same
-weights in its own layers, the same rows and lengths, and its own dynamic cache.
+weights in its own layers, the same rows and lengths, and its own dynamic cache. Settings come from the environment,
+as for the server.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ import torch  # noqa: E402 it reads the environment when it is imported
 from transformers import AutoModelForCausalLM, DynamicCache  # noqa: E402
 
 from steerserve.bench.machine import load_average, this_machine  # noqa: E402
-from steerserve.core.config import Settings  # noqa: E402
+from steerserve.core.layers import load_settings  # noqa: E402
 from steerserve.engine.request import GenerationRequest, SamplingParams  # noqa: E402
 from steerserve.engine.sequence import Sequence  # noqa: E402
 from steerserve.model.source import fetch_model  # noqa: E402
@@ -46,7 +47,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    runtime = build_runtime(Settings())
+    runtime = build_runtime(load_settings(None, environ=os.environ, flags=[]))
     load_before = load_average()
     with torch.inference_mode():
         steps = {"transformers": plain_step(runtime, options.rows, options.length)}
