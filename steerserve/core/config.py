@@ -30,8 +30,16 @@ DEFAULT_DICTIONARY_SOURCE = f"bundled:{DEFAULT_MODEL}/res17"
 def default_cache_dir() -> Path:
     """Return the folder for fetched and converted files: `STEERSERVE_CACHE_DIR`, or the user's cache."""
     if configured := os.environ.get("STEERSERVE_CACHE_DIR"):
-        return Path(configured).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "steerserve"
+        return expand_home(Path(configured))
+    return expand_home(Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache")) / "steerserve"
+
+
+def expand_home(path: Path) -> Path:
+    """Replace a leading `~` by the home folder; that of a user who is unknown stays as it is, as in a shell."""
+    try:
+        return path.expanduser()
+    except RuntimeError:
+        return path
 
 
 def is_loopback(host: str) -> bool:
@@ -70,7 +78,7 @@ def _split_id(value: object) -> object:
 Whole = Annotated[int, BeforeValidator(_refuse_bool)]
 Real = Annotated[float, BeforeValidator(_refuse_bool), Field(allow_inf_nan=False)]
 Text = Annotated[str, Field(min_length=1)]
-HomePath = Annotated[Path, AfterValidator(Path.expanduser)]
+HomePath = Annotated[Path, AfterValidator(expand_home)]
 
 
 class _Section(BaseModel):
@@ -207,7 +215,9 @@ class Settings(_Section):
         default_factory=_default_dictionaries,
         description="Dictionaries loaded at start, each an id and a source, or ID=SOURCE; the first is the default.",
     )
-    presets_dir: HomePath = Field(Path("presets"), description="Folder of preset files.")
+    presets_dir: HomePath = Field(
+        Path("presets"), description="Folder of preset files, which this version does not read yet."
+    )
     dictionary_dirs: Annotated[tuple[HomePath, ...], BeforeValidator(_split_commas)] = Field(
         (Path("dictionaries"),), description="Folders that path: sources may lie in."
     )
@@ -232,7 +242,7 @@ class Settings(_Section):
     def allowed_dictionary_dirs(self) -> tuple[Path, ...]:
         """Folders that `path:` sources may lie in: those configured, and those of the configured dictionaries."""
         named = (d.source.removeprefix("path:") for d in self.dictionaries if d.source.startswith("path:"))
-        return (*self.dictionary_dirs, *(Path(folder).expanduser() for folder in named))
+        return (*self.dictionary_dirs, *(expand_home(Path(folder)) for folder in named))
 
 
 def setting_names(section: type[BaseModel] = Settings, prefix: str = "") -> list[str]:

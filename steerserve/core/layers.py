@@ -11,13 +11,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
 from pydantic import ValidationError
 
-from steerserve.core.config import Settings, setting_names
+from steerserve.core.config import Settings, expand_home, setting_names
 from steerserve.core.errors import ConfigError
 from steerserve.core.keys import KEY_FIELDS, KEY_VARIABLES, KEYS_ADVICE, read_keys
-from steerserve.core.yaml_document import YamlDocument, YamlPath, load_yaml
+from steerserve.core.yaml_document import YamlDocument, YamlPath, load_yaml, parse_yaml
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -26,8 +25,9 @@ if TYPE_CHECKING:
 
 PREFIX = "STEERSERVE_"
 CONFIG_VARIABLE = "STEERSERVE_CONFIG"
-# What Kubernetes puts into the environment of every pod beside a service that is called steerserve.
-_KUBERNETES = re.compile(r"STEERSERVE_(SERVICE_(HOST|PORT)(_\w+)?|PORT_\d+_\w+)")
+# What Kubernetes puts into the environment of every pod beside a service called steerserve or steerserve-something,
+# as `NAME=VALUE`.
+_KUBERNETES = re.compile(r"STEERSERVE_(\w+_)?(SERVICE_(HOST|PORT)(_\w+)?=.*|PORT_\d+_\w+=.*|(?<!__)PORT=\w+://.*)")
 # Where pydantic's own words speak of Python.
 _SENTENCES = {"model_type": "a mapping of names to values is needed", "tuple_type": "a list is needed"}
 
@@ -55,9 +55,9 @@ def load_settings(config: Path | None = None, *, environ: Mapping[str, str], fla
     """
     layers = _Layers()
     if config is None and environ.get(CONFIG_VARIABLE):
-        config = Path(environ[CONFIG_VARIABLE]).expanduser()
+        config = Path(environ[CONFIG_VARIABLE])
     if config is not None:
-        layers.add_file(load_yaml(config))
+        layers.add_file(load_yaml(expand_home(config)))
     layers.add_environment(environ)
     for flag in flags:
         layers.put(flag.path, flag.value, flag.name)
@@ -90,13 +90,14 @@ class _Layers:
         for name, value in sorted(environ.items()):
             if not name.startswith(PREFIX) or name in KEY_VARIABLES or name == CONFIG_VARIABLE or not value:
                 continue
-            if _KUBERNETES.fullmatch(name) or value.startswith("tcp://"):
+            if _KUBERNETES.fullmatch(f"{name}={value}"):
                 continue
             path = tuple(name.removeprefix(PREFIX).lower().split("__"))
-            if path[-1] in KEY_FIELDS:
+            parsed = _parse_variable(name, value)
+            if not {path[-1], *(parsed if isinstance(parsed, dict) else ())}.isdisjoint(KEY_FIELDS):
                 message = f"{name}: {KEYS_ADVICE}"
                 raise ConfigError(message)
-            self.put(path, _parse_variable(name, value), name)
+            self.put(path, parsed, name)
 
     def put(self, path: YamlPath, value: object, origin: str) -> None:
         """Set one value, over whatever an earlier layer put there."""
@@ -112,7 +113,7 @@ class _Layers:
     def add_keys(self, environ: Mapping[str, str]) -> None:
         server = self.data.get("server")
         keys_file = server.get("keys_file") if isinstance(server, dict) else None
-        file = Path(keys_file).expanduser() if isinstance(keys_file, str | Path) else None
+        file = expand_home(Path(keys_file)) if isinstance(keys_file, str | Path) else None
         for name, keys in read_keys(environ, file).items():
             self.put(("server", name), keys, "the keys")
 
@@ -137,6 +138,9 @@ class _Layers:
         return f"{where}: {name}: {' or '.join(said)}{_shown(problem, path)}."
 
     def _origin(self, path: YamlPath) -> str:
+        # A variable can name a place within something that must not have places: STEERSERVE_DICTIONARIES__0.
+        if within := next((known for known in self.origins if known[: len(path)] == path), None):
+            path = path if path in self.origins else within
         while path and path not in self.origins:
             path = path[:-1]
         return self.origins.get(path, "settings")
@@ -144,13 +148,7 @@ class _Layers:
 
 def _parse_variable(name: str, text: str) -> object:
     """Read `[..]` and `{..}` as YAML; anything else stays text."""
-    if not text.startswith(("[", "{")):
-        return text
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        message = f"{name}: {text!r} is no valid list or mapping."
-        raise ConfigError(message) from error
+    return parse_yaml(text, name=name).data if text.startswith(("[", "{")) else text
 
 
 def _data_path(loc: tuple[int | str, ...], data: object) -> YamlPath:

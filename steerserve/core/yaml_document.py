@@ -103,18 +103,25 @@ class _Reader:
             return self._mapping(node, path)
         if isinstance(node, yaml.SequenceNode) and node.tag == "tag:yaml.org,2002:seq":
             return [self._item(item, (*path, place)) for place, item in enumerate(node.value)]
-        try:
-            scalar: object = self._loader.construct_object(node) if isinstance(node, yaml.ScalarNode) else node
-        except ValueError as error:  # 2026-13-45, or an integer of 5,000 digits
-            self._refuse(node, str(error))
+        scalar = self._scalar(node)
         if not isinstance(scalar, str | int | float | None):
             self._refuse(node, f"{node.tag} is no plain value (put text that looks like a date in quotes)")
+        return scalar
+
+    def _scalar(self, node: yaml.Node) -> object:
+        """Return the value of a single word; a collection is returned as the node it is."""
+        if not isinstance(node, yaml.ScalarNode):
+            return node
+        try:
+            scalar: object = self._loader.construct_object(node)
+        except (ValueError, LookupError, AttributeError) as error:  # 2026-13-45, 5,000 digits, or !!int ""
+            self._refuse(node, f"{node.value[:40]!r} is no {node.tag.rpartition(':')[2]} ({error})")
         return scalar
 
     def _mapping(self, node: yaml.MappingNode, path: YamlPath) -> dict[str, object]:
         data: dict[str, object] = {}
         for key_node, value_node in node.value:
-            key = self._loader.construct_object(key_node) if isinstance(key_node, yaml.ScalarNode) else None
+            key = self._scalar(key_node)
             if not isinstance(key, str):
                 self._refuse(key_node, "a key must be text (put quotes around numbers and words such as yes, no, on)")
             if key in data:

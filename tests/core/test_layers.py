@@ -83,8 +83,19 @@ def test_what_kubernetes_puts_into_the_environment_is_no_setting() -> None:
         "STEERSERVE_SERVICE_PORT_HTTP": "80",
         "STEERSERVE_PORT": "tcp://10.0.0.1:80",
         "STEERSERVE_PORT_80_TCP_ADDR": "10.0.0.1",
+        "STEERSERVE_DNS_PORT": "udp://10.0.0.1:53",
+        "STEERSERVE_DNS_SERVICE_HOST": "10.0.0.1",
     }
     assert load_settings(environ=environ) == Settings()
+    assert "server.port" in complaint(STEERSERVE_SERVER__PORT="tcp://10.0.0.1:80")
+
+
+def test_the_home_of_an_unknown_user_is_a_folder_that_is_not_there() -> None:
+    assert load_settings(environ={"STEERSERVE_PRESETS_DIR": "~/presets"}).presets_dir == Path.home() / "presets"
+    assert "There is no file ~no-such-user/keys.yaml" in complaint(
+        STEERSERVE_SERVER__KEYS_FILE="~no-such-user/keys.yaml"
+    )
+    assert "There is no file ~no-such-user/c.yaml" in complaint(Path("~no-such-user/c.yaml"))
 
 
 @pytest.mark.parametrize(
@@ -120,7 +131,10 @@ def test_a_mistake_in_the_file_is_named_with_line_column_and_what_would_be_right
 def test_a_mistake_in_a_variable_or_flag_is_named_by_it() -> None:
     assert complaint(STEERSERVE_ENGINE__SLOTS="x").startswith("STEERSERVE_ENGINE__SLOTS: engine.slots: ")
     assert "did you mean server.port?" in complaint(STEERSERVE_PORT="80")
-    assert "no valid list or mapping" in complaint(STEERSERVE_DICTIONARIES="[a")
+    assert complaint(STEERSERVE_DICTIONARIES="[a").startswith("STEERSERVE_DICTIONARIES:1:3: not valid YAML: ")
+    assert "nested too deeply" in complaint(STEERSERVE_DICTIONARIES="[" * 5000)
+    said = complaint(STEERSERVE_DICTIONARIES__0__ID="x")
+    assert said.startswith("STEERSERVE_DICTIONARIES__0__ID: dictionaries: a list is needed")
     assert complaint(flags=(Flag("--port", ("server", "port"), 70_000),)).startswith("--port: server.port: ")
 
 
@@ -158,6 +172,7 @@ def test_keys_in_the_wrong_place_are_refused_and_never_shown(tmp_path: Path) -> 
     assert said.startswith(f"{tmp_path}/steerserve.yaml:2:3: keys do not belong there. Set STEERSERVE_API_KEY")
     assert "hush" not in said
     assert "keys do not belong there" in complaint(STEERSERVE_SERVER__ADMIN_KEYS="hush")
+    assert "keys do not belong there" in complaint(STEERSERVE_SERVER="{api_keys: [hush]}")
     assert "hush" not in complaint(STEERSERVE_API_KEY="hush hush")
 
 
