@@ -175,7 +175,9 @@ def _as_request_error(error: ValidationError) -> InvalidRequestError:
     for part in found["loc"]:
         if isinstance(part, int):
             place += f"[{part}]"
-        elif part not in {"str", "InlineVector"}:  # pydantic names the branch of a union there
+        elif part != "str" and not part.endswith(
+            ("InlineVector", "InlineVector]")
+        ):  # a union's branch, in pydantic's words
             place += f".{part}"
     param = path + place
     name = param.rpartition(".")[2]
@@ -197,7 +199,10 @@ def _as_request_error(error: ValidationError) -> InvalidRequestError:
 def _shown(value: object) -> str:
     if isinstance(value, float) and not math.isfinite(value):
         return "a number that is not finite"
-    text = repr(value)
+    try:
+        text = repr(value)
+    except (RecursionError, ValueError):  # nested beyond Python's limit, or an integer of thousands of digits
+        return "a value too large to show"
     return text if len(text) <= 60 else text[:57] + "..."  # noqa: PLR2004 as much as reads well
 
 
