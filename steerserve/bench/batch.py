@@ -63,7 +63,12 @@ class Batch:
     def decode_tokens_per_s(self) -> float | None:
         """Return generated tokens a second while every stream generated."""
         gaps = self.decode_gaps
-        return len(self.streams) / statistics.fmean(gaps) if gaps else None
+        if not gaps:
+            return None
+        # Tokens that are ready at once come in one chunk.
+        num_chunks = sum(len(stream.arrivals) for stream in self.streams)
+        tokens_per_chunk = sum(stream.num_tokens for stream in self.streams) / num_chunks
+        return len(self.streams) * tokens_per_chunk / statistics.fmean(gaps)
 
 
 async def run_batch(client: httpx.AsyncClient, bodies: Sequence[dict[str, Any]]) -> Batch:

@@ -49,11 +49,12 @@ def bench_command(
         repeats=repeats,
         seed=secrets.randbelow(_LARGEST_SEED) if seed is None else seed,
     )
+    if json_file is not None:
+        _check_writable(json_file)
     with Console(stderr=True).status("connecting") as status:
         report = asyncio.run(_measure(options, status.update))
     print_report(report, Console())
     if json_file is not None:
-        json_file.parent.mkdir(parents=True, exist_ok=True)
         json_file.write_text(json.dumps(report.as_json(), indent=2) + "\n", encoding="utf-8")
 
 
@@ -99,6 +100,16 @@ async def _measure(options: _Options, note: Callable[[str], None]) -> Report:
             load_before=load_before,
             load_after=load_average(),
         )
+
+
+def _check_writable(file: Path) -> None:
+    """Make the file's folder, and find out before minutes of measuring that the file cannot be written."""
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.open("a", encoding="utf-8").close()
+    except OSError as error:
+        message = f"--json: {file} cannot be written: {error.strerror}."
+        raise ConfigError(message) from error
 
 
 def _numbers(flag: str, text: str, *, least: int) -> tuple[int, ...]:

@@ -80,7 +80,8 @@ class Bench:
         The kinds take turns, so that a change of the machine's pace meets them all.
         """
         kinds = {str(number): [number] * concurrency for number in edits}
-        kinds["mixed"] = [edits[row % len(edits)] for row in range(concurrency)]
+        if len(edits) > 1:
+            kinds["mixed"] = [edits[row % len(edits)] for row in range(concurrency)]
         steps: dict[str, list[float]] = {kind: [] for kind in kinds}
         for repeat in range(self._repeats):
             for kind, rows in kinds.items():

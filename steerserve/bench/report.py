@@ -56,6 +56,8 @@ def print_report(report: Report, console: Console) -> None:
     torch = target.version.get("torch", machine.torch)
     console.print(f"{target.model} at {target.url}, torch {torch}", soft_wrap=True)
     console.print(f"{machine.cpu}, {machine.cores} cores, {loads}", soft_wrap=True)
+    if target.dictionary is None:
+        console.print("The server has no dictionary, so no request carries edits.", soft_wrap=True)
     console.print(_sweep_table(report))
     console.print(_step_table(report))
     console.print(f"/health beside the largest batch: p50 {health.p50:.1f} ms, p99 {health.p99:.1f} ms")

@@ -83,7 +83,8 @@ async def _chunks(response: httpx.Response) -> AsyncIterator[dict[str, Any]]:
         if not line.startswith("data: {"):
             continue
         chunk: dict[str, Any] = json.loads(line.removeprefix("data: "))
-        if "error" in chunk:
-            message = f"The server failed in a stream: {chunk['error'].get('message')}"
+        if error := chunk.get("error"):
+            said = error.get("message") if isinstance(error, dict) else error
+            message = f"The server failed in a stream: {said}"
             raise BenchError(message)
         yield chunk

@@ -54,7 +54,7 @@ async def inspect(client: httpx.AsyncClient) -> Target:
         BenchError: none answers there, it wants a key, or it serves no model.
     """
     models = await _get(client, "/v1/models")
-    ids = [entry["id"] for entry in models.get("data", ()) if not entry.get("parent")]
+    ids = [entry["id"] for entry in models.get("data") or () if not entry.get("parent")]
     if not ids:
         message = f"{client.base_url} serves no model."
         raise BenchError(message)

@@ -26,11 +26,14 @@ class Stub:
     """What the stub answers, and what it was asked."""
 
     has_dictionary: bool = True
-    models: list[dict[str, Any]] = field(default_factory=lambda: [{"id": "tiny"}, {"id": "tiny@p", "parent": "tiny"}])
+    models: list[dict[str, Any]] | None = field(
+        default_factory=lambda: [{"id": "tiny"}, {"id": "tiny@p", "parent": "tiny"}]
+    )
     key: str | None = None
     refuse_from: int | None = None
     """The number of the completion request from which on all are refused."""
-    fail_in_stream: bool = False
+    failure: object = None
+    """An error that is sent in the stream."""
     empty_streams: bool = False
     bodies: list[dict[str, Any]] = field(default_factory=list)
 
@@ -60,8 +63,8 @@ class Stub:
 
     async def _events(self, num_tokens: int) -> AsyncIterator[str]:
         yield ": a comment\n\n"
-        if self.fail_in_stream:
-            yield event({"error": {"message": "The engine failed."}})
+        if self.failure is not None:
+            yield event({"error": self.failure})
         for _ in range(0 if self.empty_streams else num_tokens):
             yield event({"choices": [{"index": 0, "text": " a"}], "usage": None})
             await asyncio.sleep(0)

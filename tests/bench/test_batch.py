@@ -28,6 +28,8 @@ def test_throughput_counts_everything_from_the_first_request_to_the_last_token()
 def test_tokens_are_those_the_server_counted_where_a_chunk_carried_two() -> None:
     batch = Batch((StreamTiming(0.0, (1.0, 2.0), num_tokens=4, num_prompt_tokens=1),))
     assert batch.tokens_per_s == pytest.approx(2)
+    assert batch.step_ms == pytest.approx(1000)
+    assert batch.decode_tokens_per_s == pytest.approx(2)
 
 
 def test_streams_that_never_run_together_have_no_decode_step() -> None:

@@ -76,8 +76,10 @@ def test_kinds_of_rows_take_turns_and_mixed_rows_share_a_batch() -> None:
 def test_a_server_without_dictionaries_is_measured_without_edits() -> None:
     stub = Stub(has_dictionary=False)
     with served(stub) as url:
-        bench("--url", url, *QUICK)
+        printed = bench("--url", url, *QUICK)
     assert not any("steering" in body for body in stub.bodies)
+    assert "no dictionary, so no request carries edits" in printed
+    assert "mixed" not in printed
 
 
 def test_the_key_comes_from_the_named_variable(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,9 +106,18 @@ def test_what_the_server_says_reaches_the_person() -> None:
     assert "401: Send an API key." in refusal(Stub(key="k"))
     assert "503: The queue is full." in refusal(Stub(refuse_from=1))
     assert "503: The queue is full." in refusal(Stub(refuse_from=38))
-    assert "The engine failed." in refusal(Stub(fail_in_stream=True))
+    assert "The engine failed." in refusal(Stub(failure={"message": "The engine failed."}))
+    assert "Out of memory." in refusal(Stub(failure="Out of memory."))
     assert "without a token" in refusal(Stub(empty_streams=True))
     assert "serves no model" in refusal(Stub(models=[]))
+    assert "serves no model" in refusal(Stub(models=None))
+
+
+def test_a_file_that_cannot_be_written_is_refused_before_anything_runs(tmp_path: Path) -> None:
+    stub = Stub()
+    with served(stub) as url, pytest.raises(ConfigError, match=r"--json: .* cannot be written: Is a directory"):
+        bench("--url", url, *QUICK, "--json", str(tmp_path))
+    assert stub.bodies == []
 
 
 @pytest.mark.parametrize("arguments", [("--concurrency", "0,1"), ("--concurrency", "one"), ("--edits", "-1")])
