@@ -131,7 +131,7 @@ def _load_sae(folder: Path, source: str, lens: LensModel) -> SAE[Any]:
         message = f"SAELens cannot load the dictionary source {source!r}: {reason}"
         raise DictionarySourceError(message) from error
     sae = sae.to(dtype=torch.float32).eval().requires_grad_(requires_grad=False)
-    if not all(bool(torch.isfinite(tensor).all()) for tensor in (sae.W_dec, sae.W_enc, sae.b_dec)):
+    if not all(bool(torch.isfinite(tensor).all()) for tensor in sae.state_dict().values()):
         message = f"The weights of {source!r} hold values that are not finite."
         raise DictionarySourceError(message)
     return sae

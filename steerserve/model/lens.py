@@ -203,7 +203,7 @@ def _build_bridge(files: ModelFiles, hf_model: Any) -> TransformerBridge:  # noq
 def _load_config(files: ModelFiles) -> Any:  # noqa: ANN401 transformers' configs share no typed base
     try:
         return AutoConfig.from_pretrained(files.path, local_files_only=True, trust_remote_code=files.trust_remote_code)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         message = (
             f"transformers does not support the model in {files.path}: {_first_line(error)} "
             "(models that bring their own code need model.trust_remote_code: true in the configuration)"
