@@ -11,18 +11,21 @@ import subprocess
 import sys
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import httpx
 import pytest
+import uvicorn
 from typer.testing import CliRunner
 
 import steerserve
-from steerserve.cli import app, bind, main
+from steerserve.cli import _Server, app, bind, main
 from steerserve.core.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from steerserve.runtime import Runtime
 
 
 @pytest.fixture(autouse=True)
@@ -59,6 +62,32 @@ def test_a_bad_setting_is_one_line_and_exit_code_2(
     assert "There is no file" in refused(capsys, monkeypatch, "serve", "--config", str(tmp_path / "absent.yaml"))
     assert "set STEERSERVE_API_KEY" in refused(capsys, monkeypatch, "serve", "--host", "0.0.0.0")
     assert "no ID=SOURCE" in refused(capsys, monkeypatch, "serve", "--dictionary", "nothing")
+    assert "--dtype: model.dtype: input should be 'auto'" in refused(capsys, monkeypatch, "serve", "--dtype", "int8")
+    assert "not 'tpu'" in refused(capsys, monkeypatch, "serve", "--device", "tpu")
+    file = tmp_path / "steerserve.yaml"
+    file.write_text("engine:\n  slot: 3\n", encoding="utf-8")
+    said = refused(capsys, monkeypatch, "serve", "--config", str(file))
+    assert said == f"steerserve: {file}:2:3: there is no setting engine.slot; did you mean engine.slots?\n"
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [("nothing", "No model 'nothing'"), ("/no/such.gguf", "There is no file /no/such.gguf"), ("/", "no config.json")],
+)
+def test_a_model_that_cannot_be_served_is_one_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, source: str, expected: str
+) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    assert expected in refused(capsys, monkeypatch, "serve", "--port", "0", "--model", source)
+    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.parametrize("arguments", [("--no-such-flag",), ("--port", "many")])
+def test_a_flag_that_is_none_is_exit_code_2_without_a_traceback(arguments: tuple[str, ...]) -> None:
+    result = CliRunner().invoke(app, ["serve", *arguments])
+    assert result.exit_code == 2
+    assert arguments[0] in result.stderr
+    assert "Traceback" not in result.stderr
 
 
 def test_a_port_in_use_is_found_before_the_model_loads(
@@ -80,6 +109,38 @@ def test_port_0_takes_a_free_one_and_an_address_of_another_machine_is_refused() 
         assert listener.getsockname()[1] > 0
     with pytest.raises(ConfigError, match=r"203\.0\.113\.1:0 cannot be bound"):
         bind("203.0.113.1", 0)
+
+
+def test_a_port_that_another_start_took_meanwhile_is_one_line() -> None:
+    async def silent(_scope: object, _receive: object, _send: object) -> None:
+        """Answer nothing."""
+
+    def start_on(port: int) -> None:
+        # Linux lets two sockets bind a port as long as neither listens; elsewhere this line is refused.
+        with bind("127.0.0.1", port) as second:
+            first.listen()
+            config = uvicorn.Config(silent, lifespan="off", log_config=None)
+            _Server(config, cast("Runtime", None)).run(sockets=[second])
+
+    with bind("127.0.0.1", 0) as first:
+        port = first.getsockname()[1]
+        with pytest.raises(ConfigError, match=f"127.0.0.1:{port} cannot be bound: "):
+            start_on(port)
+
+
+def test_a_name_that_is_none_is_one_line() -> None:
+    with pytest.raises(ConfigError, match="cannot be used: "):
+        bind(f"{'a' * 64}.example", 0)
+
+
+def test_a_configuration_that_is_no_json_is_one_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "model.safetensors").touch()
+    for text in ("{", "[]"):
+        (tmp_path / "config.json").write_text(text, encoding="utf-8")
+        said = refused(capsys, monkeypatch, "models", "show", str(tmp_path))
+        assert said.startswith(f"steerserve: {tmp_path}/config.json cannot be read: ")
 
 
 def test_a_model_that_does_not_exist_is_one_line(
@@ -170,11 +231,14 @@ def test_ctrl_c_is_quiet_and_130(model_folders: dict[str, Path]) -> None:
     assert "Traceback" not in errors
 
 
-def test_a_stop_while_the_model_loads_is_quiet(model_folders: dict[str, Path]) -> None:
+@pytest.mark.parametrize(("stop", "expected"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
+def test_a_stop_while_the_model_loads_is_quiet(
+    model_folders: dict[str, Path], stop: signal.Signals, expected: int
+) -> None:
     with serving(model_folders["llama"]) as process:
         assert process.stderr is not None
         assert "Loading" in process.stderr.readline()
-        process.send_signal(signal.SIGTERM)
+        process.send_signal(stop)
         code, errors = end(process)
-    assert code == 0
+    assert code == expected
     assert "Traceback" not in errors

@@ -106,7 +106,10 @@ def _check_writable(file: Path) -> None:
     """Make the file's folder, and find out before minutes of measuring that the file cannot be written."""
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
+        is_new = not file.exists()
         file.open("a", encoding="utf-8").close()
+        if is_new:
+            file.unlink()
     except OSError as error:
         message = f"--json: {file} cannot be written: {error.strerror}."
         raise ConfigError(message) from error

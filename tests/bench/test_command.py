@@ -26,9 +26,9 @@ def bench(*arguments: str) -> str:
     return result.stdout
 
 
-def refusal(stub: Stub) -> str:
+def refusal(stub: Stub, *arguments: str) -> str:
     with served(stub) as url, pytest.raises(StartupError) as caught:
-        bench("--url", url, *QUICK)
+        bench("--url", url, *QUICK, *arguments)
     return caught.value.message
 
 
@@ -115,9 +115,14 @@ def test_what_the_server_says_reaches_the_person() -> None:
 
 def test_a_file_that_cannot_be_written_is_refused_before_anything_runs(tmp_path: Path) -> None:
     stub = Stub()
-    with served(stub) as url, pytest.raises(ConfigError, match=r"--json: .* cannot be written: Is a directory"):
-        bench("--url", url, *QUICK, "--json", str(tmp_path))
+    said = refusal(stub, "--json", str(tmp_path))
+    assert said == f"--json: {tmp_path} cannot be written: Is a directory."
     assert stub.bodies == []
+
+
+def test_a_run_that_fails_leaves_no_file(tmp_path: Path) -> None:
+    refusal(Stub(refuse_from=1), "--json", str(tmp_path / "bench.json"))
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("arguments", [("--concurrency", "0,1"), ("--concurrency", "one"), ("--edits", "-1")])
