@@ -4,20 +4,28 @@ from __future__ import annotations
 
 import ast
 import importlib.metadata
+import json
 import re
+import shlex
+import shutil
 import subprocess
 import sys
 import tomllib
+import zipfile
 from pathlib import Path
 
 import pytest
+import typer
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import steerserve
+from steerserve.cli import app
 from steerserve.core.config import Settings, setting_names
+from steerserve.core.yaml_document import parse_yaml
 
 ROOT = Path(__file__).parent.parent
+PAGES = {file.name: file.read_text(encoding="utf-8") for file in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]}
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 HEAVY = {"torch", "transformers", "transformer_lens", "sae_lens"}
 # Parts of declared libraries, and the library of the extra `ray`.
@@ -151,3 +159,135 @@ def test_the_documented_example_is_a_valid_configuration(tmp_path: Path) -> None
     file = tmp_path / "steerserve.yaml"
     file.write_text(example[1], encoding="utf-8")
     assert load_settings(file, environ={}).model.source == "smollm2-135m-instruct"
+
+
+def test_what_the_documented_refusals_say_is_what_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from steerserve.core.errors import ConfigError
+    from steerserve.core.layers import load_settings
+
+    monkeypatch.chdir(tmp_path)
+    file = Path("steerserve.yaml")
+    file.write_text("model:\n  dtype: auto\nengine:\n  slot: 3\n", encoding="utf-8")
+    for config, environ in ((file, {}), (None, {"STEERSERVE_ENGINE__SLOTS": "5000"})):
+        with pytest.raises(ConfigError) as caught:
+            load_settings(config, environ=environ)
+        assert f"steerserve: {caught.value.message}\n" in PAGES["configuration.md"]
+
+
+def flags_of_commands() -> dict[str, set[str]]:
+    """Return each command as it is typed after `steerserve`, with its flags."""
+    found: dict[str, set[str]] = {}
+    waiting = [("", typer.main.get_command(app))]
+    for name, command in waiting:
+        inner = getattr(command, "commands", None)
+        if inner is None:
+            found[name] = {flag for parameter in command.params for flag in parameter.opts} | {"--help"}
+        else:
+            waiting += [(f"{name} {word}".strip(), inner[word]) for word in inner]
+    return found
+
+
+FLAGS = flags_of_commands()
+
+
+def blocks(*languages: str) -> list[str]:
+    fenced = r"^```([\w-]*)\n(.*?)^```$"
+    found = [match for page in PAGES.values() for match in re.findall(fenced, page, flags=re.MULTILINE | re.DOTALL)]
+    return [text for language, text in found if language in languages]
+
+
+def shell_commands() -> list[list[str]]:
+    """Return the words of each command in a shell block and of each `steerserve ...` in a sentence."""
+    lines = [line for text in blocks("sh", "bash", "shell") for line in text.replace("\\\n", " ").splitlines()]
+    lines += [span for page in PAGES.values() for span in re.findall(r"`(steerserve [a-z][^`\n]*)`", page)]
+    found = [shlex.split(line, comments=True) for line in lines]
+    return [[word for word in words if word != "&"] for words in found if words]
+
+
+def check_steerserve(words: list[str]) -> None:
+    command = next((name for name in (" ".join(words[:2]), words[0]) if name in FLAGS), None)
+    if command is None:
+        assert any(name.startswith(f"{' '.join(words)} ") for name in FLAGS), words
+        return
+    given = {word.partition("=")[0] for word in words if word.startswith("--")}
+    assert given <= FLAGS[command], words
+
+
+def test_every_block_can_be_read() -> None:
+    for text in blocks("python", "py"):
+        compile(text, "block", "exec")
+    for text in blocks("yaml"):
+        parse_yaml(text, name="block")
+    for text in blocks("json"):
+        try:
+            json.loads(text)
+        except json.JSONDecodeError:
+            # A file of one document a line.
+            assert all(isinstance(json.loads(line), dict) for line in text.splitlines())
+
+
+def test_shell_blocks_and_sentences_name_commands_targets_files_and_flags_that_exist() -> None:
+    targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE)
+    seen: set[str] = set()
+    for words in shell_commands():
+        while re.match(r"\w+=", words[0]):
+            variable = words.pop(0).partition("=")[0]
+            assert not variable.startswith("STEERSERVE_") or is_variable(variable), variable
+        seen.add(words[0])
+        if words[0] == "steerserve":
+            check_steerserve(words[1:])
+        elif words[0] == "make":
+            assert words[1] in targets
+            for arguments in (word.removeprefix("ARGS=") for word in words if word.startswith("ARGS=")):
+                check_steerserve([words[1], *arguments.split()])
+        elif words[0] == "python" and words[1].endswith(".py"):
+            assert (ROOT / words[1]).is_file(), words
+    assert {"steerserve", "make", "python"} <= seen
+
+
+def is_variable(name: str) -> bool:
+    from steerserve.core.keys import KEY_VARIABLES
+    from steerserve.core.layers import CONFIG_VARIABLE, PREFIX
+
+    setting = name.removeprefix(PREFIX).lower().replace("__", ".")
+    return setting in setting_names() or name in {*KEY_VARIABLES, CONFIG_VARIABLE}
+
+
+def test_every_command_is_documented_and_so_are_the_flags_of_serve_and_bench() -> None:
+    text = "\n".join(PAGES.values())
+    assert {name for name in FLAGS if f"steerserve {name}" not in text} == set()
+    for command, page in (("serve", "configuration.md"), ("bench", "bench.md")):
+        assert {flag for flag in FLAGS[command] - {"--help"} if flag not in PAGES[page]} == set()
+
+
+def test_every_link_between_pages_leads_somewhere() -> None:
+    for name, page in PAGES.items():
+        folder = ROOT if name == "README.md" else ROOT / "docs"
+        for target in re.findall(r"\]\(([^)#:]+)\)", page):
+            if "/bundled/" not in target:  # made by training
+                assert (folder / target).exists(), f"{name}: {target}"
+
+
+def test_a_wheel_holds_everything_in_the_package_even_weights_that_an_ignore_rule_matches(tmp_path: Path) -> None:
+    pytest.importorskip("hatchling")
+    project = tmp_path / "project"
+    shutil.copytree(ROOT / "steerserve", project / "steerserve", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, project)
+    (project / ".gitignore").write_text("*.safetensors\n", encoding="utf-8")
+    planted = project / "steerserve" / "dictionaries" / "bundled" / "tiny" / "planted"
+    planted.mkdir(parents=True)
+    for name in ("sae_weights.safetensors", "cfg.json", "report.json"):
+        (planted / name).touch()
+    build = "import sys; from hatchling.build import build_wheel; build_wheel(sys.argv[1])"
+    done = subprocess.run(
+        [sys.executable, "-c", build, str(tmp_path)], cwd=project, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    (wheel,) = tmp_path.glob("*.whl")
+    assert wheel.name.startswith(f"steerserve-{steerserve.__version__}-")
+    with zipfile.ZipFile(wheel) as archive:
+        packed = {name for name in archive.namelist() if name.startswith("steerserve/")}
+    assert packed == {str(file.relative_to(project)) for file in (project / "steerserve").rglob("*") if file.is_file()}
+    assert "steerserve/dictionaries/bundled/tiny/planted/sae_weights.safetensors" in packed
+    assert "steerserve/py.typed" in packed
