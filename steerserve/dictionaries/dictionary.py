@@ -46,6 +46,10 @@ class Dictionary:
     """In float32, on the model's device. Engine thread only: SAELens keeps scratch values on it."""
     sha256: str
     """Of the weight file."""
+    contents: str
+    """Names everything that decides what an edit does: the weights, the configuration and the norms."""
+    zero_directions: frozenset[int]
+    """Features that write nothing, so that there is no direction to remove."""
     source: str
     stored_dtype: str
     is_default: bool
@@ -91,6 +95,14 @@ class Dictionary:
         self.sae.process_sae_in(x)
         decoded: Tensor = self.sae.decode(acts)
         return decoded
+
+    def directions(self, features: Tensor) -> Float[Tensor, "features d_in"]:
+        """Return what one unit of each activation adds to the reconstruction, input normalisation aside."""
+        sae: Any = self.sae
+        rows: Tensor = sae.W_dec.detach()[features]
+        if getattr(sae.cfg, "rescale_acts_by_decoder_norm", False):
+            rows = torch.nn.functional.normalize(rows, dim=-1)
+        return rows
 
     def columns(self, features: Sequence[int]) -> FeatureColumns:
         """Gather what reading and writing these features takes; only for a pointwise dictionary.

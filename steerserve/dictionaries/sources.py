@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +26,8 @@ BUNDLED_DIR = Path(__file__).parent / "bundled"
 WEIGHTS_FILE = "sae_weights.safetensors"
 CONFIG_FILE = "cfg.json"
 REPORT_FILE = "report.json"
+
+_LEAST_NORM = 1e-6
 
 _log = logging.getLogger(__name__)
 
@@ -56,21 +60,40 @@ def load_dictionary(
     metadata = sae.cfg.metadata
     hook_name = str(metadata.hook_name or config.get("hook_name") or "")
     _check_fit(dictionary_id, sae, hook_name, lens)
-    recorded = metadata.steerserve or {}
-    median, mean = norms[hook_name]
+    median, mean = _recorded_norms(metadata.steerserve, norms[hook_name], source)
+    sha256 = sha256_of(weights)
     report = _read_json(folder / REPORT_FILE, source) if (folder / REPORT_FILE).is_file() else None
     return Dictionary(
         id=dictionary_id,
         hook_name=hook_name,
         sae=sae,
-        sha256=sha256_of(weights),
+        sha256=sha256,
+        contents=_contents(sha256, sae, median),
+        zero_directions=frozenset((sae.W_dec.norm(dim=-1) < _LEAST_NORM).nonzero().flatten().tolist()),
         source=source,
         stored_dtype=stored_dtype,
         is_default=False,
         report=report,
-        median_norm=float(recorded.get("median_norm", median)),
-        mean_norm=float(recorded.get("mean_norm", mean)),
+        median_norm=median,
+        mean_norm=mean,
     )
+
+
+def _recorded_norms(recorded: object, measured: tuple[float, float], source: str) -> tuple[float, float]:
+    """Return the norms that the dictionary recorded, or the measured ones where it recorded none."""
+    if not isinstance(recorded, dict):
+        return measured
+    norms = [recorded.get(name, default) for name, default in zip(("median_norm", "mean_norm"), measured, strict=True)]
+    if not all(isinstance(norm, int | float) and math.isfinite(norm) and norm > 0 for norm in norms):
+        message = f"metadata.steerserve of the dictionary source {source!r} must hold positive norms, not {norms}."
+        raise DictionarySourceError(message)
+    return float(norms[0]), float(norms[1])
+
+
+def _contents(sha256: str, sae: SAE[Any], median_norm: float) -> str:
+    config = {name: value for name, value in sae.cfg.to_dict().items() if name not in {"metadata", "device"}}
+    described = json.dumps([sha256, median_norm, config], sort_keys=True, default=str)
+    return hashlib.sha256(described.encode()).hexdigest()
 
 
 def _locate(source: str, allowed_dirs: Sequence[Path]) -> Path:

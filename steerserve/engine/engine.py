@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Self
 
 import torch
 
-from steerserve.core.errors import EngineError, InvalidRequestError, QueueFullError, UnavailableError
+from steerserve.core.errors import EngineError, QueueFullError, SteerserveError, UnavailableError
 from steerserve.engine.request import GenerationRequest, TokenEvent
+from steerserve.engine.runner import not_finite_error
 from steerserve.engine.scheduler import Scheduler
 from steerserve.engine.sequence import Phase, Sequence
 from steerserve.engine.stats import EngineStats
@@ -213,6 +214,8 @@ class Engine:
             return
         try:
             work()
+        except SteerserveError as error:
+            self._end(sequence, error)
         except Exception:  # noqa: BLE001 whatever one request's part raises, the others go on
             _log.exception("request %s failed", sequence.request.request_id)
             self._end(sequence, EngineError("The server failed while computing this request."))
@@ -260,13 +263,16 @@ class Engine:
         if record is not None:
             record.num_used = sequence.position + 1
         if choice.token_id is None:
-            sequence.fail(_not_finite(sequence))
+            sequence.fail(not_finite_error(sequence))
             return
         self._counts["generated_tokens"] += 1
         sequence.append(choice.token_id, choice.logprob)
 
     def _end(self, sequence: Sequence, error: Exception | None = None) -> None:
-        """Free the slot, then send what ends the stream."""
+        """Free the slot, then send what ends the stream. A sequence that has ended stays as it is."""
+        if sequence.has_ended:
+            return
+        sequence.has_ended = True
         if sequence.phase is Phase.DECODE:
             self.runner.flush_plan()
         self._scheduler.release(sequence, keep=error is None)
@@ -285,6 +291,7 @@ class Engine:
             if sequence.phase is Phase.DECODE:
                 self.runner.flush_plan()
             scheduler.release(sequence)
+            sequence.has_ended = True
             sequence.phase = Phase.FINISHED
             with self._lock:
                 self._num_pending -= 1
@@ -301,10 +308,3 @@ class Engine:
             self._num_pending = 0
         for sequence in lost:
             sequence.fail(EngineError(message))
-
-
-def _not_finite(sequence: Sequence) -> Exception:
-    if sequence.edits is None:
-        return EngineError("The model's output is not finite.")
-    message = "With this steering the model's output is not finite. Take smaller scales or a smaller strength."
-    return InvalidRequestError(message, param="steering")

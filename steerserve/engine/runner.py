@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from steerserve.core.errors import EngineError, InvalidRequestError, SteerserveError
 from steerserve.engine.sampling import Choice, choose, read_logprob
 from steerserve.model.kv_cache import SlotCache
 from steerserve.model.packed import MIN_ROWS
@@ -35,6 +36,14 @@ def default_chunk(device: torch.device) -> int:
     return _AUTO_CHUNK.get(device.type, 64)
 
 
+def not_finite_error(sequence: Sequence) -> SteerserveError:
+    """Return what to tell a client whose sequence gave logits that are not finite."""
+    if sequence.edits is None:
+        return EngineError("The model's output is not finite.")
+    message = "With this steering the model's output is not finite. Take smaller scales or a smaller strength."
+    return InvalidRequestError(message, param="steering")
+
+
 class Runner:
     """The model, the cache and the plan of the running batch."""
 
@@ -52,7 +61,12 @@ class Runner:
             sequence.edits = SequenceEdits(sequence.request.steering, self._median_norms, self.lens.device)
 
     def prefill(self, sequence: Sequence, start: int, stop: int) -> Tensor | None:
-        """Compute prompt tokens `[start, stop)`; return the logits `[vocab]` after the prompt once it is whole."""
+        """Compute prompt tokens `[start, stop)`; return the logits `[vocab]` after the prompt once it is whole.
+
+        Raises:
+            InvalidRequestError: the sequence's edits made the logits infinite or NaN.
+            EngineError: they are so without edits.
+        """
         ids = torch.tensor([sequence.prompt_ids[start:stop]], device=self.lens.device)
         num_prompt_logprobs = sequence.request.sampling.num_prompt_logprobs
         is_whole = stop == len(sequence.prompt_ids)
@@ -61,9 +75,11 @@ class Runner:
         with self._attached(hooks):
             keep = 0 if num_prompt_logprobs is not None else 1
             logits = self.lens.forward(ids, **inputs, logits_to_keep=keep)[0]
+        if (is_whole or num_prompt_logprobs is not None) and not bool(torch.isfinite(logits).all()):
+            raise not_finite_error(sequence)
         if num_prompt_logprobs is not None:
             self._read_prompt_logprobs(sequence, start, logits)
-        return logits[-1].float() if is_whole else None
+        return logits[-1].to(torch.float32, copy=True) if is_whole else None
 
     def decode(self, sequences: Rows[Sequence]) -> list[Choice]:
         """Compute each sequence's newest token and choose its next one."""

@@ -136,8 +136,11 @@ def _adjust(logits: Float[Tensor, " vocab"], sequence: Sequence) -> Float[Tensor
             logits = torch.where(seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
         logits -= sampling.frequency_penalty * counts + sampling.presence_penalty * (counts > 0)
     if sampling.logit_bias:
-        ids = torch.tensor(list(sampling.logit_bias), device=logits.device)
-        logits[ids] += torch.tensor(list(sampling.logit_bias.values()), device=logits.device, dtype=logits.dtype)
+        if sequence.logit_bias is None:
+            ids = torch.tensor(list(sampling.logit_bias), device=logits.device)
+            sequence.logit_bias = ids, logits.new_tensor(list(sampling.logit_bias.values()))
+        ids, biases = sequence.logit_bias
+        logits[ids] += biases
     if not sequence.can_end() and (ending := sequence.ending_ids()):
         logits[torch.tensor(sorted(ending), device=logits.device)] = -math.inf
     return logits

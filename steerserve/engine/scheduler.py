@@ -112,8 +112,8 @@ class Scheduler:
 
     def start_decoding(self, sequence: Sequence) -> None:
         """Move a sequence whose prompt is done among the decoding ones."""
-        self.prefilling.remove(sequence)
         self._exchange(sequence.slot, self.num_decoding)
+        self.prefilling.remove(sequence)
         self.num_decoding += 1
         sequence.phase = Phase.DECODE
 

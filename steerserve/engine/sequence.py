@@ -51,6 +51,10 @@ class Sequence:
         self.last_event: TokenEvent | None = None
         """Set when the sequence has finished; the engine sends it, with the receipt, once the slot is free."""
         self.is_aborted = False
+        self.has_ended = False
+        """Whether the engine has freed its slot and sent what ends it."""
+        self.logit_bias: tuple[Tensor, Tensor] | None = None
+        """Token ids and what is added to their logits, once a step has needed them."""
         self._tokenizer = tokenizer
         self._decoder = IncrementalDecoder(tokenizer, request.prompt_ids)
         self._stops = StopMatcher(request.sampling.stop, include=request.sampling.include_stop)
@@ -92,24 +96,25 @@ class Sequence:
         ends = self.can_end() and token_id in self.ending_ids()
         self.generated.append(token_id)
         num_generated = len(self.generated)
+        is_last = num_generated >= sampling.max_tokens
         reason: FinishReason | None = None
         stop_reason: str | int | None = None
         added = ""
         if ends:
             reason = "stop"
             stop_reason = None if token_id in self._tokenizer.eos_ids else token_id
+            added = self._decoder.flush()
         else:
             added = self._decoder.push(token_id)
-        is_last = num_generated >= sampling.max_tokens
-        if not ends and is_last:
-            added += self._decoder.flush()
+            if is_last:
+                added += self._decoder.flush()
         text, matched = self._stops.push(added, can_stop=num_generated >= sampling.min_tokens)
         if matched is not None:
             reason, stop_reason = "stop", matched
         elif is_last and not ends:
             reason = "length"
         if matched is None and reason is not None:
-            text += self._decoder.flush() + self._stops.flush()
+            text += self._stops.flush()
         base = self._base_event()
         if not ends:
             logprobs = (logprob,) if logprob is not None else ()

@@ -22,22 +22,16 @@ class StopMatcher:
         self._held = ""
 
     def push(self, text: str, *, can_stop: bool) -> StopText:
-        """Add text; return what is final. Where `can_stop` is false everything passes unmatched."""
+        """Add text; return what is final. Where `can_stop` is false nothing matches, but a beginning is held back."""
         if not self._stops:
             return StopText(text, None)
         whole = self._held + text
-        if not can_stop:
-            self._held = ""
-            return StopText(whole, None)
-        found = [(whole.find(stop), stop) for stop in self._stops if stop in whole]
+        found = [(whole.find(stop), stop) for stop in self._stops if stop in whole] if can_stop else []
         if found:
             start, stop = min(found, key=lambda hit: (hit[0], -len(hit[1])))
             self._held = ""
             return StopText(whole[: start + len(stop) * self._include], stop)
-        num_held = max(
-            (size for stop in self._stops for size in range(1, len(stop)) if whole.endswith(stop[:size])), default=0
-        )
-        final = len(whole) - num_held
+        final = len(whole) - max(_num_started(stop, whole) for stop in self._stops)
         self._held = whole[final:]
         return StopText(whole[:final], None)
 
@@ -45,3 +39,14 @@ class StopMatcher:
         """Return what was held back, now that the text has ended."""
         held, self._held = self._held, ""
         return held
+
+
+def _num_started(stop: str, text: str) -> int:
+    """Return how many characters at the end of `text` may be the beginning of `stop`, as many as can be."""
+    tail = text[-(len(stop) - 1) :] if len(stop) > 1 else ""
+    start = tail.find(stop[0])
+    while start >= 0:
+        if stop.startswith(tail[start:]):
+            return len(tail) - start
+        start = tail.find(stop[0], start + 1)
+    return 0

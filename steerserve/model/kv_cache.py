@@ -72,6 +72,9 @@ class SlotCache(Cache):
             self._keys[layer_idx] = key_states.new_zeros((*shape, d_head))
             self._values[layer_idx] = value_states.new_zeros((*shape, value_states.shape[-1]))
         keys, values = self._keys[layer_idx], self._values[layer_idx]
+        # A masked column weighs nothing, but nothing times NaN is NaN: what one request broke must not reach the next.
+        key_states = key_states.nan_to_num(0.0, 0.0, 0.0)
+        value_states = value_states.nan_to_num(0.0, 0.0, 0.0)
         if isinstance(self._write[0], Tensor):
             keys[self._write] = key_states.squeeze(2)
             values[self._write] = value_states.squeeze(2)
@@ -95,11 +98,6 @@ class SlotCache(Cache):
             kept = tensor[first, :, :num_tokens].clone()
             tensor[first, :, :num_tokens] = tensor[second, :, :num_tokens]
             tensor[second, :, :num_tokens] = kept
-
-    @property
-    def num_bytes(self) -> int:
-        """Size of the tensors."""
-        return sum(tensor.nbytes for tensor in (*self._keys.values(), *self._values.values()))
 
     def _inputs(self, position_ids: Int[Tensor, "rows pos"], last_seen: Int[Tensor, "rows pos one"]) -> dict[str, Any]:
         columns = self._columns[: self._length]

@@ -26,9 +26,8 @@ class Tokenizer:
         """Wrap `hf`; `eos_ids` end a generation."""
         self.hf = hf
         self.eos_ids = eos_ids
-        self.special_ids = frozenset(hf.all_special_ids) | {
-            token_id for token_id, token in hf.added_tokens_decoder.items() if token.special
-        }
+        marked = {token_id for token_id, token in hf.added_tokens_decoder.items() if token.special}
+        self.special_ids = frozenset(hf.all_special_ids) | eos_ids | marked
         """BOS, EOS and the chat template's control tokens: left alone by steering unless asked."""
         self.added_ids = frozenset(hf.added_tokens_decoder)
         self.has_chat_template = hf.chat_template is not None

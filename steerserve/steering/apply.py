@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from steerserve.dictionaries.dictionary import Dictionary
 
+_TINY = 1e-12
 NUM_SUMS = 4
 """Edited tokens, skipped tokens, activation, relative change: what a receipt is made of."""
 
@@ -93,7 +94,7 @@ def _change(
     dx = delta[:, 0, None] * direction[:, 0]
     for place in range(1, delta.shape[1]):
         dx = torch.addcmul(dx, delta[:, place, None], direction[:, place])
-    return Change(dx, tally(edited, in_window, acts, delta.abs() * direction_norm / norm.clamp(min=1e-12)))
+    return Change(dx, tally(edited, in_window, acts, delta.abs() * direction_norm / norm.clamp(min=_TINY)))
 
 
 def clipped_delta(how: Coefficients, acts: Float[Tensor, "rows edits"]) -> Float[Tensor, "rows edits"]:
@@ -120,16 +121,11 @@ def apply_full(
     norm = x.norm(dim=-1, keepdim=True)
     edited = in_window & may_edit & (norm <= how.sink_norm)
     delta = clipped_delta(how, acts[:, features]) * edited
-    before = dictionary.decode(x, acts)
-    dx = strength * (dictionary.decode(x, acts.index_add(1, features, delta)) - before)
-    alone = torch.stack(
-        [
-            dictionary.decode(x, acts.index_add(1, features[k : k + 1], delta[:, k : k + 1])) - before
-            for k in range(len(features))
-        ],
-        dim=1,
-    )
-    change = abs(strength) * alone.norm(dim=-1) / norm.clamp(min=1e-12)
+    dx = strength * (dictionary.decode(x, acts.index_add(1, features, delta)) - dictionary.decode(x, acts))
+    # Decoders are affine, so each edit's part of the change is its share of the sum, whatever scale the decoder adds.
+    directions = dictionary.directions(features)
+    scale = dx.norm(dim=-1) / (delta @ directions).norm(dim=-1).clamp(min=_TINY)
+    change = scale[:, None] * delta.abs() * directions.norm(dim=-1) / norm.clamp(min=_TINY)
     return Change(dx, tally(edited, in_window, acts[:, features], change))
 
 

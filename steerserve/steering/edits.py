@@ -20,10 +20,13 @@ UNITLESS_MODES: frozenset[str] = frozenset({"multiply", "ablate", "remove"})
 SCALELESS_MODES: frozenset[str] = frozenset({"ablate", "remove"})
 VECTOR_MODES: frozenset[str] = frozenset({"add", "remove"})
 MAX_SCALE = 1e6
+MAX_VECTOR_VALUES = 1 << 17
 MAX_STRENGTH = 1e3
 _MAX_INDEX = 1 << 31
 
 Scale = Annotated[float, Field(ge=-MAX_SCALE, le=MAX_SCALE, allow_inf_nan=False)]
+
+Values = Annotated[list[Scale], Field(max_length=MAX_VECTOR_VALUES, fail_fast=True)]
 
 
 class _Strict(BaseModel):
@@ -34,7 +37,7 @@ class InlineVector(_Strict):
     """A direction of the client's own."""
 
     hook: str = Field(description="Hook point, such as blocks.17.hook_resid_post.")
-    values: list[Scale] | None = Field(default=None, description="d_model numbers.")
+    values: Values | None = Field(default=None, description="d_model numbers.")
     base64: str | None = Field(default=None, description="The same numbers as base64 of little-endian bytes.")
     dtype: Literal["float32", "float16", "float64"] | None = Field(
         default=None, description="Type of the numbers in `base64`; float32 if absent."
@@ -54,7 +57,7 @@ class InlineVector(_Strict):
 class Edit(_Strict):
     """One change of one feature (or along one vector) for the tokens of one request."""
 
-    feature: int | None = Field(default=None, ge=0, le=_MAX_INDEX, description="Index into the dictionary.")
+    feature: int | None = Field(default=None, description="Index into the dictionary.")
     vector: str | InlineVector | None = Field(default=None, description="A stored vector's name, or one inline.")
     dictionary: str | None = Field(default=None, description="Dictionary id; the default dictionary if absent.")
     mode: Mode = Field(default="add", description="What is done with the feature's activation.")

@@ -164,16 +164,18 @@ class _HookPlan:
 
         def edit(resid: Tensor) -> Tensor:
             x = resid[:, 0]
-            edited = x.clone()
+            edited = x.float()  # all changes of a row are summed in float32 and rounded once
+            if edited is x:
+                edited = x.clone()
             if stacked is not None and rows is not None and counted is not None and masks is not None:
-                mine = x.index_select(0, rows).float()
+                mine = edited.index_select(0, rows)
                 change = apply_pointwise(mine, stacked, *masks)
                 counted.add_(change.sums)
-                edited.index_copy_(0, rows, (mine + change.dx).to(x.dtype))
+                edited.index_copy_(0, rows, mine + change.dx)
             for row, group in self._full:
                 change = _full_change(group, x[row : row + 1].float(), [tokens[row]])
-                edited[row] += change.dx[0].to(x.dtype)
-            return edited[:, None]
+                edited[row] += change.dx[0]
+            return edited.to(x.dtype)[:, None]
 
         return edit
 

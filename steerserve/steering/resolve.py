@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from steerserve.dictionaries.dictionary import Dictionary
     from steerserve.dictionaries.registry import RegistrySnapshot
 
+_LEAST_NORM = 1e-6
 _FORMATS = {"float16": "e", "float32": "f", "float64": "d"}
 
 
@@ -59,6 +60,11 @@ class ResolvedEdit:
         return hashlib.sha256(struct.pack(f"<{len(self.vector or ())}f", *(self.vector or ()))).hexdigest()
 
     @property
+    def contents(self) -> str:
+        """Names all that decides what the edit does: the dictionary's contents, or the vector's values."""
+        return self.dictionary.contents if self.dictionary is not None else self.sha256
+
+    @property
     def has_effect(self) -> bool:
         """Whether it can change anything: adding nothing and multiplying by one cannot."""
         neutral = {"add": 0.0, "multiply": 1.0}.get(self.mode)
@@ -72,7 +78,7 @@ class ResolvedEdit:
     def identity(self) -> dict[str, object]:
         """Return what makes two edits the same."""
         return {
-            "sha256": self.sha256,
+            "contents": self.contents,
             "hook": self.hook_name,
             "feature": self.feature,
             "mode": self.mode,
@@ -141,17 +147,17 @@ class SteeringResolver:
         dictionary, vector = None, None
         if edit.feature is not None:
             dictionary = snapshot.find(edit.dictionary, f"{path}.dictionary")
-            if edit.feature >= dictionary.d_sae:
+            if not 0 <= edit.feature < dictionary.d_sae:
                 message = (
-                    f"Dictionary {dictionary.id!r} has features 0 to {dictionary.d_sae - 1}, and not {edit.feature}."
+                    f"{path}.feature: dictionary {dictionary.id!r} has features 0 to {dictionary.d_sae - 1}, "
+                    f"and not {_short(edit.feature)}."
                 )
                 raise InvalidRequestError(message, param=f"{path}.feature")
             hook_name = dictionary.hook_name
         else:
             hook_name, vector = self._resolve_vector(edit.vector, f"{path}.vector")
-        if edit.mode == "remove" and vector is not None and not any(vector):
-            message = f"{path}.vector is zero and has no direction to remove."
-            raise InvalidRequestError(message, param=f"{path}.vector")
+        if edit.mode == "remove":
+            _refuse_no_direction(dictionary, edit.feature, vector, path)
         return ResolvedEdit(
             hook_name=hook_name,
             dictionary=dictionary,
@@ -181,6 +187,22 @@ class SteeringResolver:
             message = f"A vector at {vector.hook} has {self._d_model} values, and this one has {len(values)}."
             raise InvalidRequestError(message, param=f"{path}.{'values' if vector.values is not None else 'base64'}")
         return vector.hook, values
+
+
+def _refuse_no_direction(
+    dictionary: Dictionary | None, feature: int | None, vector: tuple[float, ...] | None, path: str
+) -> None:
+    if vector is not None and math.hypot(*vector) < _LEAST_NORM:
+        message = f"{path}.vector is zero, or nearly so, and has no direction to remove."
+        raise InvalidRequestError(message, param=f"{path}.vector")
+    if dictionary is not None and feature in dictionary.zero_directions:
+        message = f"{path}.feature: feature {feature} of {dictionary.id!r} writes nothing, so there is none to remove."
+        raise InvalidRequestError(message, param=f"{path}.feature")
+
+
+def _short(number: int) -> str:
+    """Write a number that may have thousands of digits."""
+    return str(number) if abs(number) < 10**20 else f"a number of {number.bit_length()} bits"
 
 
 def _decode_values(vector: InlineVector, path: str) -> tuple[float, ...]:

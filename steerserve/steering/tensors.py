@@ -83,7 +83,7 @@ def _one_pointwise(edit: ResolvedEdit, device: torch.device) -> tuple[Tensor, ..
         )
     direction = _direction(edit, device)
     if edit.mode == "remove":
-        unit = direction / direction.norm()
+        unit = (direction.double() / direction.double().norm()).float()
         return unit, torch.ones_like(zero), zero, zero, open_gate, open_gate, unit
     return torch.zeros_like(direction), zero, zero, zero, open_gate, zero, direction
 
