@@ -38,14 +38,18 @@ class Batch:
         return sum(stream.num_tokens for stream in self.streams) / (end - start)
 
     @property
-    def decode_gaps(self) -> list[float]:
-        """Return the times between tokens while every stream generated.
+    def decode_window(self) -> tuple[float, float]:
+        """Return when every stream generated: from the last first token to the first last one.
 
-        From the last first token to the first last one: no prompt is read then, and all rows are in the batch. Empty
-        where the streams did not overlap, since the server has fewer slots.
+        No prompt is read then, and all rows are in the batch. It ends before it begins where the streams did not
+        overlap, since the server has fewer slots.
         """
-        start = max(stream.arrivals[0] for stream in self.streams)
-        end = min(stream.arrivals[-1] for stream in self.streams)
+        return max(stream.arrivals[0] for stream in self.streams), min(stream.arrivals[-1] for stream in self.streams)
+
+    @property
+    def decode_gaps(self) -> list[float]:
+        """Return the times between tokens in the decode window."""
+        start, end = self.decode_window
         return [
             after - before
             for stream in self.streams
@@ -61,14 +65,16 @@ class Batch:
 
     @property
     def decode_tokens_per_s(self) -> float | None:
-        """Return generated tokens a second while every stream generated."""
-        gaps = self.decode_gaps
-        if not gaps:
+        """Return generated tokens a second in the decode window."""
+        start, end = self.decode_window
+        if end <= start:
             return None
+        # Not from the gaps: those that reach over an end of the window would be missing, and they are the long ones.
         # Tokens that are ready at once come in one chunk.
-        num_chunks = sum(len(stream.arrivals) for stream in self.streams)
-        tokens_per_chunk = sum(stream.num_tokens for stream in self.streams) / num_chunks
-        return len(self.streams) * tokens_per_chunk / statistics.fmean(gaps)
+        return sum(
+            stream.num_tokens / len(stream.arrivals) * sum(start < arrival <= end for arrival in stream.arrivals)
+            for stream in self.streams
+        ) / (end - start)
 
 
 async def run_batch(client: httpx.AsyncClient, bodies: Sequence[dict[str, Any]]) -> Batch:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from steerserve.bench.report import Report
 
 _LARGEST_SEED = 1 << 32
+_WIDTH = 120
 
 
 def bench_command(
@@ -53,7 +54,8 @@ def bench_command(
         _check_writable(json_file)
     with Console(stderr=True).status("connecting") as status:
         report = asyncio.run(_measure(options, status.update))
-    print_report(report, Console())
+    # Wide enough for the tables, whatever the terminal: a figure that is cut off is none.
+    print_report(report, Console(width=_WIDTH))
     if json_file is not None:
         json_file.write_text(json.dumps(report.as_json(), indent=2) + "\n", encoding="utf-8")
 

@@ -32,6 +32,12 @@ def test_tokens_are_those_the_server_counted_where_a_chunk_carried_two() -> None
     assert batch.decode_tokens_per_s == pytest.approx(2)
 
 
+def test_a_pause_over_an_end_of_the_window_counts_as_far_as_it_lies_within() -> None:
+    batch = Batch((stream(0.0, 1.0, 5.0), stream(0.0, 0.0, 2.0, 2.0, 6.0)))
+    assert batch.decode_gaps == [4.0, 0.0]
+    assert batch.decode_tokens_per_s == pytest.approx(3 / 4)
+
+
 def test_streams_that_never_run_together_have_no_decode_step() -> None:
     batch = Batch((stream(0.0, 1.0, 2.0), stream(0.0, 3.0, 4.0)))
     assert batch.decode_gaps == []
