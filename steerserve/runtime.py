@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal, Self
 
 import torch
 
-from steerserve.core.errors import InvalidRequestError, ModelNotFoundError
+from steerserve.core.errors import ConfigError, InvalidRequestError, ModelNotFoundError
 from steerserve.core.progress import stage_bar
 from steerserve.dictionaries.registry import DictionaryRegistry
 from steerserve.dictionaries.sources import load_dictionary
@@ -106,7 +106,14 @@ class Runtime:
 
         Raises:
             QueueFullError: too many wait already.
+            InvalidRequestError: a token is outside the model's vocabulary.
         """
+        vocab_size = self.tokenizer.vocab_size
+        if any(token_id >= vocab_size for request in requests for token_id in request.prompt_ids):
+            message = (
+                f"The prompt holds a token that the tokenizer knows and the model does not (ids from {vocab_size})."
+            )
+            raise InvalidRequestError(message)
         return self.engine.submit(requests)
 
     def dictionaries(self) -> list[Dictionary]:
@@ -166,6 +173,18 @@ def _build_runner(settings: Settings, lens: LensModel, median_norms: Mapping[str
     if context > lens.max_context:
         _log.info("engine.context is %s, and %s reads %s tokens: taking that", context, lens.id, lens.max_context)
         context = lens.max_context
+    _check_cache_memory(lens, settings.engine.slots, context)
     runner = Runner(lens, settings.engine.slots, context, median_norms)
     check_cache(runner)
     return runner
+
+
+def _check_cache_memory(lens: LensModel, num_slots: int, context: int) -> None:
+    """Refuse slots that would not fit into memory, before they fill it."""
+    needed, free = num_slots * context * lens.cache_bytes_per_token, lens.free_bytes()
+    if needed > free:
+        message = (
+            f"{num_slots} slots of {context} tokens need {needed / 1e9:.1f} GB for keys and values, and "
+            f"{free / 1e9:.1f} GB are free on {lens.device}. Set smaller engine.slots or engine.context."
+        )
+        raise ConfigError(message)

@@ -79,7 +79,9 @@ class Engine:
         with self._work:
             self._is_stopping = True
             self._work.notify_all()
-        if self._thread is not None and self._thread is not threading.current_thread():
+        if self._thread is None:
+            self._fail_all("The server stopped before this request was done.")
+        elif self._thread is not threading.current_thread():
             self._thread.join()
 
     def submit(self, requests: Many[GenerationRequest]) -> list[TokenStream]:
@@ -205,7 +207,7 @@ class Engine:
             budget -= max(stop - start, 1)
             self._guarded(sequence, partial(self._prefill, *chunk))
         if self._scheduler.num_decoding:
-            self._decode()
+            self._decode_guarded()
         self._counts["steps"] += 1
 
     def _guarded(self, sequence: Sequence, work: Callable[[], None]) -> None:
@@ -246,6 +248,16 @@ class Engine:
         self._append(sequence, choice)
         if sequence.phase is Phase.FINISHED:
             self._end(sequence)
+
+    def _decode_guarded(self) -> None:
+        """Do a decode step; where it fails, the rows of the batch are lost and those that wait are not."""
+        try:
+            self._decode()
+        except Exception:  # noqa: BLE001 whatever the model raises
+            _log.exception("a decode step failed; its requests are lost")
+            self.runner.drop_plan()
+            for sequence in self._scheduler.decoding:
+                self._end(sequence, EngineError("The server failed while computing this request."))
 
     def _decode(self) -> None:
         sequences = self._scheduler.decoding

@@ -19,11 +19,11 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from transformers.utils import logging as transformers_logging
 
 from steerserve.core.errors import ModelSourceError
-from steerserve.model.packed import can_pack, pack_linears
+from steerserve.model.packed import can_pack, pack_linears, wrap_activations
 from steerserve.model.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
     from jaxtyping import Float, Int
@@ -71,6 +71,18 @@ class LensModel:
             f"blocks.{layer}.hook_resid_{side}" for layer in range(self.num_layers) for side in ("pre", "post")
         )
         """In the order in which a forward pass reaches them."""
+
+    @property
+    def cache_bytes_per_token(self) -> int:
+        """Size of one token's keys and values in all layers."""
+        config: Any = self.hf_model.config.get_text_config()
+        num_heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+        d_head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        return int(2 * self.num_layers * num_heads * d_head * self.dtype.itemsize)
+
+    def free_bytes(self) -> int:
+        """Return the free memory of the model's device."""
+        return _free_bytes(self.device)
 
     def hook_point(self, hook_name: str) -> HookPoint:
         """Return the hook point of that name.
@@ -153,10 +165,16 @@ def load_lens(files: ModelFiles, *, device: str = "auto", dtype: torch.dtype | s
     hf_model = hf_model.eval().requires_grad_(requires_grad=False).to(target)
     if can_pack(target, kind):
         pack_linears(hf_model)
+        wrap_activations(hf_model)
     bridge = _build_bridge(files, hf_model)
     # Some adapters switch to eager attention for hook points inside the blocks, which ours do not have.
     hf_model.set_attn_implementation(attention)
-    tokenizer = Tokenizer.load(files.path, _eos_ids(hf_model), trust_remote_code=files.trust_remote_code)
+    tokenizer = Tokenizer.load(
+        files.path,
+        _eos_ids(hf_model),
+        max_vocab=hf_model.config.get_text_config().vocab_size,
+        trust_remote_code=files.trust_remote_code,
+    )
     bridge.tokenizer = tokenizer.hf
     return LensModel(files.id, hf_model, bridge, tokenizer)
 
@@ -165,8 +183,9 @@ def _load_weights(files: ModelFiles, dtype: torch.dtype) -> Any:  # noqa: ANN401
     """Load with fused attention, or with the plain one where the architecture has no other."""
     for attention in ("sdpa", "eager"):
         try:
-            return AutoModelForCausalLM.from_pretrained(
+            hf_model, info = AutoModelForCausalLM.from_pretrained(
                 files.path,
+                output_loading_info=True,
                 dtype=dtype,
                 attn_implementation=attention,
                 use_safetensors=True,
@@ -179,8 +198,21 @@ def _load_weights(files: ModelFiles, dtype: torch.dtype) -> Any:  # noqa: ANN401
                 continue
             message = f"The model in {files.path} cannot be loaded: {_first_line(error)}"
             raise ModelSourceError(message) from error
+        _check_complete(files, info)
+        return hf_model
     message = f"The model in {files.path} cannot be loaded with any attention."
     raise ModelSourceError(message)
+
+
+def _check_complete(files: ModelFiles, info: Mapping[str, Any]) -> None:
+    """Refuse weights that do not fill the model: transformers would make the rest up at random."""
+    for kind in ("missing_keys", "mismatched_keys"):
+        if names := sorted(str(name) for name in info.get(kind) or ()):
+            message = (
+                f"The weights in {files.path} do not fit its config.json ({kind.replace('_', ' ')}: {names[0]}"
+                f"{f' and {len(names) - 1} more' if names[1:] else ''}). Fetch the model again."
+            )
+            raise ModelSourceError(message)
 
 
 def _build_bridge(files: ModelFiles, hf_model: Any) -> TransformerBridge:  # noqa: ANN401
@@ -213,7 +245,8 @@ def _load_config(files: ModelFiles) -> Any:  # noqa: ANN401 transformers' config
 
 def _check_kind(files: ModelFiles, config: Any) -> None:  # noqa: ANN401
     """Refuse what transformers would load as a language model although it was trained as something else."""
-    named = set(getattr(config, "architectures", None) or ())
+    listed = getattr(config, "architectures", None) or ()
+    named = {listed} if isinstance(listed, str) else set(listed)
     usual = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type, ())
     generating = {usual} if isinstance(usual, str) else set(usual)
     own_code = files.trust_remote_code and hasattr(config, "auto_map")
@@ -240,22 +273,26 @@ def _check_memory(path: Path, config: Any, device: torch.device, dtype: torch.dt
             length = int.from_bytes(opened.read(8), "little")
             try:
                 header = json.loads(opened.read(length) if length < file.stat().st_size else b"")
-            except ValueError as error:
+                shapes = [entry["shape"] for name, entry in header.items() if name != "__metadata__"]
+                num_values += sum(torch.Size(shape).numel() for shape in shapes)
+            except (ValueError, AttributeError, TypeError, KeyError, RecursionError) as error:
                 message = f"{file} is cut or damaged (its header cannot be read). Fetch it again."
                 raise ModelSourceError(message) from error
-        shapes = (entry["shape"] for name, entry in header.items() if name != "__metadata__")
-        num_values += sum(torch.Size(shape).numel() for shape in shapes)
     text_config = config.get_text_config()
     if getattr(config, "tie_word_embeddings", False):
         num_values += text_config.vocab_size * text_config.hidden_size
     needed = int(num_values * dtype.itemsize * _MEMORY_MARGIN)
-    free = psutil.virtual_memory().available if device.type == "cpu" else torch.cuda.mem_get_info(device)[0]
+    free = _free_bytes(device)
     if needed > free:
         message = (
             f"The model needs about {needed / 1e9:.1f} GB on {device}, and {free / 1e9:.1f} GB are free. "
             "Take a smaller model, free memory, or set model.dtype to bfloat16."
         )
         raise ModelSourceError(message)
+
+
+def _free_bytes(device: torch.device) -> int:
+    return int(psutil.virtual_memory().available if device.type == "cpu" else torch.cuda.mem_get_info(device)[0])
 
 
 def _eos_ids(hf_model: Any) -> frozenset[int]:  # noqa: ANN401
@@ -270,8 +307,8 @@ def _device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     device = torch.device(name)
-    if device.type == "cuda" and not torch.cuda.is_available():
-        message = f"model.device is {name}, but this PyTorch sees no CUDA device. Use cpu or auto."
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        message = f"model.device is {name}, but this PyTorch sees {torch.cuda.device_count()} CUDA devices. Use auto."
         raise ModelSourceError(message)
     return device
 

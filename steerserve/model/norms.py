@@ -38,7 +38,7 @@ def measure_norms(lens: LensModel) -> dict[str, tuple[float, float]]:
                 found[name] = resid[0].float().norm(dim=-1)
 
             stack.enter_context(lens.hooked(hook_name, keep))
-        lens.forward(torch.tensor([ids], device=lens.device), use_cache=False, logits_to_keep=1)
+        lens.forward(torch.tensor([ids], device=lens.device), use_cache=False)
     return {name: _median_and_mean(norms) for name, norms in found.items()}
 
 

@@ -7,10 +7,17 @@ rows from two on (measured by `tests/model/test_packed.py`), and are faster betw
 
 import torch
 from torch import Tensor, nn
+from transformers.activations import ACT2FN
 from transformers.pytorch_utils import Conv1D
 
 MIN_ROWS = 2
 """One row alone takes another kernel; the engine never computes fewer rows than this."""
+
+_LANES = 32
+"""Widths of whole multiples of this have no elements outside vector lanes."""
+_ONE_THREAD = 32768
+"""torch computes fewer elements than this in one thread."""
+_ACTIVATIONS = tuple({type(ACT2FN[name]) for name in ACT2FN} - {nn.ReLU})
 
 
 class PackedLinear(nn.Module):
@@ -60,6 +67,39 @@ def pack_linears(module: nn.Module) -> int:
             setattr(parent, name, PackedLinear(weight.T if type(child) is Conv1D else weight, bias))
             num_packed += 1
     return num_packed
+
+
+class RowwiseActivation(nn.Module):
+    """An activation function that gives a row the same bits whatever the number of rows, in decode steps.
+
+    torch computes most elements in vector lanes and the last few of each thread's share one by one, and the two round
+    differently in functions such as SiLU. So rows are padded to whole lanes, and few enough of them are computed at
+    once for one thread.
+    """
+
+    def __init__(self, activation: nn.Module) -> None:
+        """Wrap an elementwise function."""
+        super().__init__()
+        self.activation = activation
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply the function."""
+        width = x.shape[-1]
+        is_decode = x.shape[-2] == 1 or x.ndim == 2  # noqa: PLR2004 some models flatten rows and positions
+        if not is_decode or (width % _LANES == 0 and x.numel() < _ONE_THREAD):
+            out: Tensor = self.activation(x)
+            return out
+        padded = nn.functional.pad(x, (0, -width % _LANES))
+        blocks = padded.split(max((_ONE_THREAD - 1) // padded.shape[-1], 1))
+        return torch.cat([self.activation(block) for block in blocks])[..., :width]
+
+
+def wrap_activations(module: nn.Module) -> None:
+    """Wrap every activation function below `module` in a `RowwiseActivation`."""
+    for parent in list(module.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, _ACTIVATIONS):
+                setattr(parent, name, RowwiseActivation(child))
 
 
 def can_pack(device: torch.device, dtype: torch.dtype) -> bool:

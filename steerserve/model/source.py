@@ -40,6 +40,16 @@ def fetch_model(source: str, *, cache_dir: Path | None = None, trust_remote_code
         ModelSourceError: there is no such model, it cannot be reached, or it fails its checksum.
     """
     cache_dir = cache_dir or default_cache_dir()
+    try:
+        return _fetch(source, cache_dir, trust_remote_code=trust_remote_code)
+    except OSError as error:
+        message = (
+            f"The files of {source[:200]!r} cannot be read or written: {error}. (The cache folder is {cache_dir}.)"
+        )
+        raise ModelSourceError(message) from error
+
+
+def _fetch(source: str, cache_dir: Path, *, trust_remote_code: bool) -> ModelFiles:
     if source in BUILTIN_MODELS:
         return ModelFiles(source, _builtin(source, cache_dir), source)
     path = Path(source).expanduser()

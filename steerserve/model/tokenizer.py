@@ -22,9 +22,16 @@ _MAX_HELD_TOKENS = 8
 class Tokenizer:
     """A transformers tokenizer, reduced to what a server needs. Safe to read from several threads."""
 
-    def __init__(self, hf: Any, eos_ids: frozenset[int]) -> None:  # noqa: ANN401 transformers has no common typed base
-        """Wrap `hf`; `eos_ids` end a generation."""
+    def __init__(
+        self,
+        hf: Any,  # noqa: ANN401 transformers has no common typed base
+        eos_ids: frozenset[int],
+        max_vocab: int | None = None,
+    ) -> None:
+        """Wrap `hf`; `eos_ids` end a generation, and the model knows ids below `max_vocab`."""
         self.hf = hf
+        self.vocab_size = min(len(hf), max_vocab or len(hf))
+        """Number of tokens, added ones included, that the model can read."""
         self.eos_ids = eos_ids
         marked = {token_id for token_id, token in hf.added_tokens_decoder.items() if token.special}
         self.special_ids = frozenset(hf.all_special_ids) | eos_ids | marked
@@ -34,7 +41,9 @@ class Tokenizer:
         self._byte_of = _byte_alphabet() if _is_byte_level(hf) else None
 
     @classmethod
-    def load(cls, path: Path, eos_ids: frozenset[int], *, trust_remote_code: bool = False) -> Tokenizer:
+    def load(
+        cls, path: Path, eos_ids: frozenset[int], *, max_vocab: int | None = None, trust_remote_code: bool = False
+    ) -> Tokenizer:
         """Load the tokenizer in a model folder.
 
         Raises:
@@ -52,12 +61,7 @@ class Tokenizer:
             raise ModelSourceError(message) from error
         if hf.eos_token_id is not None:
             eos_ids |= {hf.eos_token_id}
-        return cls(hf, eos_ids)
-
-    @property
-    def vocab_size(self) -> int:
-        """Number of tokens, added ones included."""
-        return len(self.hf)
+        return cls(hf, eos_ids, max_vocab)
 
     def encode(self, text: str) -> list[int]:
         """Return the tokens of a raw prompt, with the special tokens that the model's tokenizer puts before one."""

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 _LARGE_PROMPT_CHARS = 16_384
 """Longer prompts are tokenised in a thread, so that nobody else's stream stalls."""
+_MESSAGE_CHARS = 64
+"""What a message costs the template beside its text, in characters."""
 _MIN_CHOICE_LIMIT = 128
 """The specification's largest `n`, which is possible on the smallest server."""
 
@@ -56,7 +58,8 @@ async def prepare_chat(runtime: Runtime, body: ChatCompletionRequest) -> Prepare
     def render() -> list[int]:
         return runtime.tokenizer.render_chat(messages, add_generation_prompt=body.add_generation_prompt)
 
-    is_large = sum(len(message["content"]) for message in messages) > _LARGE_PROMPT_CHARS
+    num_chars = sum(_MESSAGE_CHARS + len(message["content"]) for message in messages)
+    is_large = num_chars > _LARGE_PROMPT_CHARS
     ids = tuple(await asyncio.to_thread(render) if is_large else render())
     max_tokens = _check_context(runtime, len(ids), body.token_limit, param="messages")
     num_logprobs = (body.top_logprobs or 0) if body.logprobs else None

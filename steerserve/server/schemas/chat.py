@@ -13,6 +13,8 @@ from steerserve.server.schemas.sampling import INT64_MAX, GenerationFields
 from steerserve.server.schemas.unsupported import CHAT, documented, refuse_unsupported
 from steerserve.server.schemas.usage import Usage
 
+MAX_MESSAGES = 4096
+
 
 class ChatCompletionRequest(GenerationFields):
     """A conversation to continue. Unknown fields are ignored; null means left out."""
@@ -21,6 +23,8 @@ class ChatCompletionRequest(GenerationFields):
 
     messages: list[Message] = Field(
         min_length=1,
+        max_length=MAX_MESSAGES,
+        fail_fast=True,
         description="The conversation so far.",
         examples=[[{"role": "user", "content": "Tell me about yourself."}]],
     )

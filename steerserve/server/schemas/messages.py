@@ -37,8 +37,11 @@ def _content_kind(value: object) -> str | None:
     return "parts" if isinstance(value, list) else None
 
 
+MAX_PARTS = 4096
+
 Content = Annotated[
-    Annotated[str, Tag("string")] | Annotated[list[TextPart], Tag("parts")],
+    Annotated[str, Tag("string")]
+    | Annotated[list[TextPart], Field(max_length=MAX_PARTS, fail_fast=True), Tag("parts")],
     Discriminator(
         _content_kind,
         custom_error_type="one_or_many",

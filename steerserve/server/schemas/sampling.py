@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 from pydantic import Field, field_validator, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic_core import PydanticCustomError, PydanticKnownError
 
 from steerserve.core.errors import InvalidRequestError, UnsupportedParameterError
 from steerserve.server.schemas.base import Identifier, RequestModel
 
 INT64_MAX = 2**63 - 1
+MAX_BIASES = 4096
 MAX_STOPS = 64
 MAX_STOP_CHARS = 1024
 
@@ -104,6 +105,14 @@ class GenerationFields(RequestModel):
     stream: bool = Field(default=False, description="Send the text as server-sent events while it is generated.")
     stream_options: StreamOptions | None = Field(default=None, description="Only with `stream: true`.")
     user: Identifier | None = Field(default=None, description="An end user's id, for the client's own bookkeeping.")
+
+    @field_validator("logit_bias", mode="before")
+    @classmethod
+    def _check_size(cls, value: Any) -> Any:  # noqa: ANN401 whatever the client sent
+        if isinstance(value, dict) and len(value) > MAX_BIASES:  # told before a million entries are looked at
+            context = {"field_type": "Dictionary", "max_length": MAX_BIASES, "actual_length": len(value)}
+            raise PydanticKnownError("too_long", context)
+        return value
 
     @field_validator("stop", mode="before")
     @classmethod
