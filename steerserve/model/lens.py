@@ -75,7 +75,8 @@ class LensModel:
     @property
     def cache_bytes_per_token(self) -> int:
         """Size of one token's keys and values in all layers."""
-        config: Any = self.hf_model.config.get_text_config()
+        whole: Any = self.hf_model.config
+        config = whole.get_text_config()
         num_heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
         d_head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         return int(2 * self.num_layers * num_heads * d_head * self.dtype.itemsize)

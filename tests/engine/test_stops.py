@@ -63,11 +63,11 @@ def test_nothing_is_lost_or_doubled_without_a_match(pieces: list[str], stops: tu
     assert sent + matcher.flush() == "".join(pieces)
 
 
-def test_nothing_is_matched_or_held_before_it_may_stop() -> None:
+def test_nothing_is_matched_before_it_may_stop_but_a_beginning_is_held() -> None:
     matcher = StopMatcher(("ab",), include=False)
     assert matcher.push("xab", can_stop=False) == ("xab", None)
-    assert matcher.push("ya", can_stop=False) == ("ya", None)
-    assert matcher.push("cab", can_stop=True) == ("c", "ab")
+    assert matcher.push("ya", can_stop=False) == ("y", None)
+    assert matcher.push("b", can_stop=True) == ("", "ab")
 
 
 def test_text_that_turns_out_to_be_no_stop_string_is_sent() -> None:

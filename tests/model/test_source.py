@@ -152,8 +152,8 @@ def test_a_model_that_does_not_fit_into_memory_is_refused_before_it_is_loaded(
 def test_a_cuda_device_that_is_not_there_is_refused(
     model_folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(ModelSourceError, match="no CUDA device"):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    with pytest.raises(ModelSourceError, match="sees 0 CUDA devices"):
         load_lens(fetch_model(str(model_folders["llama"])), device="cuda")
 
 
