@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
     from sae_lens.saes.sae import TrainingSAE
 
+_READABLE = 0o644
+
 
 def export_sae(sae: TrainingSAE[Any], scaling_factor: float, folder: Path, dtype: str) -> SAE[Any]:
     """Write `sae_weights.safetensors` and `cfg.json` to `folder`, and return what a reader of them gets, in float32.
@@ -32,6 +34,8 @@ def export_sae(sae: TrainingSAE[Any], scaling_factor: float, folder: Path, dtype
     plain.to(dtype=getattr(torch, dtype))
     plain.save_model(aside)
     for name in ("sae_weights.safetensors", "cfg.json"):
+        # safetensors writes files that their owner alone can read; the server may be another user.
+        (aside / name).chmod(_READABLE)
         (aside / name).replace(folder / name)
     shutil.rmtree(aside)
     return load_exported(folder)
