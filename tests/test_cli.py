@@ -184,7 +184,13 @@ def test_dictionaries_of_the_configured_folders_are_listed(
 def serving(model: Path) -> Iterator[subprocess.Popen[str]]:
     """Start a server of a tiny model, in a process of its own."""
     command = [sys.executable, "-m", "steerserve", "serve", "--model", str(model), "--port", "0", "--threads", "1"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    # Where the tests run as a shell's background job, Ctrl-C is ignored, and a child would inherit that.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    with process:
         try:
             yield process
         finally:
