@@ -28,7 +28,9 @@ class Oracle:
     ) -> None:
         self.model: Any = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32, attn_implementation="eager")
         self.model.eval()
-        self.saes: dict[str, Any] = {name: SAE.load_from_disk(path) for name, path in dictionaries.items()}
+        self.saes: dict[str, Any] = {
+            name: SAE.load_from_disk(path, dtype="float32") for name, path in dictionaries.items()
+        }
         self.median_norms = median_norms
         self.special = special
 

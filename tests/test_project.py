@@ -76,7 +76,13 @@ def test_help_answers_without_loading_torch(command: tuple[str, ...]) -> None:
 
 def test_core_schemas_and_the_engines_data_load_no_torch() -> None:
     core = sorted(f"steerserve.core.{file.stem}" for file in (ROOT / "steerserve" / "core").glob("[a-z]*.py"))
-    modules = [*core, "steerserve.engine.request", "steerserve.steering.edits", "steerserve.steering.receipt"]
+    modules = [
+        *core,
+        "steerserve.engine.request",
+        "steerserve.engine.scheduler",
+        "steerserve.steering.edits",
+        "steerserve.steering.receipt",
+    ]
     code = f"import sys, {', '.join(modules)}; print(*sorted({HEAVY!r} & sys.modules.keys()))"
     done = run("-c", code)
     assert (done.returncode, done.stdout.strip()) == (0, "")

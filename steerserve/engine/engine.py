@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Self
 import torch
 
 from steerserve.core.errors import EngineError, QueueFullError, SteerserveError, UnavailableError
+from steerserve.engine.phase import Phase
 from steerserve.engine.request import GenerationRequest, TokenEvent
 from steerserve.engine.runner import not_finite_error
 from steerserve.engine.scheduler import Scheduler
-from steerserve.engine.sequence import Phase, Sequence
+from steerserve.engine.sequence import Sequence
 from steerserve.engine.stats import EngineStats
 from steerserve.engine.stream import TokenStream, drain
 

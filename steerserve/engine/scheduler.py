@@ -16,11 +16,12 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
-from steerserve.engine.sequence import Phase, Sequence
+from steerserve.engine.phase import Phase
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from steerserve.engine.sequence import Sequence
     from steerserve.steering.plan import PromptSums
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import enum
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from steerserve.engine.phase import Phase
 from steerserve.engine.request import FinishReason, GenerationRequest, TokenEvent, TokenLogprob
 from steerserve.engine.stops import StopMatcher
 from steerserve.model.tokenizer import IncrementalDecoder, Tokenizer
@@ -18,15 +18,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     EventSink = Callable[[TokenEvent | Exception], None]
-
-
-class Phase(enum.Enum):
-    """Where a sequence stands."""
-
-    WAITING = "waiting"
-    PREFILL = "prefill"
-    DECODE = "decode"
-    FINISHED = "finished"
 
 
 class Sequence:

@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from steerserve.engine.phase import Phase
 from steerserve.engine.request import GenerationRequest, SamplingParams
 from steerserve.engine.scheduler import Scheduler
-from steerserve.engine.sequence import Phase, Sequence
+from steerserve.engine.sequence import Sequence
 from steerserve.model.tokenizer import Tokenizer
 from tests.tiny import byte_tokenizer
 

@@ -44,7 +44,10 @@ async def test_probes_may_ask_without_a_body(client: httpx.AsyncClient, method: 
 
 
 async def test_the_version_is_that_of_the_package(client: httpx.AsyncClient) -> None:
-    assert (await client.get("/version")).json() == {"version": steerserve.__version__}
+    found = (await client.get("/version")).json()
+    assert found["version"] == steerserve.__version__
+    assert (found["device"], found["dtype"]) == ("cpu", "float32")
+    assert {"torch", "transformers", "transformer_lens", "sae_lens"} < found.keys()
 
 
 async def test_a_server_that_is_loading_is_healthy_and_not_ready(build: Callable[..., Runtime]) -> None:

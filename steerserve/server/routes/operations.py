@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.metadata
+
 from fastapi import APIRouter, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
@@ -36,9 +38,17 @@ async def get_readiness(runtime: RuntimeDep, response: Response) -> Readiness:
 
 
 @router.get("/version")
-async def get_version() -> Version:
-    """Tell which steerserve this is."""
-    return Version(version=steerserve.__version__)
+async def get_version(runtime: RuntimeDep) -> Version:
+    """Tell which steerserve this is, and on what it stands."""
+    return Version(
+        version=steerserve.__version__,
+        torch=importlib.metadata.version("torch"),
+        transformers=importlib.metadata.version("transformers"),
+        transformer_lens=importlib.metadata.version("transformer-lens"),
+        sae_lens=importlib.metadata.version("sae-lens"),
+        device=str(runtime.lens.device),
+        dtype=str(runtime.lens.dtype).removeprefix("torch."),
+    )
 
 
 @router.head("/metrics", include_in_schema=False)

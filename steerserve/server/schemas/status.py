@@ -23,9 +23,15 @@ class Readiness(ResponseModel):
 
 
 class Version(ResponseModel):
-    """Which steerserve this is."""
+    """Which steerserve this is, and on what it stands."""
 
     version: str = Field(description="Version of the package.")
+    torch: str = Field(description="Version of PyTorch.")
+    transformers: str = Field(description="Version of transformers.")
+    transformer_lens: str = Field(description="Version of TransformerLens.")
+    sae_lens: str = Field(description="Version of SAELens.")
+    device: str = Field(description="Where the model runs: cpu or cuda:N.")
+    dtype: str = Field(description="Number format of the model's weights.")
 
 
 class ErrorDetail(ResponseModel):
