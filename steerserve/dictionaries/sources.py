@@ -113,6 +113,9 @@ def _locate(source: str, allowed_dirs: Sequence[Path]) -> Path:
                 f"({', '.join(str(allowed) for allowed in allowed_dirs) or 'none'}); add its folder to dictionary_dirs."
             )
             raise DictionarySourceError(message)
+        if not folder.is_dir():
+            message = f"The dictionary source {source!r}: there is no folder {folder}."
+            raise DictionarySourceError(message)
         return folder
     message = f"The dictionary source {source!r} must begin with bundled: or path:."
     raise DictionarySourceError(message)

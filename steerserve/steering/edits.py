@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 from typing import Annotated, Any, Literal
 
@@ -22,6 +23,8 @@ VECTOR_MODES: frozenset[str] = frozenset({"add", "remove"})
 MAX_SCALE = 1e6
 MAX_VECTOR_VALUES = 1 << 17
 MAX_STRENGTH = 1e3
+_LATER = frozenset({"presets", "ramp", "when"})
+"""Fields of the contract that this version reads in order to refuse them by name."""
 _MAX_INDEX = 1 << 31
 
 Scale = Annotated[float, Field(ge=-MAX_SCALE, le=MAX_SCALE, allow_inf_nan=False)]
@@ -187,16 +190,26 @@ def _as_request_error(error: ValidationError) -> InvalidRequestError:
     value = found.get("input")
     reason = found["msg"].removeprefix("Value error, ")
     if found["type"] == "extra_forbidden":
-        known = Edit.model_fields if ".edits[" in param and "vector" not in param else Steering.model_fields
-        known = InlineVector.model_fields if ".vector." in param else known
-        message = f"{param} is not known. Known here: {', '.join(known)}."
-        return InvalidRequestError(message, param=param, code="unknown_parameter")
+        return _unknown_key(param)
     if found["type"] == "edit":
         param = f"{param}.{found['ctx']['field']}"
         return InvalidRequestError(f"{param}: {reason}.", param=param)
     code = "invalid_type" if found["type"].endswith(("_type", "_from_float")) else None
     shown = f" (got {_shown(value)})" if name else ""
     return InvalidRequestError(f"{param}: {reason[0].lower()}{reason[1:]}{shown}.", param=param, code=code)
+
+
+def _unknown_key(param: str) -> InvalidRequestError:
+    parent, _, key = param.rpartition(".")
+    kind: type[BaseModel] = InlineVector if parent.endswith(".vector") else Edit if "[" in parent else Steering
+    if kind is Steering and key in Edit.model_fields:
+        message = f'{param}: an edit goes into a list, such as "steering": [{{"feature": 17, "scale": 8}}].'
+        return InvalidRequestError(message, param=param, code="unknown_parameter")
+    known = [name for name in kind.model_fields if name not in _LATER]
+    near = difflib.get_close_matches(key, known, n=1)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    message = f"{param[:200]} is not known.{hint} Known here: {', '.join(known)}."
+    return InvalidRequestError(message, param=param, code="unknown_parameter")
 
 
 def _shown(value: object) -> str:
