@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from steerserve.core.config import DEFAULT_MODEL
 from steerserve.core.errors import ConfigError
 from steerserve.training.options import ARCHITECTURES, SAVED_DTYPES, Architecture, SavedDtype, TrainOptions
+
+_LEAST_RECOVERED = 0.9
+_LEAST_EXPLAINED = 0.6
+"""Below these a dictionary's features steer badly, or not at all."""
 
 
 def train_command(  # noqa: PLR0913, PLR0917 a parameter is an option
@@ -27,7 +33,7 @@ def train_command(  # noqa: PLR0913, PLR0917 a parameter is an option
     ] = None,
     model: Annotated[
         str, typer.Option(help="A built-in name, a hub repository, a folder or a .gguf file.")
-    ] = "smollm2-135m-instruct",
+    ] = DEFAULT_MODEL,
     hook: Annotated[str, typer.Option(help="Hook point: blocks.N.hook_resid_post.")] = "blocks.17.hook_resid_post",
     architecture: Annotated[str, typer.Option(help=f"One of {', '.join(ARCHITECTURES)}.")] = "batchtopk",
     d_sae: Annotated[int, typer.Option(help="Number of features.")] = 4096,
@@ -87,7 +93,21 @@ def train_command(  # noqa: PLR0913, PLR0917 a parameter is an option
     if threads is not None:
         torch.set_num_threads(threads)
     folder = train(options)
-    typer.echo(f"{folder}: sae_weights.safetensors, cfg.json, report.json")
+    for line in _closing_lines(options, folder):
+        typer.echo(line)
+
+
+def _closing_lines(options: TrainOptions, folder: Path) -> list[str]:
+    """Say how good the dictionary is, whether that is good enough, and how to serve it."""
+    report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    recovered, explained = report["ce_recovered"], report["explained_variance"]
+    shares = f"dead {report['dead_fraction']:.1%}, dense {report['dense_fraction']:.1%}"
+    figures = f"CE recovered {recovered:.3f}, explained variance {explained:.3f}, L0 {report['l0']:.1f}, {shares}"
+    lines = [f"{folder}: {figures} (report.json says more)"]
+    if recovered < _LEAST_RECOVERED or explained < _LEAST_EXPLAINED:
+        lines.append("That is too little to steer well: train on more text (--corpus, --tokens) or longer (--epochs).")
+    model = "" if options.model == DEFAULT_MODEL else f" --model {options.model}"
+    return [*lines, f"Serve it with: steerserve serve{model} --dictionary {options.id}=path:{folder}"]
 
 
 def _architecture(name: str) -> Architecture:
