@@ -11,7 +11,7 @@ import torch
 from steerserve.core.errors import ConfigError, InvalidRequestError, ModelNotFoundError
 from steerserve.core.progress import stage_bar
 from steerserve.dictionaries.registry import DictionaryRegistry
-from steerserve.dictionaries.sources import load_dictionary
+from steerserve.dictionaries.sources import load_dictionary, locate_dictionary
 from steerserve.engine.engine import Engine
 from steerserve.engine.runner import Runner, default_chunk
 from steerserve.engine.selfcheck import check_cache
@@ -137,6 +137,8 @@ def build_runtime(settings: Settings) -> Runtime:
     """
     if settings.engine.threads is not None:
         torch.set_num_threads(settings.engine.threads)
+    for wanted in settings.dictionaries:  # before a model is fetched and loaded for nothing
+        locate_dictionary(wanted.source, settings.allowed_dictionary_dirs)
     files = fetch_model(
         settings.model.source, cache_dir=settings.cache_dir, trust_remote_code=settings.model.trust_remote_code
     )

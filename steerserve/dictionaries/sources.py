@@ -52,7 +52,7 @@ def load_dictionary(
     Raises:
         DictionarySourceError: there is none, its files are damaged, or it does not fit the model.
     """
-    folder = _locate(source, allowed_dirs)
+    folder = locate_dictionary(source, allowed_dirs)
     config = _read_json(folder / CONFIG_FILE, source)
     weights = folder / WEIGHTS_FILE
     stored_dtype = _check_weights(weights, source)
@@ -96,7 +96,12 @@ def _contents(sha256: str, sae: SAE[Any], median_norm: float) -> str:
     return hashlib.sha256(described.encode()).hexdigest()
 
 
-def _locate(source: str, allowed_dirs: Sequence[Path]) -> Path:
+def locate_dictionary(source: str, allowed_dirs: Sequence[Path]) -> Path:
+    """Return the folder of a source.
+
+    Raises:
+        DictionarySourceError: there is no such folder, or it lies outside the allowed ones.
+    """
     kind, _, name = source.partition(":")
     if kind == "bundled":
         folder = (BUNDLED_DIR / name).resolve()
