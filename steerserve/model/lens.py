@@ -6,25 +6,22 @@ The only module that imports TransformerLens. Its hook points are the residual s
 from __future__ import annotations
 
 import contextlib
-import json
 from typing import TYPE_CHECKING, Any
 
-import psutil
 import torch
 from torch import Tensor, nn
 from transformer_lens.model_bridge.generalized_components import OpaqueBlockBridge
 from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module
 from transformers import AutoConfig, AutoModelForCausalLM
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils import logging as transformers_logging
 
 from steerserve.core.errors import ModelSourceError
+from steerserve.model.fitness import check_complete, check_kind, check_layers, check_memory, free_bytes
 from steerserve.model.packed import can_pack, pack_linears, wrap_activations
 from steerserve.model.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
-    from pathlib import Path
+    from collections.abc import Callable, Iterator
 
     from jaxtyping import Float, Int
     from transformer_lens.hook_points import HookPoint
@@ -33,9 +30,6 @@ if TYPE_CHECKING:
     from steerserve.model.source import ModelFiles
 
     HookFn = Callable[[Tensor], Tensor | None]
-
-_SUPPORTED_LAYER_TYPES = {"full_attention", "sliding_attention"}
-_MEMORY_MARGIN = 1.1
 
 
 class _ReachedHookError(Exception):
@@ -83,7 +77,7 @@ class LensModel:
 
     def free_bytes(self) -> int:
         """Return the free memory of the model's device."""
-        return _free_bytes(self.device)
+        return free_bytes(self.device)
 
     def hook_point(self, hook_name: str) -> HookPoint:
         """Return the hook point of that name.
@@ -158,9 +152,9 @@ def load_lens(files: ModelFiles, *, device: str = "auto", dtype: torch.dtype | s
     kind = _dtype(dtype, target)
     transformers_logging.disable_progress_bar()
     config = _load_config(files)
-    _check_kind(files, config)
-    _check_layers(config)
-    _check_memory(files.path, config, target, kind)
+    check_kind(files, config)
+    check_layers(config)
+    check_memory(files.path, config, target, kind)
     hf_model = _load_weights(files, kind)
     attention = hf_model.config._attn_implementation  # noqa: SLF001 transformers has no public reader
     hf_model = hf_model.eval().requires_grad_(requires_grad=False).to(target)
@@ -199,21 +193,10 @@ def _load_weights(files: ModelFiles, dtype: torch.dtype) -> Any:  # noqa: ANN401
                 continue
             message = f"The model in {files.path} cannot be loaded: {_first_line(error)}"
             raise ModelSourceError(message) from error
-        _check_complete(files, info)
+        check_complete(files, info)
         return hf_model
     message = f"The model in {files.path} cannot be loaded with any attention."
     raise ModelSourceError(message)
-
-
-def _check_complete(files: ModelFiles, info: Mapping[str, Any]) -> None:
-    """Refuse weights that do not fill the model: transformers would make the rest up at random."""
-    for kind in ("missing_keys", "mismatched_keys"):
-        if names := sorted(str(name) for name in info.get(kind) or ()):
-            message = (
-                f"The weights in {files.path} do not fit its config.json ({kind.replace('_', ' ')}: {names[0]}"
-                f"{f' and {len(names) - 1} more' if names[1:] else ''}). Fetch the model again."
-            )
-            raise ModelSourceError(message)
 
 
 def _build_bridge(files: ModelFiles, hf_model: Any) -> TransformerBridge:  # noqa: ANN401
@@ -242,58 +225,6 @@ def _load_config(files: ModelFiles) -> Any:  # noqa: ANN401 transformers' config
             "(models that bring their own code need model.trust_remote_code: true in the configuration)"
         )
         raise ModelSourceError(message) from error
-
-
-def _check_kind(files: ModelFiles, config: Any) -> None:  # noqa: ANN401
-    """Refuse what transformers would load as a language model although it was trained as something else."""
-    listed = getattr(config, "architectures", None) or ()
-    named = {listed} if isinstance(listed, str) else set(listed)
-    usual = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type, ())
-    generating = {usual} if isinstance(usual, str) else set(usual)
-    own_code = files.trust_remote_code and hasattr(config, "auto_map")
-    if named and not named & generating and not own_code:
-        message = f"{files.id} is a {', '.join(sorted(named))}, which is no causal language model; it cannot generate."
-        raise ModelSourceError(message)
-
-
-def _check_layers(config: Any) -> None:  # noqa: ANN401
-    others = set(getattr(config.get_text_config(), "layer_types", None) or ()) - _SUPPORTED_LAYER_TYPES
-    if others:
-        message = (
-            f"The model has layers of type {', '.join(sorted(others))}; "
-            f"this server supports {', '.join(sorted(_SUPPORTED_LAYER_TYPES))}."
-        )
-        raise ModelSourceError(message)
-
-
-def _check_memory(path: Path, config: Any, device: torch.device, dtype: torch.dtype) -> None:  # noqa: ANN401
-    """Refuse before loading what cannot fit: weights in `dtype`, plus the embedding's packed copy on a CPU."""
-    num_values = 0
-    for file in path.glob("*.safetensors"):
-        with file.open("rb") as opened:
-            length = int.from_bytes(opened.read(8), "little")
-            try:
-                header = json.loads(opened.read(length) if length < file.stat().st_size else b"")
-                shapes = [entry["shape"] for name, entry in header.items() if name != "__metadata__"]
-                num_values += sum(torch.Size(shape).numel() for shape in shapes)
-            except (ValueError, AttributeError, TypeError, KeyError, RecursionError) as error:
-                message = f"{file} is cut or damaged (its header cannot be read). Fetch it again."
-                raise ModelSourceError(message) from error
-    text_config = config.get_text_config()
-    if getattr(config, "tie_word_embeddings", False):
-        num_values += text_config.vocab_size * text_config.hidden_size
-    needed = int(num_values * dtype.itemsize * _MEMORY_MARGIN)
-    free = _free_bytes(device)
-    if needed > free:
-        message = (
-            f"The model needs about {needed / 1e9:.1f} GB on {device}, and {free / 1e9:.1f} GB are free. "
-            "Take a smaller model, free memory, or set model.dtype to bfloat16."
-        )
-        raise ModelSourceError(message)
-
-
-def _free_bytes(device: torch.device) -> int:
-    return int(psutil.virtual_memory().available if device.type == "cpu" else torch.cuda.mem_get_info(device)[0])
 
 
 def _eos_ids(hf_model: Any) -> frozenset[int]:  # noqa: ANN401

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
     from steerserve.model.lens import LensModel
 
-_SINK_RATIO = 5.0
+SINK_RATIO = 5.0
+"""A token is a sink where its norm is over this many times the median. Source: training.md."""
 _MAX_TOKENS = 120
 _TEXT = (
     "The harbour was quiet when the ferry came in. Two men threw ropes to the quay, and a girl with a red suitcase "
@@ -44,5 +45,5 @@ def measure_norms(lens: LensModel) -> dict[str, tuple[float, float]]:
 
 def _median_and_mean(norms: Tensor) -> tuple[float, float]:
     median = norms.median()
-    usual = norms[norms <= _SINK_RATIO * median]
+    usual = norms[norms <= SINK_RATIO * median]
     return float(median), float(usual.mean())

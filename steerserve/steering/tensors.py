@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from steerserve.model.norms import SINK_RATIO
 from steerserve.steering.apply import Coefficients, PointwiseEdits
 
 if TYPE_CHECKING:
@@ -15,8 +16,6 @@ if TYPE_CHECKING:
 
     from steerserve.steering.resolve import ResolvedEdit
 
-SINK_RATIO = 5.0
-"""A token is a sink where its norm is over this many times the median. Source: training.md."""
 _INF = float("inf")
 
 

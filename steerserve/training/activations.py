@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from steerserve.core.errors import CorpusError
+from steerserve.model.norms import SINK_RATIO
 from steerserve.training.files import write_json
 
 if TYPE_CHECKING:
@@ -29,8 +30,6 @@ if TYPE_CHECKING:
     from steerserve.training.progress import Progress
     from steerserve.training.windows import WindowBatch
 
-SINK_FACTOR = 5.0
-"""A token whose norm is over so many times the median is an attention sink."""
 _CALIBRATION_BATCHES = 4
 _SAVE_EVERY = 25
 _FLOAT16_LIMIT = 60_000.0
@@ -128,7 +127,7 @@ def _calibrate(lens: LensModel, hook: str, batches: list[WindowBatch]) -> CacheS
     if len(every) == 0:
         message = "The corpus has no token to train on: it is empty or made of special tokens."
         raise CorpusError(message, param="corpus")
-    sink_norm = SINK_FACTOR * float(every.median())
+    sink_norm = SINK_RATIO * float(every.median())
     dtype = "float16" if sink_norm < _FLOAT16_LIMIT else "float32"
     return CacheState(num_rows=0, num_batches=0, sink_norm=sink_norm, num_sinks=0, dtype=dtype, d_in=lens.d_model)
 
