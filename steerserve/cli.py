@@ -12,26 +12,25 @@ import signal
 import socket
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 import uvicorn
-from rich.console import Console
 from rich.table import Table
 
 import steerserve
 from steerserve.bench.command import bench_command
+from steerserve.commands.dictionaries import dictionaries_app
+from steerserve.commands.shared import environment_settings, print_table, read_config
+from steerserve.commands.train import train_command
 from steerserve.core.errors import ConfigError, StartupError
 from steerserve.core.openmp import limit_spinning
-from steerserve.training.command import train_command
 
 if TYPE_CHECKING:
     from steerserve.core.config import Settings
     from steerserve.runtime import Runtime
 
 EXIT_STARTUP = 2
-_WIDE = 4096
-_BUNDLED = Path(__file__).parent / "dictionaries" / "bundled"
 
 app = typer.Typer(
     name="steerserve",
@@ -40,7 +39,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 models_app = typer.Typer(help="Fetch and list models.", no_args_is_help=True)
-dictionaries_app = typer.Typer(help="List dictionaries.", no_args_is_help=True)
 app.add_typer(models_app, name="models")
 app.add_typer(dictionaries_app, name="dictionaries")
 
@@ -193,7 +191,7 @@ def models_fetch(name: Annotated[str, typer.Argument(help="What `serve --model` 
     """Fetch a model's files, check them, and print their folder."""
     from steerserve.model.source import fetch_model
 
-    typer.echo(fetch_model(name, cache_dir=_settings().cache_dir).path)
+    typer.echo(fetch_model(name, cache_dir=environment_settings().cache_dir).path)
 
 
 @models_app.command("list")
@@ -203,10 +201,10 @@ def models_list() -> None:
 
     table = Table("name", "licence", "download", "fetched to", box=None)
     for name, model in BUILTIN_MODELS.items():
-        folder = _settings().cache_dir / "models" / name
+        folder = environment_settings().cache_dir / "models" / name
         fetched = str(folder) if (folder / "config.json").is_file() else "not yet"
         table.add_row(name, model.licence, f"{model.wheel_bytes / 1e6:.0f} MB", fetched)
-    _print_table(table)
+    print_table(table)
 
 
 @models_app.command("show")
@@ -214,8 +212,8 @@ def models_show(name: Annotated[str, typer.Argument(help="What `serve --model` t
     """Show what a model's configuration says; fetches it first where needed."""
     from steerserve.model.source import fetch_model
 
-    files = fetch_model(name, cache_dir=_settings().cache_dir)
-    config = _read_config(files.path / "config.json")
+    files = fetch_model(name, cache_dir=environment_settings().cache_dir)
+    config = read_config(files.path / "config.json")
     shown = {
         "id": files.id,
         "path": files.path,
@@ -229,20 +227,6 @@ def models_show(name: Annotated[str, typer.Argument(help="What `serve --model` t
         typer.echo(f"{label:13}{value}")
 
 
-@dictionaries_app.command("list")
-def dictionaries_list() -> None:
-    """List the bundled dictionaries, and those in the configured folders."""
-    table = Table("source", "architecture", "features", "hook point", box=None)
-    roots = [("bundled", _BUNDLED), *(("path", folder) for folder in _settings().dictionary_dirs)]
-    for kind, root in roots:
-        for file in sorted(root.rglob("cfg.json")):
-            config = _read_config(file)
-            hook = (config.get("metadata") or {}).get("hook_name") or config.get("hook_name") or "?"
-            folder = file.parent.relative_to(root) if kind == "bundled" else file.parent
-            table.add_row(f"{kind}:{folder}", config.get("architecture", "?"), str(config.get("d_sae", "?")), hook)
-    _print_table(table)
-
-
 @app.command()
 def version() -> None:
     """Print the versions of steerserve and of what it stands on."""
@@ -250,26 +234,3 @@ def version() -> None:
     typer.echo(f"python {platform.python_version()}")
     for library in ("torch", "transformers", "transformer-lens", "sae-lens"):
         typer.echo(f"{library} {importlib.metadata.version(library)}")
-
-
-def _print_table(table: Table) -> None:
-    """Print each row on one line, whatever the width of the terminal: what is cut off cannot be copied."""
-    Console(width=_WIDE).print(table)
-
-
-def _read_config(file: Path) -> dict[str, Any]:
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        message = f"{file} cannot be read: {error}."
-        raise ConfigError(message) from error
-    if not isinstance(config, dict):
-        message = f"{file} cannot be read: it is no JSON object."
-        raise ConfigError(message)
-    return config
-
-
-def _settings() -> Settings:
-    from steerserve.core.layers import load_settings
-
-    return load_settings(environ=os.environ)

@@ -114,7 +114,10 @@ class DictionarySettings(_Section):
     id: str = Field(
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", description="The short name that requests use for it."
     )
-    source: str = Field(min_length=1, description="Where it is: bundled:MODEL/NAME or path:FOLDER.")
+    source: str = Field(
+        min_length=1, description="Where it is: bundled:MODEL/NAME, path:FOLDER, hf:REPO[/FOLDER], sae_lens:RELEASE/ID."
+    )
+    force: bool = Field(default=False, description="Use it also where it was made for a model of another name.")
 
 
 class EngineSettings(_Section):
@@ -181,6 +184,16 @@ class ServerSettings(_Section):
         return host
 
 
+class JobSettings(_Section):
+    """Work beside serving: training and interpreting dictionaries."""
+
+    max_running: Whole = Field(1, ge=1, le=64, description="Jobs that run at the same time; the others wait.")
+    threads: Whole = Field(1, ge=1, le=1024, description="CPU threads of each job, which has low priority besides.")
+    max_attempts: Whole = Field(
+        3, ge=1, le=100, description="How often a job that dies without an error is started before it counts as failed."
+    )
+
+
 class SamplingSettings(_Section):
     """What a request gets for a sampling parameter it leaves out; unset means OpenAI's default."""
 
@@ -219,10 +232,18 @@ class Settings(_Section):
         Path("presets"), description="Folder of preset files, which this version does not read yet."
     )
     dictionary_dirs: Annotated[tuple[HomePath, ...], BeforeValidator(_split_commas)] = Field(
-        (Path("dictionaries"),), description="Folders that path: sources may lie in."
+        (Path("dictionaries"),),
+        description="Folders that path: sources may lie in; jobs keep their state and results in the first.",
+    )
+    corpus_dirs: Annotated[tuple[HomePath, ...], BeforeValidator(_split_commas)] = Field(
+        (Path("corpus"),), description="Folders that the corpus of a job may lie in."
+    )
+    max_dictionary_bytes: Whole = Field(
+        8 * 1024**3, ge=1024**2, le=1024**4, description="Largest dictionary that is loaded, as float32."
     )
     engine: EngineSettings = Field(default_factory=EngineSettings, description="The engine.")
     server: ServerSettings = Field(default_factory=ServerSettings, description="The HTTP server.")
+    jobs: JobSettings = Field(default_factory=JobSettings, description="Training and interpreting beside serving.")
     sampling: SamplingSettings = Field(default_factory=SamplingSettings, description="Defaults of sampling.")
     cache_dir: HomePath = Field(
         default_factory=default_cache_dir, description="Folder for fetched and converted files."

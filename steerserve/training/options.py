@@ -2,26 +2,40 @@
 
 from __future__ import annotations
 
+import itertools
 import re
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from steerserve.core.config import DEFAULT_MODEL
 from steerserve.core.errors import ConfigError
 
-Architecture = Literal["batchtopk", "topk", "standard", "jumprelu", "gated"]
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+Architecture = Literal[
+    "batchtopk", "topk", "standard", "jumprelu", "gated", "matryoshka_batchtopk", "abstopk", "matching_pursuit"
+]
 SavedDtype = Literal["float32", "float16"]
+Storage = Literal["disk", "buffer"]
 ARCHITECTURES: tuple[Architecture, ...] = get_args(Architecture)
 SAVED_DTYPES: tuple[SavedDtype, ...] = get_args(SavedDtype)
-DEFAULT_L1: dict[str, float] = {"standard": 5.0, "gated": 5.0, "jumprelu": 5.0}
+STORAGES: tuple[Storage, ...] = get_args(Storage)
+DEFAULT_HOOK = "blocks.17.hook_resid_post"
+DEFAULT_L1: Mapping[str, float] = {"standard": 5.0, "gated": 5.0, "jumprelu": 5.0}
 """Weights of the sparsity penalty on activations scaled to the norm sqrt(d_in); a TopK has none."""
-_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-_HOOK = re.compile(r"blocks\.\d+\.hook_resid_(pre|post)")
+DEFAULT_RESAMPLE = (0.25, 0.4, 0.55, 0.7)
+"""Shares of the run after which dead features are resampled. Source: training.md, after Bricken et al. 2023."""
+RESAMPLED_BY_DEFAULT = frozenset({"standard", "gated"})
+"""The others have remedies of their own against dead features (AuxK, the pre-activation loss)."""
+_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_HOOK = re.compile(r"blocks\.(\d+)\.(?:attn\.)?hook_(\w+)")
 _MIN_CONTEXT = 16
 
 
 @dataclass(frozen=True, slots=True)
-class TrainOptions:
+class DictionaryOptions:
     """One dictionary to train.
 
     Raises:
@@ -30,29 +44,73 @@ class TrainOptions:
 
     id: str
     """The name that the server will know the dictionary by."""
-    out: Path
-    """The folder that gets `sae_weights.safetensors`, `cfg.json` and `report.json`."""
-    corpus: tuple[Path, ...]
-    """Folders or files (.txt, .md, .jsonl)."""
-    model: str = "smollm2-135m-instruct"
-    hook: str = "blocks.17.hook_resid_post"
+    hook: str = DEFAULT_HOOK
     architecture: Architecture = "batchtopk"
     d_sae: int = 4096
     k: int = 32
-    """Active features a token; read by the TopK family alone."""
+    """Active features a token; read by the TopK family and matching pursuit alone."""
     l1_coefficient: float | None = None
     """Weight of the sparsity penalty; read by standard, gated and jumprelu alone. None: the architecture's own."""
+    lr: float = 8e-4
+    resample: tuple[float, ...] | None = None
+    """Shares of the run after which dead features are resampled; () is never, None the architecture's own."""
+    dtype: SavedDtype = "float32"
+    """Of the saved weights; training itself is in float32."""
+
+    def __post_init__(self) -> None:
+        """Check every value."""
+        _check(bool(_ID.fullmatch(self.id)), "id", self.id, "1 to 64 letters, digits, '.', '_' and '-'")
+        _check(bool(_HOOK.fullmatch(self.hook)), "hook", self.hook, "a hook point such as blocks.17.hook_resid_post")
+        _check_choice(self.architecture, "architecture", ARCHITECTURES)
+        _check_choice(self.dtype, "dtype", SAVED_DTYPES)
+        _check(self.d_sae >= 1, "d_sae", self.d_sae, "1 or more")
+        _check(1 <= self.k <= self.d_sae, "k", self.k, f"1 to d_sae ({self.d_sae})")
+        _check(0 < self.lr < 1, "lr", self.lr, "a number between 0 and 1")
+        _check(
+            self.l1_coefficient is None or self.l1_coefficient >= 0, "l1_coefficient", self.l1_coefficient, "0 or more"
+        )
+        shares = self.resample or ()
+        _check(all(0 < share < 1 for share in shares), "resample", self.resample, "shares of the run between 0 and 1")
+
+    @property
+    def sparsity(self) -> float:
+        """The weight of the sparsity penalty, the architecture's own where none was given."""
+        return DEFAULT_L1.get(self.architecture, 0.0) if self.l1_coefficient is None else self.l1_coefficient
+
+    @property
+    def resampling(self) -> tuple[float, ...]:
+        """The shares of the run after which dead features are resampled."""
+        if self.resample is not None:
+            return self.resample
+        return DEFAULT_RESAMPLE if self.architecture in RESAMPLED_BY_DEFAULT else ()
+
+
+@dataclass(frozen=True, slots=True)
+class TrainOptions:
+    """One pass over a text that trains one dictionary or several.
+
+    Raises:
+        ConfigError: a value that no training can honour; `param` names it.
+    """
+
+    out: Path
+    """The folder of the result: of the one dictionary itself, or with a folder for each of several."""
+    corpus: tuple[str, ...]
+    """Folders, files (.txt, .md, .jsonl), `hf:NAME`, or `self`."""
+    dictionaries: tuple[DictionaryOptions, ...]
+    model: str = DEFAULT_MODEL
     tokens: int = 1_000_000
     """Tokens whose activations are kept; fewer if the corpus has fewer."""
     epochs: int = 6
     """How often each of them is seen."""
     batch_size: int = 2048
-    lr: float = 8e-4
     seed: int = 0
     context_size: int = 128
-    dtype: SavedDtype = "float32"
-    """Of the saved weights; training itself is in float32."""
     device: str = "auto"
+    storage: Storage = "disk"
+    """`disk` computes activations once and keeps them all; `buffer` keeps some in memory and computes each epoch anew."""
+    buffer_mb: int = 512
+    """Bound of the buffer, for all hook points together."""
     heldout_tokens: int = 16_384
     """Tokens of documents never trained on that the report is measured on."""
     checkpoint_every: int = 250
@@ -62,23 +120,14 @@ class TrainOptions:
 
     def __post_init__(self) -> None:
         """Check every value."""
-        _check(bool(_ID.fullmatch(self.id)), "id", self.id, "letters, digits, '.', '_' and '-'")
-        _check(
-            bool(_HOOK.fullmatch(self.hook)), "hook", self.hook, "blocks.N.hook_resid_pre or blocks.N.hook_resid_post"
-        )
-        _check(
-            self.architecture in ARCHITECTURES, "architecture", self.architecture, f"one of {', '.join(ARCHITECTURES)}"
-        )
-        _check(self.dtype in SAVED_DTYPES, "dtype", self.dtype, f"one of {', '.join(SAVED_DTYPES)}")
         _check(bool(self.corpus), "corpus", self.corpus, "at least one folder or file")
-        for name in ("d_sae", "k", "tokens", "epochs", "batch_size", "heldout_tokens", "checkpoint_every"):
+        _check(bool(self.dictionaries), "dictionaries", self.dictionaries, "at least one dictionary")
+        ids = [dictionary.id for dictionary in self.dictionaries]
+        _check(len(set(ids)) == len(ids), "id", ids, "different for each dictionary")
+        _check_choice(self.storage, "storage", STORAGES)
+        for name in ("tokens", "epochs", "batch_size", "buffer_mb", "heldout_tokens", "checkpoint_every"):
             _check(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
-        _check(self.k <= self.d_sae, "k", self.k, f"at most d_sae ({self.d_sae})")
         _check(self.context_size >= _MIN_CONTEXT, "context_size", self.context_size, f"{_MIN_CONTEXT} or more")
-        _check(0 < self.lr < 1, "lr", self.lr, "a number between 0 and 1")
-        _check(
-            self.l1_coefficient is None or self.l1_coefficient >= 0, "l1_coefficient", self.l1_coefficient, "0 or more"
-        )
 
     @property
     def run_dir(self) -> Path:
@@ -86,17 +135,73 @@ class TrainOptions:
         return self.out / "run"
 
     @property
-    def sparsity(self) -> float:
-        """The weight of the sparsity penalty, the architecture's own where none was given."""
-        return DEFAULT_L1.get(self.architecture, 0.0) if self.l1_coefficient is None else self.l1_coefficient
+    def hooks(self) -> tuple[str, ...]:
+        """The hook points that are read, each once."""
+        return tuple(dict.fromkeys(dictionary.hook for dictionary in self.dictionaries))
+
+    def folder(self, dictionary: DictionaryOptions) -> Path:
+        """Return the folder that gets the dictionary's weights, configuration and report."""
+        return self.out if len(self.dictionaries) == 1 else self.out / dictionary.id
 
     def what_shapes_the_result(self) -> dict[str, Any]:
         """Return the values that an interrupted run must share with the one that goes on."""
-        aside = {"out", "corpus", "device", "heldout_tokens", "checkpoint_every", "keep_run", "dtype", "id"}
+        aside = {"out", "corpus", "device", "heldout_tokens", "checkpoint_every", "keep_run"}
         return {name: value for name, value in asdict(self).items() if name not in aside}
 
+    def to_json(self) -> dict[str, Any]:
+        """Return the options as JSON, which `from_json` reads."""
+        return {**asdict(self), "out": str(self.out)}
 
-OPTION_NAMES: tuple[str, ...] = tuple(field.name for field in fields(TrainOptions))
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> TrainOptions:
+        """Read what `to_json` wrote."""
+        dictionaries = (
+            DictionaryOptions(**{**one, "resample": None if one["resample"] is None else tuple(one["resample"])})
+            for one in value["dictionaries"]
+        )
+        read = {"out": Path(value["out"]), "corpus": tuple(value["corpus"]), "dictionaries": tuple(dictionaries)}
+        return cls(**{**value, **read})
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """The dictionaries of one run: every hook point with every width."""
+
+    id: str
+    hooks: Sequence[str] = (DEFAULT_HOOK,)
+    widths: Sequence[int] = (4096,)
+    shared: Mapping[str, Any] = field(default_factory=dict)
+    """The other options of each."""
+
+    def dictionaries(self) -> tuple[DictionaryOptions, ...]:
+        """Return the dictionaries: `id` itself where there is one, else `id` with what tells them apart.
+
+        Raises:
+            ConfigError: a value that no training can honour; `param` names it.
+        """
+        hooks, widths = tuple(dict.fromkeys(self.hooks)), tuple(dict.fromkeys(self.widths))
+        return tuple(
+            DictionaryOptions(
+                id="-".join(
+                    [self.id, *([_short(hook)] if len(hooks) > 1 else []), *([str(width)] if len(widths) > 1 else [])]
+                ),
+                hook=hook,
+                d_sae=width,
+                **self.shared,
+            )
+            for hook, width in itertools.product(hooks, widths)
+        )
+
+
+def _short(hook: str) -> str:
+    """Shorten `blocks.17.hook_resid_post` to `17.resid_post`."""
+    found = _HOOK.fullmatch(hook)
+    _check(found is not None, "hook", hook, "a hook point such as blocks.17.hook_resid_post")
+    return ".".join(found.groups()) if found else hook
+
+
+def _check_choice(value: str, name: str, choices: Sequence[str]) -> None:
+    _check(value in choices, name, value, f"one of {', '.join(choices)}")
 
 
 def _check(ok: bool, name: str, value: object, allowed: str) -> None:  # noqa: FBT001 reads as the sentence it checks

@@ -18,7 +18,7 @@ _LEAST_EXPLAINED = 0.6
 """Below these a dictionary's features steer badly, or not at all."""
 
 
-def train_command(  # noqa: PLR0913, PLR0917 a parameter is an option
+def train_command(
     dictionary_id: Annotated[str, typer.Option("--id", help="The dictionary's name.")],
     corpus: Annotated[
         list[Path],
@@ -86,9 +86,9 @@ def train_command(  # noqa: PLR0913, PLR0917 a parameter is an option
     # What the libraries below log at INFO is about themselves.
     for chatty in ("transformer_lens", "sae_lens", "httpx"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
-    import torch  # noqa: PLC0415 seconds of start-up that --help and a wrong option should not cost
+    import torch
 
-    from steerserve.training.run import train  # noqa: PLC0415
+    from steerserve.training.run import train
 
     if threads is not None:
         torch.set_num_threads(threads)

@@ -7,13 +7,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from steerserve.commands.train import train_command
 
 from steerserve.core.errors import ConfigError
-from steerserve.training.command import train_command
 
 
 def test_importing_the_command_loads_no_torch() -> None:
-    code = "import sys, steerserve.training.command; sys.exit('torch' in sys.modules)"
+    code = "import sys, steerserve.commands.train; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
