@@ -60,6 +60,12 @@ class NotFoundError(SteerserveError):
     default_code = "not_found"
 
 
+class ConflictError(SteerserveError):
+    """What is under way now stands in the way: a dictionary that is busy, a folder that another server works in."""
+
+    default_code = "conflict"
+
+
 class BodyTooLargeError(SteerserveError):
     """A request body over the configured limit."""
 
