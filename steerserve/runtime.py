@@ -49,7 +49,8 @@ class Runtime:
         self.context_length = engine.runner.cache.context
         self._is_started = False
         self._is_stopping = False
-        self._resolver = SteeringResolver(lens.hook_names, lens.d_model, settings.engine.max_edits)
+        widths = {hook_name: lens.width(hook_name) for hook_name in lens.hook_names}
+        self._resolver = SteeringResolver(widths, settings.engine.max_edits)
 
     def __enter__(self) -> Self:
         """Start the engine."""

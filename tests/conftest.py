@@ -39,7 +39,10 @@ def model_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture(scope="session")
 def dictionary_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Return the folders of random dictionaries, the default one first; `late` reads the last hook point."""
+    """Return the folders of random dictionaries, the default one first.
+
+    `late` reads the last hook point, `z` and `mlp` read inside blocks.
+    """
     from tests.tiny import planted_sae_folder, tiny_sae_folder
 
     root = tmp_path_factory.mktemp("dictionaries")
@@ -53,6 +56,8 @@ def dictionary_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pa
         (folder / "cfg.json").write_text(json.dumps(config | changed), encoding="utf-8")
     folders["planted"] = planted_sae_folder(root / "planted")
     folders["late"] = tiny_sae_folder(root / "late", hook_name="blocks.1.hook_resid_post", seed=7)
+    folders["z"] = tiny_sae_folder(root / "z", hook_name="blocks.0.attn.hook_z", seed=9)
+    folders["mlp"] = tiny_sae_folder(root / "mlp", "topk", hook_name="blocks.1.hook_mlp_out", seed=10)
     return folders
 
 

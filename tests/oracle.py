@@ -116,21 +116,45 @@ class Oracle:
 
     @contextlib.contextmanager
     def _hooked(self, hook_name: str, rule: Any) -> Iterator[None]:  # noqa: ANN401 passed on to `edited`
-        _, layer, side = hook_name.split(".")
+        _, layer, kind = hook_name.split(".", 2)
         body = self.model.base_model
         block = (body.h if hasattr(body, "h") else body.layers)[int(layer)]
+        module, is_before = self._module(block, kind)
+        changes: list[Tensor] = []
 
         def before(_: object, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-            return (self.edited(args[0][0], rule)[None], *args[1:])
+            edited = self.edited(args[0][0], rule)[None]
+            changes.append(edited - args[0])
+            return (edited, *args[1:])
 
         def after(_: object, __: object, out: Tensor | tuple[Tensor, ...]) -> Tensor | tuple[Tensor, ...]:
             if isinstance(out, Tensor):
                 return self.edited(out[0], rule)[None]
             return (self.edited(out[0][0], rule)[None], *out[1:])
 
-        is_before = side == "hook_resid_pre"
-        handle = block.register_forward_pre_hook(before) if is_before else block.register_forward_hook(after)
+        def carry(_: object, __: object, out: Tensor | tuple[Tensor, ...]) -> Tensor | tuple[Tensor, ...]:
+            """Add what the MLP's norm was given in excess to the stream after the block."""
+            return out + changes.pop() if isinstance(out, Tensor) else (out[0] + changes.pop(), *out[1:])
+
+        handles = [module.register_forward_pre_hook(before) if is_before else module.register_forward_hook(after)]
+        if kind == "hook_resid_mid":
+            handles.append(block.register_forward_hook(carry, prepend=True))
         try:
             yield
         finally:
-            handle.remove()
+            for handle in handles:
+                handle.remove()
+
+    @staticmethod
+    def _module(block: Any, kind: str) -> tuple[Any, bool]:  # noqa: ANN401 transformers' own
+        """Return the module of a Llama or GPT-2 block that a hook point belongs to, and whether it lies before it."""
+        is_gpt2 = hasattr(block, "ln_2")
+        attention = block.attn if is_gpt2 else block.self_attn
+        return {
+            "hook_resid_pre": (block, True),
+            "attn.hook_z": (attention.c_proj if is_gpt2 else attention.o_proj, True),
+            "hook_attn_out": (attention, False),
+            "hook_resid_mid": (block.ln_2 if is_gpt2 else block.post_attention_layernorm, True),
+            "hook_mlp_out": (block.mlp, False),
+            "hook_resid_post": (block, False),
+        }[kind]

@@ -1,49 +1,55 @@
-"""The served model: a TransformerLens bridge whose blocks run transformers' own code.
+"""The served model: a TransformerLens bridge whose blocks run transformers' own code, and its hook points by name.
 
-The only module that imports TransformerLens. Its hook points are the residual stream before and after each block.
+The only module that imports TransformerLens.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from transformer_lens.model_bridge.generalized_components import OpaqueBlockBridge
 from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module
+from transformer_lens.supported_models import MODEL_ALIASES
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
 
 from steerserve.core.errors import ModelSourceError
 from steerserve.model.fitness import check_complete, check_kind, check_layers, check_memory, free_bytes
+from steerserve.model.hook_check import working_points
+from steerserve.model.hook_names import describe_hook_names
+from steerserve.model.hook_points import find_points, inner_sources
 from steerserve.model.packed import can_pack, pack_linears, wrap_activations
 from steerserve.model.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from jaxtyping import Float, Int
-    from transformer_lens.hook_points import HookPoint
     from transformer_lens.model_bridge import TransformerBridge
 
+    from steerserve.model.hook_points import HookFn, Point
     from steerserve.model.source import ModelFiles
 
-    HookFn = Callable[[Tensor], Tensor | None]
 
-
-class _ReachedHookError(Exception):
-    """Ends a forward pass at the hook point whose value was wanted."""
-
-    def __init__(self, resid: Tensor) -> None:
-        super().__init__()
-        self.resid = resid
+class _AllReadError(Exception):
+    """Ends a forward pass once all values that were wanted are read."""
 
 
 class LensModel:
-    """A causal language model with named hook points on its residual stream. One thread uses it at a time."""
+    """A causal language model with named hook points. One thread uses it at a time."""
 
-    def __init__(self, model_id: str, hf_model: nn.Module, bridge: TransformerBridge, tokenizer: Tokenizer) -> None:
+    def __init__(
+        self,
+        model_id: str,
+        hf_model: nn.Module,
+        bridge: TransformerBridge,
+        points: Mapping[str, Point],
+        tokenizer: Tokenizer,
+    ) -> None:
         """Keep the parts; `load_lens` builds them."""
         self.id = model_id
         self.hf_model = hf_model
@@ -61,9 +67,8 @@ class LensModel:
         first = next(hf_model.parameters())
         self.device: torch.device = first.device
         self.dtype: torch.dtype = first.dtype
-        self.hook_names: tuple[str, ...] = tuple(
-            f"blocks.{layer}.hook_resid_{side}" for layer in range(self.num_layers) for side in ("pre", "post")
-        )
+        self._points = points
+        self.hook_names: tuple[str, ...] = tuple(points)
         """In the order in which a forward pass reaches them."""
 
     @property
@@ -79,23 +84,24 @@ class LensModel:
         """Return the free memory of the model's device."""
         return free_bytes(self.device)
 
-    def hook_point(self, hook_name: str) -> HookPoint:
-        """Return the hook point of that name.
+    @property
+    def offered_hooks(self) -> str:
+        """The hook points in a few words, for messages."""
+        return describe_hook_names(self.hook_names)
+
+    def width(self, hook_name: str) -> int:
+        """Return the size of the vectors at a hook point: `d_model`, or heads times head size at `attn.hook_z`.
 
         Raises:
             KeyError: the model has no such hook point.
         """
-        if hook_name not in self.hook_names:
-            raise KeyError(hook_name)
-        block, _, side = hook_name.rpartition(".")
-        canonical = f"{block}.{'hook_in' if side == 'hook_resid_pre' else 'hook_out'}"
-        return self.bridge.hook_dict[canonical]
+        return self._points[hook_name].width
 
     @contextlib.contextmanager
     def hooked(self, hook_name: str, fn: HookFn) -> Iterator[None]:
-        """Call `fn(resid [rows, pos, d_model])` at a hook point while the context is open.
+        """Call `fn(x [rows, pos, width])` at a hook point while the context is open.
 
-        What `fn` returns replaces the residual stream; None leaves it.
+        What `fn` returns replaces the value; None leaves it.
         """
         detach = self.attach(hook_name, fn)
         try:
@@ -104,20 +110,12 @@ class LensModel:
             detach()
 
     def attach(self, hook_name: str, fn: HookFn) -> Callable[[], None]:
-        """Call `fn` at a hook point from now on; return what ends that."""
-        point = self.hook_point(hook_name)
+        """Call `fn` at a hook point from now on; return what ends that.
 
-        def hook(resid: Tensor, hook: object) -> Tensor | None:  # noqa: ARG001 TransformerLens passes it by name
-            return fn(resid)
-
-        point.add_hook(hook, is_permanent=True)
-        added = point.fwd_hooks[-1]
-
-        def detach() -> None:
-            added.hook.remove()
-            point.fwd_hooks.remove(added)
-
-        return detach
+        Raises:
+            KeyError: the model has no such hook point.
+        """
+        return self._points[hook_name].attach(fn)
 
     def forward(self, ids: Int[Tensor, "rows pos"], **kwargs: Any) -> Float[Tensor, "rows kept vocab"]:  # noqa: ANN401 transformers' own
         """Return the logits; keyword arguments are those of the transformers model."""
@@ -125,19 +123,33 @@ class LensModel:
         return logits
 
     @torch.inference_mode()
-    def run_to(self, ids: Int[Tensor, "rows pos"], hook_name: str) -> Float[Tensor, "rows pos d_model"]:
-        """Run the model up to a hook point, over whole rows without padding or cache, and return its value."""
+    def read(
+        self, ids: Int[Tensor, "rows pos"], hook_names: Iterable[str]
+    ) -> dict[str, Float[Tensor, "rows pos width"]]:
+        """Return the values at some hook points, of whole rows without padding or cache.
 
-        def stop(resid: Tensor) -> Tensor | None:
-            raise _ReachedHookError(resid)
+        The model runs only as far as the last of them.
 
-        with self.hooked(hook_name, stop):
-            try:
-                self.hf_model(input_ids=ids.to(self.device), use_cache=False)
-            except _ReachedHookError as reached:
-                return reached.resid
-        message = f"the forward pass never reached {hook_name}"
-        raise RuntimeError(message)
+        Raises:
+            KeyError: the model has no such hook point.
+        """
+        wanted = frozenset(hook_names)
+        found: dict[str, Tensor] = {}
+
+        def keep(value: Tensor, hook_name: str) -> None:
+            found[hook_name] = value.clone()  # some blocks add to it in place
+            if len(found) == len(wanted):
+                raise _AllReadError
+
+        with contextlib.ExitStack() as stack, contextlib.suppress(_AllReadError):
+            for hook_name in wanted:
+                stack.enter_context(self.hooked(hook_name, functools.partial(keep, hook_name=hook_name)))
+            self.forward(ids.to(self.device), use_cache=False)
+        return found
+
+    def run_to(self, ids: Int[Tensor, "rows pos"], hook_name: str) -> Float[Tensor, "rows pos width"]:
+        """Return the value at one hook point."""
+        return self.read(ids, (hook_name,))[hook_name]
 
 
 def load_lens(files: ModelFiles, *, device: str = "auto", dtype: torch.dtype | str = "auto") -> LensModel:
@@ -161,8 +173,8 @@ def load_lens(files: ModelFiles, *, device: str = "auto", dtype: torch.dtype | s
     if can_pack(target, kind):
         pack_linears(hf_model)
         wrap_activations(hf_model)
-    bridge = _build_bridge(files, hf_model)
-    # Some adapters switch to eager attention for hook points inside the blocks, which ours do not have.
+    bridge, points = _build_bridge(files, hf_model)
+    # Some adapters switch to eager attention for hook points inside it, which ours do not have.
     hf_model.set_attn_implementation(attention)
     tokenizer = Tokenizer.load(
         files.path,
@@ -171,7 +183,14 @@ def load_lens(files: ModelFiles, *, device: str = "auto", dtype: torch.dtype | s
         trust_remote_code=files.trust_remote_code,
     )
     bridge.tokenizer = tokenizer.hf
-    return LensModel(files.id, hf_model, bridge, tokenizer)
+    points = working_points(points, lambda ids: hf_model(input_ids=ids.to(target), use_cache=False))
+    return LensModel(files.id, hf_model, bridge, points, tokenizer)
+
+
+def official_name(name: str) -> str:
+    """Return a hub's name of a model for the one that TransformerLens uses, such as gpt2 for gpt2-small."""
+    wanted = name.lower()
+    return next((official for official, aliases in MODEL_ALIASES.items() if wanted in map(str.lower, aliases)), name)
 
 
 def _load_weights(files: ModelFiles, dtype: torch.dtype) -> Any:  # noqa: ANN401
@@ -199,14 +218,18 @@ def _load_weights(files: ModelFiles, dtype: torch.dtype) -> Any:  # noqa: ANN401
     raise ModelSourceError(message)
 
 
-def _build_bridge(files: ModelFiles, hf_model: Any) -> TransformerBridge:  # noqa: ANN401
+def _build_bridge(files: ModelFiles, hf_model: Any) -> tuple[TransformerBridge, dict[str, Point]]:  # noqa: ANN401
+    """Build the bridge with opaque blocks, and find what the adapter's own blocks would have hooked."""
+    replaced: list[Any] = []
+
     def opaque(adapter: Any) -> None:  # noqa: ANN401
         blocks = adapter.component_mapping["blocks"]
+        replaced.append(blocks)
         adapter.component_mapping["blocks"] = OpaqueBlockBridge(name=blocks.name)
 
     architecture = type(hf_model).__name__
     try:
-        return build_bridge_from_module(
+        bridge = build_bridge_from_module(
             hf_model, architecture, hf_config=hf_model.config, model_name=files.id, post_adapter_hook=opaque
         )
     except (ValueError, KeyError, AttributeError, NotImplementedError) as error:
@@ -214,6 +237,8 @@ def _build_bridge(files: ModelFiles, hf_model: Any) -> TransformerBridge:  # noq
             f"TransformerLens does not support the architecture {architecture} of {files.id}: {_first_line(error)}"
         )
         raise ModelSourceError(message) from error
+    d_model = hf_model.config.get_text_config().hidden_size
+    return bridge, find_points(bridge.hook_dict, bridge.blocks, inner_sources(replaced[0]), d_model)
 
 
 def _load_config(files: ModelFiles) -> Any:  # noqa: ANN401 transformers' configs share no typed base

@@ -1,4 +1,4 @@
-"""How long residual vectors usually are at each hook point, measured once when the server starts.
+"""How long vectors usually are at each hook point, measured once when the server starts.
 
 Sinks are told from other tokens by their norm. A dictionary records its own median from its training text; this is
 for hook points and dictionaries that have none.
@@ -29,14 +29,14 @@ _TEXT = (
 
 
 def measure_norms(lens: LensModel) -> dict[str, tuple[float, float]]:
-    """Return the median and the mean residual norm at every hook point, special tokens and sinks left out."""
+    """Return the median and the mean norm of the vectors at every hook point, special tokens and sinks left out."""
     ids = lens.tokenizer.encode_plain(_TEXT)[: min(_MAX_TOKENS, lens.max_context)]
     found: dict[str, Tensor] = {}
     with contextlib.ExitStack() as stack, torch.inference_mode():
         for hook_name in lens.hook_names:
 
-            def keep(resid: Tensor, name: str = hook_name) -> None:
-                found[name] = resid[0].float().norm(dim=-1)
+            def keep(x: Tensor, name: str = hook_name) -> None:
+                found[name] = x[0].float().norm(dim=-1)
 
             stack.enter_context(lens.hooked(hook_name, keep))
         lens.forward(torch.tensor([ids], device=lens.device), use_cache=False)

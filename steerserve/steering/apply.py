@@ -1,4 +1,4 @@
-"""The arithmetic of edits, as pure functions of the residual stream. Float32 whatever the model's dtype.
+"""The arithmetic of edits, as pure functions of the values at a hook point. Float32 whatever the model's dtype.
 
 Every mode is one choice of `df = clip(slope * f + offset, low, high)`, `f` the activation on the unedited stream, and
 `dx = sum(df * direction)`. Sums over a row's edits run in a fixed order and are never regrouped, so that a row's bits
@@ -32,7 +32,7 @@ class Coefficients:
     low: Float[Tensor, "rows edits"]
     high: Float[Tensor, "rows edits"]
     sink_norm: Float[Tensor, "rows edits"]
-    """A token whose residual norm is greater is a sink and left alone; infinity edits sinks too."""
+    """A token whose vector is longer is a sink and left alone; infinity edits sinks too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,14 +40,14 @@ class PointwiseEdits:
     """Edits whose activation needs one column each."""
 
     coefficients: Coefficients
-    encoder: Float[Tensor, "rows edits d_model"]
+    encoder: Float[Tensor, "rows edits d_in"]
     gain: Float[Tensor, "rows edits"]
     bias: Float[Tensor, "rows edits"]
     gate_bias: Float[Tensor, "rows edits"]
     threshold: Float[Tensor, "rows edits"]
     least: Float[Tensor, "rows edits"]
     """0 for a feature (its ReLU), minus infinity where the plain projection is meant."""
-    direction: Float[Tensor, "rows edits d_model"]
+    direction: Float[Tensor, "rows edits d_in"]
     """Times the request's strength."""
     direction_norm: Float[Tensor, "rows edits"]
 
@@ -56,12 +56,12 @@ class PointwiseEdits:
 class Change:
     """What edits do to some rows."""
 
-    dx: Float[Tensor, "rows d_model"]
+    dx: Float[Tensor, "rows d_in"]
     sums: Float[Tensor, "rows edits sums"]
 
 
 def apply_pointwise(
-    x: Float[Tensor, "rows d_model"],
+    x: Float[Tensor, "rows d_in"],
     edits: PointwiseEdits,
     in_window: Bool[Tensor, "rows edits"],
     may_edit: Bool[Tensor, "rows edits"],
@@ -108,7 +108,7 @@ def tally(edited: Tensor, in_window: Tensor, acts: Tensor, change: Tensor) -> Fl
 
 
 def apply_full(
-    x: Float[Tensor, "rows d_model"],
+    x: Float[Tensor, "rows d_in"],
     dictionary: Dictionary,
     features: Tensor,
     how: Coefficients,

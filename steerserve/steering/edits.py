@@ -40,7 +40,10 @@ class InlineVector(_Strict):
     """A direction of the client's own."""
 
     hook: str = Field(description="Hook point, such as blocks.17.hook_resid_post.")
-    values: Values | None = Field(default=None, description="d_model numbers.")
+    values: Values | None = Field(
+        default=None,
+        description="As many numbers as vectors have there: d_model, or heads times head size at attn.hook_z.",
+    )
     base64: str | None = Field(default=None, description="The same numbers as base64 of little-endian bytes.")
     dtype: Literal["float32", "float16", "float64"] | None = Field(
         default=None, description="Type of the numbers in `base64`; float32 if absent."

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from steerserve.core.errors import InvalidRequestError, UnsupportedParameterError
+from steerserve.model.hook_names import describe_hook_names
 from steerserve.steering.edits import (
     MAX_SCALE,
     SETTING_MODES,
@@ -25,7 +26,7 @@ from steerserve.steering.edits import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping
 
     from steerserve.dictionaries.dictionary import Dictionary
     from steerserve.dictionaries.registry import RegistrySnapshot
@@ -119,11 +120,9 @@ class ResolvedSteering:
 class SteeringResolver:
     """Checks the `steering` of requests against a model and its dictionaries. No torch; any thread."""
 
-    def __init__(self, hook_names: Sequence[str], d_model: int, max_edits: int) -> None:
-        """Take the model's hook points and width, and the limit of edits in a request."""
-        self._hook_names = frozenset(hook_names)
-        self._hook_examples = (hook_names[0], hook_names[-1])
-        self._d_model = d_model
+    def __init__(self, widths: Mapping[str, int], max_edits: int) -> None:
+        """Take the width of the vectors at each hook point of the model, and the limit of edits in a request."""
+        self._widths = widths
         self._max_edits = max_edits
 
     def resolve(self, value: object, snapshot: RegistrySnapshot) -> ResolvedSteering | None:
@@ -176,15 +175,16 @@ class SteeringResolver:
         if not isinstance(vector, InlineVector):
             message = f"There is no stored vector {vector!r}; this server stores none yet. Send the values inline."
             raise InvalidRequestError(message, param=path)
-        if vector.hook not in self._hook_names:
-            near = difflib.get_close_matches(vector.hook, self._hook_names, n=1)
+        width = self._widths.get(vector.hook)
+        if width is None:
+            near = difflib.get_close_matches(vector.hook, self._widths, n=1)
             hint = f" Did you mean {near[0]!r}?" if near else ""
-            first, last = self._hook_examples
-            message = f"There is no hook point {vector.hook!r}.{hint} The model offers {first} to {last}."
+            offered = describe_hook_names(self._widths)
+            message = f"There is no hook point {vector.hook!r}.{hint} The model offers {offered}."
             raise InvalidRequestError(message, param=f"{path}.hook")
         values = tuple(vector.values) if vector.values is not None else _decode_values(vector, path)
-        if len(values) != self._d_model:
-            message = f"A vector at {vector.hook} has {self._d_model} values, and this one has {len(values)}."
+        if len(values) != width:
+            message = f"A vector at {vector.hook} has {width} values, and this one has {len(values)}."
             raise InvalidRequestError(message, param=f"{path}.{'values' if vector.values is not None else 'base64'}")
         return vector.hook, values
 

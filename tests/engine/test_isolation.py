@@ -19,6 +19,12 @@ if TYPE_CHECKING:
 SHARED = "<|im_start|>system\nA long beginning that several have in common.<|im_end|>\n"
 LONG = SHARED + "and much more of it"
 VECTOR = {"hook": "blocks.1.hook_resid_pre", "values": [0.5] * D_MODEL}
+INSIDE = [
+    {"vector": {"hook": f"blocks.{layer}.{kind}", "values": [1.0, -0.7] * (D_MODEL // 2)}, "scale": 1.5, **rest}
+    for layer in range(2)
+    for kind in ("attn.hook_z", "hook_attn_out", "hook_resid_mid", "hook_mlp_out")
+    for rest in ({}, {"positions": "generated", "start": 2})
+]
 
 REQUESTS: list[tuple[str, Any, dict[str, Any]]] = [
     (SHARED, None, {"max_tokens": 12, "num_logprobs": 5}),
@@ -47,6 +53,15 @@ REQUESTS: list[tuple[str, Any, dict[str, Any]]] = [
     ),
     (SHARED + "read", [{"feature": 4, "scale": 3.0}], {"max_tokens": 4, "num_prompt_logprobs": 2, "num_logprobs": 0}),
     ("only read", None, {"max_tokens": 0, "num_prompt_logprobs": 1}),
+    ("inside blocks", INSIDE, {"max_tokens": 11, "num_logprobs": 4}),
+    (
+        "features inside blocks",
+        [
+            {"feature": 3, "dictionary": "mlp", "mode": "clamp", "scale": 5.0},
+            {"feature": 4, "dictionary": "z", "scale": 2.0},
+        ],
+        {"max_tokens": 9, "num_logprobs": 4},
+    ),
 ]
 NUMBER = st.integers(0, len(REQUESTS) - 1)
 ACTIONS = st.lists(

@@ -59,6 +59,21 @@ CASES: dict[str, Any] = {
         {"vector": {"hook": "blocks.0.hook_resid_pre", "values": VECTOR}, "scale": 0.2},
         {"vector": {"hook": "blocks.0.hook_resid_post", "values": VECTOR}, "scale": 0.5, "positions": "generated"},
     ],
+    **{
+        f"vector-{kind}": [
+            {"vector": {"hook": f"blocks.0.{kind}", "values": VECTOR}, "scale": 1.5},
+            {"vector": {"hook": f"blocks.1.{kind}", "values": VECTOR}, "mode": "remove", "positions": "generated"},
+        ]
+        for kind in ("attn.hook_z", "hook_attn_out", "hook_resid_mid", "hook_mlp_out")
+    },
+    "inside-blocks": [
+        {"feature": 3, "dictionary": "z", "scale": 3.0},
+        {"feature": 5, "dictionary": "z", "mode": "clamp", "scale": 2.0},
+        {"vector": {"hook": "blocks.0.hook_attn_out", "values": VECTOR}, "scale": 0.3},
+        {"vector": {"hook": "blocks.1.hook_resid_mid", "values": VECTOR}, "scale": 0.3, "positions": "prompt"},
+        {"feature": 3, "dictionary": "mlp", "mode": "clamp", "scale": 4.0},
+        {"feature": 3, "scale": 4.0},
+    ],
     "dictionaries-at-one-hook-point": [
         {"feature": 3, "scale": 4.0},
         {"feature": 3, "dictionary": "jumprelu", "mode": "clamp", "scale": 3.0},

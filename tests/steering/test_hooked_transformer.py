@@ -11,6 +11,7 @@ from transformer_lens import HookedTransformer, HookedTransformerConfig
 from transformer_lens.pretrained.weight_conversions import convert_gpt2_weights, convert_llama_weights
 from transformers import AutoModelForCausalLM
 
+from steerserve.model.hook_names import KINDS
 from tests.engine.harness import ask, run
 from tests.tiny import CONTEXT, D_MODEL, NUM_LAYERS, VOCAB_SIZE
 
@@ -114,12 +115,12 @@ def test_an_edited_feature_gives_the_same_logits(
 
 
 @pytest.mark.parametrize("layer", range(NUM_LAYERS))
-@pytest.mark.parametrize("side", ["pre", "post"])
-def test_a_vector_at_any_hook_point_gives_the_same_logits(both: tuple[Runtime, Any], layer: int, side: str) -> None:
-    hook_name = f"blocks.{layer}.hook_resid_{side}"
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_vector_at_any_hook_point_gives_the_same_logits(both: tuple[Runtime, Any], layer: int, kind: str) -> None:
+    hook_name = f"blocks.{layer}.{kind}"
 
-    def hook(resid: Tensor, hook: object) -> Tensor:  # noqa: ARG001
-        return resid + 2.5 * torch.tensor(VECTOR)
+    def hook(x: Tensor, hook: object) -> Tensor:  # noqa: ARG001
+        return x + 2.5 * torch.tensor(VECTOR).reshape(x.shape[2:])  # heads apart at `attn.hook_z`
 
     steering = [{"vector": {"hook": hook_name, "values": VECTOR}, "scale": 2.5, "special_tokens": True}]
     check(*both, steering, [(hook_name, hook)])

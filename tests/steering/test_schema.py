@@ -149,7 +149,7 @@ MALFORMED: list[tuple[Any, str]] = [
     (vector(base64=encoded(VALUES), dtype="int8"), f"{E0}.vector.dtype"),
     (vector(base64=encoded(VALUES), dtype="float64"), f"{E0}.vector.base64"),
     ([{"vector": {"hook": "blocks.9.hook_resid_post", "values": VALUES}, "scale": 1.0}], f"{E0}.vector.hook"),
-    ([{"vector": {"hook": "blocks.0.hook_mlp_out", "values": VALUES}, "scale": 1.0}], f"{E0}.vector.hook"),
+    ([{"vector": {"hook": "blocks.0.hook_mlp_in", "values": VALUES}, "scale": 1.0}], f"{E0}.vector.hook"),
     ([{"vector": {"hook": HOOK_NAME, "values": VALUES}, "mode": "clamp", "scale": 1.0}], f"{E0}.mode"),
     ([{"vector": {"hook": HOOK_NAME, "values": VALUES}, "dictionary": "standard", "scale": 1.0}], f"{E0}.dictionary"),
     ([{"vector": {"hook": HOOK_NAME, "values": [0.0] * D_MODEL}, "mode": "remove"}], f"{E0}.vector"),

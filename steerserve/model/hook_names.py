@@ -1,0 +1,26 @@
+"""What hook points are called, and in which order a forward pass reaches those of a block. No torch."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+RESID_PRE, RESID_MID, RESID_POST = "hook_resid_pre", "hook_resid_mid", "hook_resid_post"
+HOOK_Z, ATTN_OUT, MLP_OUT = "attn.hook_z", "hook_attn_out", "hook_mlp_out"
+KINDS = (RESID_PRE, HOOK_Z, ATTN_OUT, RESID_MID, MLP_OUT, RESID_POST)
+"""In the order in which a forward pass reaches them."""
+
+
+def describe_hook_names(hook_names: Iterable[str]) -> str:
+    """Say in a few words which hook points these are, however many blocks they are in."""
+    blocks: dict[int, None] = {}
+    kinds: set[str] = set()
+    for hook_name in hook_names:
+        _, block, kind = hook_name.split(".", 2)
+        blocks[int(block)] = None
+        kinds.add(kind)
+    first, last = min(blocks), max(blocks)
+    offered = [kind for kind in KINDS if kind in kinds]
+    return f"{', '.join(offered[:-1])} and {offered[-1]} of blocks.{first} to blocks.{last}"

@@ -1,0 +1,192 @@
+"""Hook points, and where they are in a model whose blocks run transformers' own code.
+
+The stream before and after a block is TransformerLens' own hook point. Those inside a block are torch hooks on the
+very modules of transformers that TransformerLens' adapter names, set only while somebody listens: a block without
+listeners runs as if there were none.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+from torch import Tensor, nn
+
+from steerserve.model.hook_names import ATTN_OUT, HOOK_Z, KINDS, MLP_OUT, RESID_MID, RESID_POST, RESID_PRE
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    HookFn = Callable[[Tensor], Tensor | None]
+    Detach = Callable[[], None]
+
+_SIDES = ("hook_in", "hook_out")
+
+
+class Point(Protocol):
+    """A place in the forward pass whose value can be read and replaced."""
+
+    @property
+    def width(self) -> int:
+        """Size of its vectors."""
+
+    def attach(self, fn: HookFn) -> Detach:
+        """Call `fn(value [rows, pos, width])` from now on; return what ends that.
+
+        What `fn` returns replaces the value; None leaves it.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class StreamPoint:
+    """The residual stream before or after a block."""
+
+    hook: Any
+    """TransformerLens' HookPoint."""
+    width: int
+
+    def attach(self, fn: HookFn) -> Detach:
+        """Call `fn` from now on; return what ends that."""
+
+        def call(resid: Tensor, hook: object) -> Tensor | None:  # noqa: ARG001 TransformerLens passes it by name
+            return fn(resid)
+
+        self.hook.add_hook(call, is_permanent=True)
+        added = self.hook.fwd_hooks[-1]
+
+        def detach() -> None:
+            added.hook.remove()
+            self.hook.fwd_hooks.remove(added)
+
+        return detach
+
+
+@dataclass(frozen=True, slots=True)
+class ModulePoint:
+    """What a module inside a block takes or gives."""
+
+    block: nn.Module
+    module: nn.Module
+    is_input: bool
+    width: int
+    is_stream: bool = False
+    """Whether the value is the residual stream itself, which the block keeps for its sum under another name."""
+    scale: float = 1.0
+    """What the block multiplies the module's output with before it is added to the stream."""
+
+    def attach(self, fn: HookFn) -> Detach:
+        """Call `fn` from now on; return what ends that."""
+        shape: list[int] = []
+
+        def note(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            shape[:] = (args[0] if args else kwargs["hidden_states"]).shape[:-1]
+
+        def edit(value: Tensor) -> Tensor:
+            seen = value.view(*shape, value.shape[-1])  # OPT flattens rows and positions before its MLP
+            edited = fn(seen if self.scale == 1 else seen * self.scale)
+            if edited is None:
+                return value
+            edited = (edited if self.scale == 1 else edited / self.scale).reshape(value.shape)
+            # A new tensor would change what the MLP reads and leave the stream that its output is added to.
+            return value.copy_(edited) if self.is_stream else edited
+
+        def before(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+            return (edit(args[0]), *args[1:])
+
+        def after(_: nn.Module, __: tuple[Any, ...], out: Any) -> Any:  # noqa: ANN401 a tensor, or a tuple that begins with one
+            return (edit(out[0]), *out[1:]) if isinstance(out, tuple) else edit(out)
+
+        register = self.module.register_forward_pre_hook if self.is_input else self.module.register_forward_hook
+        handles = (
+            self.block.register_forward_pre_hook(note, with_kwargs=True),
+            register(before if self.is_input else after),  # type: ignore[arg-type]
+        )
+
+        def detach() -> None:
+            for handle in handles:
+                handle.remove()
+
+        return detach
+
+
+class Source(NamedTuple):
+    """Where in a block a value is."""
+
+    path: str
+    is_input: bool
+    scale: float = 1.0
+
+
+def inner_sources(blocks: Any) -> dict[str, Source]:  # noqa: ANN401
+    """Return where TransformerLens finds the values inside a block, by kind of hook point.
+
+    Args:
+        blocks: The block component of TransformerLens' adapter.
+    """
+    targets = dict(blocks.hook_aliases)
+    attention = (blocks.submodules or {}).get("attn")
+    targets[HOOK_Z] = f"attn.{getattr(attention, 'hook_aliases', {}).get('hook_z', '')}"
+    scale = getattr(blocks, "residual_contribution_scale", 1.0)
+    if scale != 1:  # Granite's, whose component hooks these two itself
+        targets[ATTN_OUT] = f"{blocks.scaled_attn_submodule}.hook_out"
+        targets[MLP_OUT] = f"{blocks.scaled_mlp_submodule}.hook_out"
+    found: dict[str, Source] = {}
+    for kind in (HOOK_Z, ATTN_OUT, RESID_MID, MLP_OUT):
+        target = targets.get(kind, "")
+        for wanted in [target] if isinstance(target, str) else target:
+            path = _module_path(blocks, wanted)
+            if path is not None and kind not in found:
+                is_added = kind in {ATTN_OUT, MLP_OUT}
+                found[kind] = Source(path, wanted.endswith("hook_in"), scale if is_added else 1.0)
+    return found
+
+
+def find_points(hook_dict: Any, blocks: Iterable[Any], sources: dict[str, Source], d_model: int) -> dict[str, Point]:  # noqa: ANN401
+    """Return all hook points by name, in the order in which a forward pass reaches them.
+
+    Args:
+        hook_dict: The hook points of a TransformerLens bridge whose blocks are opaque.
+        blocks: The blocks of that bridge.
+        sources: Where values inside a block are.
+        d_model: Width of the residual stream.
+    """
+    points: dict[str, Point] = {}
+    for layer, block in enumerate(blocks):
+        inner = {
+            kind: _module_point(block.original_component, kind, source, d_model) for kind, source in sources.items()
+        }
+        outer = {
+            RESID_PRE: StreamPoint(hook_dict[f"blocks.{layer}.hook_in"], d_model),
+            RESID_POST: StreamPoint(hook_dict[f"blocks.{layer}.hook_out"], d_model),
+        }
+        for kind in KINDS:
+            point = outer.get(kind) or inner.get(kind)
+            if point is not None:
+                points[f"blocks.{layer}.{kind}"] = point
+    return points
+
+
+def _module_path(blocks: Any, target: str) -> str | None:  # noqa: ANN401
+    """Return the module below a block that `attn.o.hook_in` means, None where the block has no such component."""
+    *parts, side = target.split(".")
+    component, names = blocks, []
+    for part in parts:
+        component = (component.submodules or {}).get(part)
+        if component is None:
+            return None
+        names.append(component.name)
+    if side not in _SIDES or not names or names[-1] is None:
+        return None
+    return ".".join(name for name in names if name is not None)  # what has no name is only a group of its parts
+
+
+def _module_point(block: nn.Module, kind: str, source: Source, d_model: int) -> ModulePoint | None:
+    """Return the hook point in one block, None where that block is of another kind and has no such module."""
+    try:
+        module = block.get_submodule(source.path)
+    except AttributeError:
+        return None
+    width = d_model
+    if kind == HOOK_Z:
+        width = getattr(module, "in_features", 0) or getattr(module, "nx", 0)  # nx is Conv1D's
+    return ModulePoint(block, module, source.is_input, width, is_stream=kind == RESID_MID, scale=source.scale)
