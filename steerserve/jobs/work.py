@@ -1,0 +1,45 @@
+"""What a worker does for each kind of job."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from steerserve.training.options import TrainOptions
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from steerserve.training.observer import Observer
+
+    Work = Callable[[Mapping[str, Any], Observer], dict[str, Any]]
+    """Takes a job's spec and an observer, returns its result; may raise any error."""
+
+
+def train_dictionaries(spec: Mapping[str, Any], observer: Observer) -> dict[str, Any]:
+    """Train what `spec` says, going on where an earlier worker stopped; returns the dictionaries with their reports.
+
+    Raises:
+        StoppedError: the observer asked to stop, and what there is was saved.
+        SteerserveError: what is asked for cannot be done.
+    """
+    import torch  # noqa: PLC0415 only once the process has stepped aside, since torch makes threads
+
+    from steerserve.jobs.training import train_from_anywhere  # noqa: PLC0415
+
+    torch.set_num_threads(spec["threads"])
+    options = TrainOptions.from_json(spec["options"])
+    folders = train_from_anywhere(options, observer)
+    return {
+        "dictionaries": [
+            {
+                "id": dictionary.id,
+                "source": f"path:{folder}",
+                "report": json.loads((folder / "report.json").read_text(encoding="utf-8")),
+            }
+            for dictionary, folder in zip(options.dictionaries, folders, strict=True)
+        ]
+    }
+
+
+WORK: Mapping[str, Work] = {"train": train_dictionaries}

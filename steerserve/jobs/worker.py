@@ -1,0 +1,128 @@
+"""The process of one job: `python -m steerserve.jobs.worker STORE JOB_ID`.
+
+Started by the supervisor with a pipe as its standard input, whose end says that the server is gone. It writes its
+progress and how it ended into the store; what state that makes of the job is for the supervisor to say.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import logging
+import os
+import signal
+import sys
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from steerserve.core.errors import SteerserveError
+from steerserve.core.log import set_up_logging
+from steerserve.jobs.job import Outcome
+from steerserve.jobs.lock import FileLock
+from steerserve.jobs.observer import JobObserver
+from steerserve.jobs.priority import step_aside
+from steerserve.jobs.store import JobStore
+from steerserve.jobs.work import WORK
+from steerserve.training.observer import StoppedError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from steerserve.jobs.job import Job
+    from steerserve.jobs.work import Work
+
+EXIT_BUSY = 75
+"""Another process works on the job."""
+GRACE_S = 20.0
+"""A run that was asked to stop has so long to save what it has."""
+_LOCK_WAIT_S = 60.0
+_MAX_MESSAGE_CHARS = 500
+_log = logging.getLogger(__name__)
+
+
+def main() -> None:
+    """Work on the job that the command line names."""
+    store, job_id = sys.argv[1:]
+    sys.exit(run_worker(Path(store), job_id, WORK))
+
+
+def run_worker(store_path: Path, job_id: str, work: Mapping[str, Work], *, grace_s: float = GRACE_S) -> int:
+    """Work on a job until it ends in one way or another; returns the exit code."""
+    faulthandler.enable()
+    step_aside()
+    set_up_logging()
+    stop = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the server, which then says what is to be done
+    threading.Thread(target=_await_server_end, args=(stop,), daemon=True).start()
+    with FileLock(lock_path(store_path, job_id)) as lock, JobStore(store_path) as store:
+        if not lock.acquire(timeout_s=_LOCK_WAIT_S):
+            return EXIT_BUSY
+        job = store.find(job_id)
+        if job is None or job.state != "running" or store.outcome(job_id) is not None:
+            return 0
+        logging.getLogger("steerserve").addHandler(_EventHandler(store, job_id))
+        observer = JobObserver(
+            lambda progress, furthest: store.record_progress(job_id, progress, furthest), stop, store.furthest(job_id)
+        )
+        threading.Thread(target=_end_in_time, args=(stop, store, job_id, observer, grace_s), daemon=True).start()
+        store.record_outcome(job_id, _outcome(job, work, observer))
+    return 0
+
+
+def lock_path(store_path: Path, job_id: str) -> Path:
+    """Return the file whose lock says that a process works on the job."""
+    return store_path.parent / f"{job_id}.lock"
+
+
+def log_path(store_path: Path, job_id: str) -> Path:
+    """Return the file that gets whatever the worker prints."""
+    return store_path.parent / f"{job_id}.log"
+
+
+def _outcome(job: Job, work: Mapping[str, Work], observer: JobObserver) -> Outcome:
+    try:
+        if observer.should_stop():
+            return Outcome("stopped")
+        return Outcome("finished", result=work[job.kind](job.spec, observer))
+    except StoppedError:
+        return Outcome("stopped")
+    except SteerserveError as error:
+        return Outcome("failed", error=error.message)
+    except Exception as error:  # noqa: BLE001 whatever it is, the job's owner is told
+        _log.exception("job %s failed", job.id)
+        first_line = str(error).strip().partition("\n")[0][:_MAX_MESSAGE_CHARS]
+        return Outcome("failed", error=f"{type(error).__name__}: {first_line}" if first_line else type(error).__name__)
+
+
+def _await_server_end(stop: threading.Event) -> None:
+    while os.read(sys.stdin.fileno(), 1):
+        pass
+    stop.set()
+
+
+def _end_in_time(stop: threading.Event, store: JobStore, job_id: str, observer: JobObserver, grace_s: float) -> None:
+    """End the process when a stop was asked for: at once while there is nothing to save, else after `grace_s`."""
+    stop.wait()
+    if observer.has_begun:
+        threading.Event().wait(grace_s)
+    store.record_outcome(job_id, Outcome("stopped"))
+    os._exit(0)  # the main thread may be deep in a library; what it was writing is whole or absent
+
+
+class _EventHandler(logging.Handler):
+    """Passes our own log lines on to whoever follows the job."""
+
+    def __init__(self, store: JobStore, job_id: str) -> None:
+        super().__init__(logging.INFO)
+        self._store = store
+        self._job_id = job_id
+
+    def emit(self, record: logging.LogRecord) -> None:
+        # Not the traceback: that is for the log file.
+        message = record.getMessage()[:_MAX_MESSAGE_CHARS]
+        self._store.record_log(self._job_id, record.levelname.lower(), message)
+
+
+if __name__ == "__main__":
+    main()
