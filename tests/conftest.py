@@ -41,7 +41,8 @@ def model_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def dictionary_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Return the folders of random dictionaries, the default one first.
 
-    `late` reads the last hook point, `z` and `mlp` read inside blocks.
+    `late` reads the last hook point, `z`, `heads` (which SAELens gives each head by itself) and `mlp`
+    read inside blocks.
     """
     from tests.tiny import planted_sae_folder, tiny_sae_folder
 
@@ -57,6 +58,9 @@ def dictionary_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pa
     folders["planted"] = planted_sae_folder(root / "planted")
     folders["late"] = tiny_sae_folder(root / "late", hook_name="blocks.1.hook_resid_post", seed=7)
     folders["z"] = tiny_sae_folder(root / "z", hook_name="blocks.0.attn.hook_z", seed=9)
+    folders["heads"] = tiny_sae_folder(root / "heads", hook_name="blocks.1.attn.hook_z", seed=11)
+    config = json.loads((folders["heads"] / "cfg.json").read_text(encoding="utf-8"))
+    (folders["heads"] / "cfg.json").write_text(json.dumps(config | {"reshape_activations": "hook_z"}), encoding="utf-8")
     folders["mlp"] = tiny_sae_folder(root / "mlp", "topk", hook_name="blocks.1.hook_mlp_out", seed=10)
     return folders
 

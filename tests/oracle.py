@@ -77,7 +77,8 @@ class Oracle:
             return away
         if vector is not None:
             return s * vector.expand_as(x)
-        acts = sae.encode(x)
+        heads = x.unflatten(-1, (4, -1)) if sae.cfg.reshape_activations == "hook_z" else x
+        acts = sae.encode(heads)
         f = acts[:, edit["feature"]]
         df = {
             "add": torch.full_like(f, s),
@@ -90,7 +91,7 @@ class Oracle:
         after = acts.clone()
         after[:, edit["feature"]] = f + df
         change: Tensor = sae.decode(after) - sae.decode(acts)
-        return change
+        return change.reshape(x.shape)
 
     def _chosen(self, x: Tensor, ids: Sequence[int], num_prompt: int, edit: dict[str, Any]) -> Tensor:
         """Return which tokens the edit means and may touch."""

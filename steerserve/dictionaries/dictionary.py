@@ -56,8 +56,12 @@ class Dictionary:
     report: Mapping[str, Any] | None
     """What its training measured, where that is known."""
     median_norm: float
-    """Of the residual stream at the hook point, sinks and special tokens left out."""
+    """Of the vectors at the hook point, sinks and special tokens left out."""
     mean_norm: float
+
+    def __post_init__(self) -> None:
+        """Have the SAE take the heads in a row, as they are at `attn.hook_z` here, where SAELens takes them apart."""
+        self.sae.turn_off_forward_pass_hook_z_reshaping()
 
     @property
     def d_sae(self) -> int:
@@ -66,7 +70,7 @@ class Dictionary:
 
     @property
     def d_in(self) -> int:
-        """Width of the residual stream that it reads."""
+        """Width of the vectors that it reads."""
         return int(self.sae.cfg.d_in)
 
     @property
@@ -77,9 +81,7 @@ class Dictionary:
     @property
     def is_pointwise(self) -> bool:
         """Whether a feature's activation needs only its own column: no competition, no normalised input."""
-        cfg = self.sae.cfg
-        plain = cfg.normalize_activations == "none" and cfg.reshape_activations == "none"
-        return plain and type(self.sae) in _POINTWISE
+        return self.sae.cfg.normalize_activations == "none" and type(self.sae) in _POINTWISE
 
     def encode(self, x: Float[Tensor, "rows d_in"]) -> Float[Tensor, "rows d_sae"]:
         """Return all features' activations, by SAELens' own code."""

@@ -116,7 +116,7 @@ def test_the_logits_are_those_of_plain_transformers(
 def test_its_first_token_is_a_sink_that_edits_leave_alone(default_runtime: Runtime) -> None:
     """Position 0 is a thousand times as long as others there: an edit that reached it would break every answer."""
     ids = default_runtime.tokenizer.encode_plain("Ships sail on the sea")
-    norms = default_runtime.lens.run_to(torch.tensor([ids]), HOOK_NAME)[0].norm(dim=-1)
+    norms = default_runtime.lens.read(torch.tensor([ids]), [HOOK_NAME])[HOOK_NAME][0].norm(dim=-1)
     assert norms[0] > 20 * norms[1:].max()
     [answer] = run(default_runtime.engine, ask(default_runtime, ids, [{"feature": 7, "scale": 5.0}], max_tokens=1))
     assert answer.receipt is not None

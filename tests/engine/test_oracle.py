@@ -69,6 +69,7 @@ CASES: dict[str, Any] = {
     "inside-blocks": [
         {"feature": 3, "dictionary": "z", "scale": 3.0},
         {"feature": 5, "dictionary": "z", "mode": "clamp", "scale": 2.0},
+        {"feature": 7, "dictionary": "heads", "mode": "clamp", "scale": 3.0},
         {"vector": {"hook": "blocks.0.hook_attn_out", "values": VECTOR}, "scale": 0.3},
         {"vector": {"hook": "blocks.1.hook_resid_mid", "values": VECTOR}, "scale": 0.3, "positions": "prompt"},
         {"feature": 3, "dictionary": "mlp", "mode": "clamp", "scale": 4.0},

@@ -117,7 +117,7 @@ def test_an_edit_equals_saelens_splice(
 def _often_active(runtime: Runtime, dictionary: str, ids: tuple[int, ...]) -> list[int]:
     found = runtime.registry.snapshot().dictionaries[dictionary]
     with torch.no_grad():
-        acts = found.sae.encode(runtime.lens.run_to(torch.tensor([ids]), found.hook_name)[0].clone())
+        acts = found.sae.encode(runtime.lens.read(torch.tensor([ids]), [found.hook_name])[found.hook_name][0].clone())
     active = ((acts > 0.5) & (acts < 50)).sum(0)
     order: list[int] = active.argsort(descending=True).tolist()
     return order
