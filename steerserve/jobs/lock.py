@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import fcntl
 import os
-import time
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pathlib import Path
     from typing import Self
-
-_POLL_S = 0.05
 
 
 class FileLock:
@@ -27,18 +24,16 @@ class FileLock:
         """Whether this object holds the lock."""
         return self._descriptor is not None
 
-    def acquire(self, *, timeout_s: float = 0.0) -> bool:
-        """Take the lock, waiting for up to `timeout_s`; returns whether it is held now."""
-        if self._descriptor is not None:
-            return True
-        descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        deadline = time.monotonic() + timeout_s
-        while not _try_lock(descriptor):
-            if time.monotonic() >= deadline:
+    def acquire(self) -> bool:
+        """Take the lock if nobody has it; returns whether it is held now."""
+        if self._descriptor is None:
+            descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
                 os.close(descriptor)
                 return False
-            time.sleep(_POLL_S)
-        self._descriptor = descriptor
+            self._descriptor = descriptor
         return True
 
     def release(self) -> None:
@@ -52,11 +47,3 @@ class FileLock:
 
     def __exit__(self, *_: object) -> None:
         self.release()
-
-
-def _try_lock(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True

@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,6 +37,7 @@ EXIT_BUSY = 75
 GRACE_S = 20.0
 """A run that was asked to stop has so long to save what it has."""
 _LOCK_WAIT_S = 60.0
+_LOCK_POLL_S = 0.1
 _MAX_MESSAGE_CHARS = 500
 _log = logging.getLogger(__name__)
 
@@ -56,7 +58,7 @@ def run_worker(store_path: Path, job_id: str, work: Mapping[str, Work], *, grace
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the server, which then says what is to be done
     threading.Thread(target=_await_server_end, args=(stop,), daemon=True).start()
     with FileLock(lock_path(store_path, job_id)) as lock, JobStore(store_path) as store:
-        if not lock.acquire(timeout_s=_LOCK_WAIT_S):
+        if not _wait_for(lock, stop):
             return EXIT_BUSY
         job = store.find(job_id)
         if job is None or job.state != "running" or store.outcome(job_id) is not None:
@@ -78,6 +80,15 @@ def lock_path(store_path: Path, job_id: str) -> Path:
 def log_path(store_path: Path, job_id: str) -> Path:
     """Return the file that gets whatever the worker prints."""
     return store_path.parent / f"{job_id}.log"
+
+
+def _wait_for(lock: FileLock, stop: threading.Event) -> bool:
+    """Wait for a worker that an earlier server left, which is about to end; returns whether it did."""
+    deadline = time.monotonic() + _LOCK_WAIT_S
+    while not lock.acquire():
+        if time.monotonic() >= deadline or stop.wait(_LOCK_POLL_S):
+            return False
+    return True
 
 
 def _outcome(job: Job, work: Mapping[str, Work], observer: JobObserver) -> Outcome:

@@ -1,0 +1,310 @@
+"""Jobs start in order, end in one way, and outlive whatever dies around them."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from steerserve.core.errors import ConflictError, DictionarySourceError, NotFoundError
+from steerserve.jobs import supervisor as supervisor_module
+from steerserve.jobs.job import Job
+from steerserve.jobs.lock import FileLock
+from steerserve.jobs.process import Worker
+from steerserve.jobs.store import JobStore
+from steerserve.jobs.worker import EXIT_BUSY, lock_path, log_path
+from tests.jobs.conftest import stand_in_command, until, wait_for
+
+if TYPE_CHECKING:
+    from steerserve.jobs.supervisor import Supervisor
+    from tests.jobs.conftest import Counting
+
+ROOT = Path(__file__).parents[2]
+
+
+def states(supervisor: Supervisor, job: Job) -> list[str]:
+    return [event.data["state"] for event in supervisor.events(job.id, 0) if event.type == "state"]
+
+
+def worker_pid(supervisor: Supervisor, job: Job) -> int:
+    assert supervisor._runner is not None
+    worker = supervisor._runner._running[job.id]
+    assert isinstance(worker, Worker)
+    return worker._process.pid
+
+
+def test_a_server_without_jobs_writes_nothing(counting: Counting) -> None:
+    supervisor = counting.supervisor()
+    assert supervisor.newest(10) == []
+    with pytest.raises(NotFoundError):
+        supervisor.find("train-a-0")
+    with pytest.raises(NotFoundError):
+        supervisor.cancel("train-a-0")
+    supervisor.stop()
+    assert list(counting.folder.iterdir()) == []
+
+
+def test_a_job_ends_with_its_result_and_tells_how_it_went(counting: Counting) -> None:
+    supervisor = counting.supervisor()
+    job = supervisor.submit("train", "one", counting.spec("one"))
+    assert job.as_json() | {"created": 0} == {
+        "id": job.id,
+        "kind": "train",
+        "state": "queued",
+        "progress": {},
+        "error": None,
+        "result": None,
+        "created": 0,
+        "started": None,
+        "ended": None,
+    }
+    done = wait_for(supervisor, job, "done")
+    assert states(supervisor, job) == ["queued", "running", "done"]
+    assert done.result == {"dictionaries": [{"id": "one", "source": "path:one", "counted": 3, "from": 0}]}
+    told = {"stage": "Counting", "done": 3, "total": 3, "step": 3, "num_steps": 3, "tokens": 30, "l0": 3.0}
+    assert told.items() <= done.progress.items()
+    assert supervisor.events(job.id, 0)[-1].data == {"state": "done", "result": done.result}
+    assert counting.loaded == []
+
+
+def test_jobs_run_in_order_and_no_more_at_once_than_allowed(counting: Counting) -> None:
+    supervisor = counting.supervisor(max_running=2)
+    jobs = [supervisor.submit("train", name, counting.spec(name, hold_at=1)) for name in "abcd"]
+    until(lambda: counting.is_held("a", 1) and counting.is_held("b", 1))
+    assert [supervisor.find(job.id).state for job in jobs] == ["running", "running", "queued", "queued"]
+    counting.go("b")
+    until(lambda: counting.is_held("c", 1))
+    assert [supervisor.find(job.id).state for job in jobs] == ["running", "done", "running", "queued"]
+    for name in "acd":
+        counting.folder.joinpath(name).mkdir(exist_ok=True)
+        counting.go(name)
+    ended = [wait_for(supervisor, job, "done") for job in jobs]
+    starts = [job.started for job in ended if job.started is not None]
+    assert starts == sorted(starts)
+    assert [job.id for job in supervisor.newest(10)] == [job.id for job in reversed(jobs)]
+
+
+def test_a_queued_job_is_cancelled_at_once_and_never_starts(counting: Counting) -> None:
+    supervisor = counting.supervisor()
+    first = supervisor.submit("train", "a", counting.spec("a", hold_at=1))
+    second = supervisor.submit("train", "b", counting.spec("b"))
+    assert supervisor.cancel(second.id).state == "cancelled"
+    until(lambda: counting.is_held("a", 1))
+    counting.go("a")
+    wait_for(supervisor, first, "done")
+    assert counting.starts("b") == []
+    assert supervisor.cancel(second.id) == supervisor.find(second.id)
+
+
+def test_a_running_job_that_is_cancelled_keeps_its_checkpoint(counting: Counting) -> None:
+    supervisor = counting.supervisor()
+    job = supervisor.submit("train", "a", counting.spec("a", hold_at=2))
+    until(lambda: counting.is_held("a", 2))
+    supervisor.cancel(job.id)
+    assert wait_for(supervisor, job, "cancelled").error is None
+    assert supervisor.cancel(job.id).state == "cancelled"
+    again = supervisor.submit("train", "a", counting.spec("a"))
+    result = wait_for(supervisor, again, "done").result
+    assert result is not None
+    assert result["dictionaries"][0]["from"] == 2
+
+
+def test_a_job_that_does_not_listen_is_ended_all_the_same(counting: Counting) -> None:
+    supervisor = counting.supervisor()
+    job = supervisor.submit("train", "a", counting.spec("a", hold_at=2, deaf=True))
+    until(lambda: counting.is_held("a", 2))
+    supervisor.cancel(job.id)
+    wait_for(supervisor, job, "cancelled")
+
+
+def test_a_job_whose_process_is_killed_goes_on_from_its_checkpoint(counting: Counting) -> None:
+    supervisor = counting.supervisor()
+    job = supervisor.submit("train", "a", counting.spec("a", hold_at=2))
+    until(lambda: counting.is_held("a", 2))
+    os.kill(worker_pid(supervisor, job), signal.SIGKILL)
+    until(lambda: len(counting.starts("a")) == 2)
+    counting.go("a")
+    wait_for(supervisor, job, "done")
+    assert counting.starts("a") == [0, 2]
+    assert states(supervisor, job) == ["queued", "running", "queued", "running", "done"]
+    messages = [event.data.get("message", "") for event in supervisor.events(job.id, 0)]
+    assert any("SIGKILL" in message for message in messages)
+
+
+def test_a_job_that_keeps_dying_at_one_place_fails_and_names_the_signal(counting: Counting) -> None:
+    supervisor = counting.supervisor(max_attempts=2)
+    job = supervisor.submit("train", "a", counting.spec("a", dies=3))
+    failed = wait_for(supervisor, job, "failed")
+    assert failed.error is not None
+    assert "SIGKILL" in failed.error
+    assert "2 times" in failed.error
+    # Once from the beginning, then twice at most from where the first came to.
+    assert counting.starts("a") in ([0, 2], [0, 2, 2])
+
+
+def test_a_job_that_fails_says_why(counting: Counting) -> None:
+    supervisor = counting.supervisor()
+    job = supervisor.submit("train", "a", counting.spec("a", fails="The text is too short; give more."))
+    assert wait_for(supervisor, job, "failed").error == "The text is too short; give more."
+    assert supervisor.events(job.id, 0)[-1].data == {"state": "failed", "error": "The text is too short; give more."}
+
+
+def test_an_unexpected_error_is_told_in_a_line_and_its_traceback_is_kept(counting: Counting) -> None:
+    supervisor = counting.supervisor()
+    job = supervisor.submit("train", "a", counting.spec("a", breaks="first line\nsecond line"))
+    assert wait_for(supervisor, job, "failed").error == "ZeroDivisionError: first line"
+    log = log_path(supervisor.store_path, job.id).read_text(encoding="utf-8")
+    assert "Traceback" in log
+    assert "second line" in log
+
+
+def test_a_stopped_servers_jobs_go_on_when_it_is_back(counting: Counting) -> None:
+    first = counting.supervisor()
+    running = first.submit("train", "a", counting.spec("a", hold_at=2))
+    queued = first.submit("train", "b", counting.spec("b"))
+    until(lambda: counting.is_held("a", 2))
+    first.stop()
+    first.stop()
+    with JobStore(first.store_path) as store:
+        assert [job.state for job in store.newest(10)] == ["queued", "queued"]
+    counting.go("a")
+    second = counting.supervisor()
+    for job in (running, queued):
+        wait_for(second, job, "done")
+    assert counting.starts("a") == [0, 2]
+
+
+def test_the_jobs_of_a_server_that_was_killed_go_on_when_it_is_back(counting: Counting) -> None:
+    command = [sys.executable, str(Path(__file__).with_name("server_stand_in.py")), str(counting.folder)]
+    server = subprocess.Popen(
+        [*command, json.dumps(counting.spec("a", hold_at=2))],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert server.stdout is not None
+    job_id = server.stdout.readline().strip()
+    until(lambda: counting.is_held("a", 2))
+    server.kill()
+    server.wait()
+    server.stdout.close()
+    supervisor = counting.supervisor()
+    until(lambda: len(counting.starts("a")) == 2)
+    counting.go("a")
+    wait_for(supervisor, supervisor.find(job_id), "done")
+    assert counting.starts("a") == [0, 2]
+
+
+def left_by_a_dead_server(counting: Counting, **values: Any) -> Job:  # noqa: ANN401 JSON
+    """Let a worker end whose server died in the meantime; returns its job."""
+    job = Job("train-one-0", "train", counting.spec("one", **values))
+    folder = counting.folder / ".jobs"
+    folder.mkdir()
+    with JobStore(folder / "jobs.sqlite3") as store:
+        store.add(job)
+        store.move(job.id, "running")
+        with subprocess.Popen(stand_in_command(store.path, job.id), stdin=subprocess.PIPE) as worker:
+            assert worker.wait() == 0
+    return job
+
+
+def test_a_job_that_finished_while_there_was_no_server_is_loaded_and_done(counting: Counting) -> None:
+    job = left_by_a_dead_server(counting, load=True)
+    supervisor = counting.supervisor()
+    result = wait_for(supervisor, job, "done").result
+    assert result is not None
+    assert result["loaded"] == ["one"]
+    assert counting.loaded == [("one", "path:one")]
+    assert counting.starts("one") == [0]
+
+
+def test_what_was_trained_is_loaded_before_the_job_is_done(counting: Counting, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+    supervisor = counting.supervisor(start=False)
+    monkeypatch.setattr(supervisor, "_load", lambda *_: seen.append(supervisor.newest(1)[0].state))
+    job = supervisor.submit("train", "one", counting.spec("one", load=True))
+    wait_for(supervisor, job, "done")
+    assert seen == ["running"]
+
+
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [
+        (DictionarySourceError("It does not fit."), "It does not fit."),
+        (MemoryError("too much"), "The dictionary 'one' cannot be loaded: too much"),
+    ],
+)
+def test_a_job_whose_result_cannot_be_loaded_is_done_and_says_so(
+    counting: Counting, monkeypatch: pytest.MonkeyPatch, error: Exception, sentence: str
+) -> None:
+    def refuse(*_: object) -> None:
+        raise error
+
+    supervisor = counting.supervisor(start=False)
+    monkeypatch.setattr(supervisor, "_load", refuse)
+    job = supervisor.submit("train", "one", counting.spec("one", load=True))
+    result = wait_for(supervisor, job, "done").result
+    assert result is not None
+    assert result["load_error"] == sentence
+    assert result["loaded"] == []
+
+
+def test_a_worker_leaves_a_job_alone_that_another_works_on(counting: Counting) -> None:
+    folder = counting.folder / ".jobs"
+    folder.mkdir()
+    job = Job("train-one-0", "train", counting.spec("one"))
+    with JobStore(folder / "jobs.sqlite3") as store, FileLock(lock_path(store.path, job.id)) as lock:
+        assert lock.acquire()
+        store.add(job)
+        store.move(job.id, "running")
+        with subprocess.Popen(stand_in_command(store.path, job.id), stdin=subprocess.PIPE) as worker:
+            assert worker.stdin is not None
+            worker.stdin.close()  # so that it does not wait for the other
+            assert worker.wait() == EXIT_BUSY
+        assert store.outcome(job.id) is None
+    assert counting.starts("one") == []
+
+
+def test_a_dictionary_that_a_job_works_on_is_busy(counting: Counting) -> None:
+    supervisor = counting.supervisor()
+    job = supervisor.submit("train", "a", counting.spec("a", hold_at=1, claims=["a", "a-1"]))
+    for claims in (["a"], ["b", "a-1"]):
+        with pytest.raises(ConflictError) as caught:
+            supervisor.submit("train", "a", counting.spec("a", claims=claims))
+        assert (caught.value.code, caught.value.param) == ("dictionary_busy", "id")
+        assert job.id in caught.value.message
+    supervisor.cancel(job.id)
+    wait_for(supervisor, job, "cancelled")
+    supervisor.submit("train", "a", counting.spec("a"))
+
+
+def test_a_second_server_on_the_folder_only_looks_until_the_first_is_gone(
+    counting: Counting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor_module, "_LOCK_POLL_S", 0.05)
+    first = counting.supervisor()
+    job = first.submit("train", "a", counting.spec("a", hold_at=2))
+    until(lambda: counting.is_held("a", 2))
+    second = counting.supervisor()
+    for write in (lambda: second.submit("train", "b", counting.spec("b")), lambda: second.cancel(job.id)):
+        with pytest.raises(ConflictError, match="dictionary_dirs") as caught:
+            write()
+        assert caught.value.code == "jobs_folder_busy"
+    assert second.find(job.id).state == "running"
+    first.stop()
+    counting.go("a")
+    wait_for(second, job, "done")
+    assert counting.starts("a") == [0, 2]
+
+
+def test_a_folder_that_cannot_be_made_is_told(counting: Counting) -> None:
+    (counting.folder / ".jobs").touch()
+    with pytest.raises(ConflictError) as caught:
+        counting.supervisor().submit("train", "a", counting.spec("a"))
+    assert caught.value.code == "jobs_folder_unusable"
