@@ -126,8 +126,8 @@ def inner_sources(blocks: Any) -> dict[str, Source]:  # noqa: ANN401
     targets = dict(blocks.hook_aliases)
     attention = (blocks.submodules or {}).get("attn")
     targets[HOOK_Z] = f"attn.{getattr(attention, 'hook_aliases', {}).get('hook_z', '')}"
-    scale = getattr(blocks, "residual_contribution_scale", 1.0)
-    if scale != 1:  # Granite's, whose component hooks these two itself
+    scale: float | None = getattr(blocks, "residual_contribution_scale", None)
+    if scale is not None:  # Granite's, whose component hooks these two itself
         targets[ATTN_OUT] = f"{blocks.scaled_attn_submodule}.hook_out"
         targets[MLP_OUT] = f"{blocks.scaled_mlp_submodule}.hook_out"
     found: dict[str, Source] = {}
@@ -136,8 +136,8 @@ def inner_sources(blocks: Any) -> dict[str, Source]:  # noqa: ANN401
         for wanted in [target] if isinstance(target, str) else target:
             path = _module_path(blocks, wanted)
             if path is not None and kind not in found:
-                is_added = kind in {ATTN_OUT, MLP_OUT}
-                found[kind] = Source(path, wanted.endswith("hook_in"), scale if is_added else 1.0)
+                factor = 1.0 if scale is None or kind not in {ATTN_OUT, MLP_OUT} else scale
+                found[kind] = Source(path, wanted.endswith("hook_in"), factor)
     return found
 
 

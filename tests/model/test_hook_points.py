@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -28,11 +29,15 @@ SEQUENTIAL: dict[str, dict[str, Any]] = {
     "Llama": GROUPED,
     "GPT2": GPT2,
     "Wide": GROUPED | {"head_dim": 20},
+    "FalconInRow": {"parallel_attn": False},
+    "NeoXInRow": {"use_parallel_residual": False},
+    "PlainGranite": {"residual_multiplier": 1.0},
     "Olmo2": {},
     "Granite": GROUPED | {"residual_multiplier": 0.3},
     "Mixtral": GROUPED | {"num_local_experts": 4},
 }
 PARALLEL = {name: SERVED[name] for name in ("Phi", "GPTNeoX", "Falcon")}
+VARIANTS = {"Wide": "Qwen3", "FalconInRow": "Falcon", "NeoXInRow": "GPTNeoX", "PlainGranite": "Granite"}
 IDS = torch.tensor([[7, 8, 9, 10, 11], [200, 3, 3, 90, 41]])
 
 
@@ -40,8 +45,8 @@ IDS = torch.tensor([[7, 8, 9, 10, 11], [200, 3, 3, 90, 41]])
 def models(name: str, root: Path) -> tuple[LensModel, Any]:
     """Return the served model and TransformerLens' own of the same weights."""
     extra = (SEQUENTIAL | PARALLEL)[name]
-    files = write_model("Qwen3" if name == "Wide" else name, extra, root / name, std=0.15)
-    lens = load_lens(files, device="cpu")
+    files = write_model(VARIANTS.get(name, name), extra, root / name, std=0.15)
+    lens = load_lens(replace(files, id=name), device="cpu")
     hf_model = AutoModelForCausalLM.from_pretrained(files.path, attn_implementation="eager", dtype=torch.float32).eval()
     return lens, build_bridge_from_module(hf_model, type(hf_model).__name__, hf_config=hf_model.config)
 
