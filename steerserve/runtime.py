@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import threading
 import time
 from typing import TYPE_CHECKING, Literal, Self
 
 import torch
 
-from steerserve.core.errors import ConfigError, InvalidRequestError, ModelNotFoundError
+from steerserve.core.errors import ConfigError, DictionaryBusyError, InvalidRequestError, ModelNotFoundError
+from steerserve.core.memory import give_back_freed
 from steerserve.core.progress import stage_bar
+from steerserve.dictionaries.loader import DictionaryLoader
 from steerserve.dictionaries.registry import DictionaryRegistry
-from steerserve.dictionaries.sources import load_dictionary, locate_dictionary
+from steerserve.dictionaries.sources import locate_dictionary
 from steerserve.engine.engine import Engine
 from steerserve.engine.runner import Runner, default_chunk
 from steerserve.engine.selfcheck import check_cache
+from steerserve.jobs.supervisor import Supervisor
 from steerserve.model.lens import load_lens
+from steerserve.model.names import recorded_name
 from steerserve.model.norms import measure_norms
 from steerserve.model.source import fetch_model
 from steerserve.steering.resolve import SteeringResolver
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from steerserve.core.config import Settings
     from steerserve.dictionaries.dictionary import Dictionary
@@ -29,6 +35,7 @@ if TYPE_CHECKING:
     from steerserve.engine.stats import EngineStats
     from steerserve.engine.stream import TokenStream
     from steerserve.model.lens import LensModel
+    from steerserve.model.source import ModelFiles
     from steerserve.steering.resolve import ResolvedSteering
 
 _log = logging.getLogger(__name__)
@@ -37,16 +44,21 @@ _log = logging.getLogger(__name__)
 class Runtime:
     """One served model with its dictionaries. What the server, the command line and Ray talk to."""
 
-    def __init__(self, settings: Settings, lens: LensModel, registry: DictionaryRegistry, engine: Engine) -> None:
+    def __init__(self, settings: Settings, lens: LensModel, loader: DictionaryLoader, engine: Engine) -> None:
         """Keep the parts; `build_runtime` makes them."""
         self.settings = settings
         self.lens = lens
-        self.registry = registry
+        self.registry = DictionaryRegistry()
         self.engine = engine
         self.tokenizer = lens.tokenizer
         self.model_id = lens.id
         self.created = int(time.time())
         self.context_length = engine.runner.cache.context
+        self._loader = loader
+        self._loading: set[str] = set()
+        self._loading_lock = threading.Lock()
+        self.jobs = Supervisor(settings.dictionary_dirs[0], settings.jobs, self.load_dictionary)
+        """Call it from any thread but that of an event loop."""
         self._is_started = False
         self._is_stopping = False
         widths = {hook_name: lens.width(hook_name) for hook_name in lens.hook_names}
@@ -69,13 +81,19 @@ class Runtime:
         return "ready" if self.engine.is_alive and not self._is_stopping else "stopping"
 
     def start(self) -> None:
-        """Start generating."""
+        """Start generating, and go on with the jobs that there are.
+
+        Raises:
+            ConfigError: the jobs of an earlier server cannot be read.
+        """
         self.engine.start()
+        self.jobs.start()
         self._is_started = True
 
     def stop(self) -> None:
-        """Stop generating; requests that are left get an error."""
+        """Let jobs save what they have, and stop generating; requests that are left get an error."""
         self._is_stopping = True
+        self.jobs.stop()
         self.engine.stop()
 
     def check_model(self, name: str) -> None:
@@ -121,6 +139,47 @@ class Runtime:
         """Return what is loaded."""
         return list(self.registry.snapshot().dictionaries.values())
 
+    def load_dictionary(self, dictionary_id: str, source: str, *, force: bool = False) -> Dictionary:
+        """Load a dictionary while serving, in place of one of the same id where there is one.
+
+        Any thread but that of an event loop. Requests under way finish on the contents that they started with.
+
+        Raises:
+            DictionarySourceError: it cannot be used; nothing has changed.
+            DictionaryBusyError: one of the same id is being loaded.
+        """
+        with self._loading_of(dictionary_id):
+            added = self.registry.add(self._loader.load(dictionary_id, source, force=force))
+        give_back_freed()
+        _log.info("dictionary %s: %s features at %s, from %s", added.id, added.d_sae, added.hook_name, source)
+        for warning in added.warnings:
+            _log.warning("dictionary %s: %s", added.id, warning)
+        return added
+
+    def unload_dictionary(self, dictionary_id: str) -> None:
+        """Serve a dictionary no longer; its memory is free once the requests under way have ended.
+
+        Raises:
+            NotFoundError: there is none of that id.
+        """
+        self.registry.remove(dictionary_id)
+        give_back_freed()
+        _log.info("dictionary %s: unloaded", dictionary_id)
+
+    @contextlib.contextmanager
+    def _loading_of(self, dictionary_id: str) -> Iterator[None]:
+        """Let one load of an id run at a time: the last to end, not the last to be asked for, would stay otherwise."""
+        with self._loading_lock:
+            if dictionary_id in self._loading:
+                message = f"The dictionary {dictionary_id!r} is being loaded right now. Try again in a moment."
+                raise DictionaryBusyError(message, param="id")
+            self._loading.add(dictionary_id)
+        try:
+            yield
+        finally:
+            with self._loading_lock:
+                self._loading.remove(dictionary_id)
+
     def stats(self) -> EngineStats:
         """Return the engine's numbers."""
         return self.engine.stats()
@@ -148,27 +207,29 @@ def build_runtime(settings: Settings) -> Runtime:
         lens = load_lens(files, device=settings.model.device, dtype=settings.model.dtype)
         begin("norms")
         norms = measure_norms(lens)
-        begin("dictionaries")
-        registry = _load_dictionaries(settings, lens, norms)
         begin("cache")
         runner = _build_runner(settings, lens, {name: median for name, (median, _) in norms.items()})
-    chunk = settings.engine.prefill_chunk
-    chunk = default_chunk(lens.device) if chunk == "auto" else chunk
-    engine = Engine(runner, num_slots=settings.engine.slots, max_queue=settings.engine.queue, chunk=chunk)
-    return Runtime(settings, lens, registry, engine)
+        chunk = settings.engine.prefill_chunk
+        chunk = default_chunk(lens.device) if chunk == "auto" else chunk
+        engine = Engine(runner, num_slots=settings.engine.slots, max_queue=settings.engine.queue, chunk=chunk)
+        begin("dictionaries")
+        runtime = Runtime(settings, lens, _loader(settings, files, lens, norms), engine)
+        for wanted in settings.dictionaries:
+            runtime.load_dictionary(wanted.id, wanted.source, force=wanted.force)
+    return runtime
 
 
-def _load_dictionaries(
-    settings: Settings, lens: LensModel, norms: Mapping[str, tuple[float, float]]
-) -> DictionaryRegistry:
-    registry = DictionaryRegistry()
-    for wanted in settings.dictionaries:
-        loaded = load_dictionary(
-            wanted.id, wanted.source, lens, allowed_dirs=settings.allowed_dictionary_dirs, norms=norms
-        )
-        registry.add(loaded)
-        _log.info("dictionary %s: %s features at %s", loaded.id, loaded.d_sae, loaded.hook_name)
-    return registry
+def _loader(
+    settings: Settings, files: ModelFiles, lens: LensModel, norms: Mapping[str, tuple[float, float]]
+) -> DictionaryLoader:
+    recorded = recorded_name(files.path)
+    return DictionaryLoader(
+        lens=lens,
+        model_names=(files.id, recorded) if recorded is not None else (files.id,),
+        norms=norms,
+        allowed_dirs=settings.allowed_dictionary_dirs,
+        max_bytes=settings.max_dictionary_bytes,
+    )
 
 
 def _build_runner(settings: Settings, lens: LensModel, median_norms: Mapping[str, float]) -> Runner:

@@ -34,7 +34,12 @@ def model_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     weights = load_file(llama / "model.safetensors")
     weights["model.embed_tokens.weight"][ord(SINK)] *= 100
     save_file(weights, llama / "model.safetensors", metadata={"format": "pt"})
-    return {"llama": llama, "gpt2": tiny_gpt2_folder(root / "gpt2")}
+    folders = {"llama": llama, "gpt2": tiny_gpt2_folder(root / "gpt2")}
+    for folder in folders.values():
+        # One set of dictionaries, made for "tiny", serves both.
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        (folder / "config.json").write_text(json.dumps(config | {"_name_or_path": "tiny"}), encoding="utf-8")
+    return folders
 
 
 @pytest.fixture(scope="session")

@@ -66,6 +66,12 @@ class ConflictError(SteerserveError):
     default_code = "conflict"
 
 
+class DictionaryBusyError(ConflictError):
+    """A dictionary of that id is being loaded right now; the same request can be made again in a moment."""
+
+    default_code = "dictionary_busy"
+
+
 class BodyTooLargeError(SteerserveError):
     """A request body over the configured limit."""
 
@@ -105,6 +111,12 @@ class ModelSourceError(StartupError):
 
 class DictionarySourceError(StartupError):
     """A dictionary that cannot be found, verified or used with this model."""
+
+    default_code = "invalid_dictionary"
+
+    def __init__(self, message: str, *, param: str | None = "source", code: str | None = None) -> None:
+        """Speak of the source, which is what names a dictionary in a request."""
+        super().__init__(message, param=param, code=code)
 
 
 class CorpusError(StartupError):

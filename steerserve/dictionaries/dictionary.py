@@ -36,7 +36,7 @@ class FeatureColumns:
     decoder: Float[Tensor, "features d_in"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, weakref_slot=True)
 class Dictionary:
     """A loaded dictionary. Its contents never change; another version is another object."""
 
@@ -58,10 +58,8 @@ class Dictionary:
     median_norm: float
     """Of the vectors at the hook point, sinks and special tokens left out."""
     mean_norm: float
-
-    def __post_init__(self) -> None:
-        """Have the SAE take the heads in a row, as they are at `attn.hook_z` here, where SAELens takes them apart."""
-        self.sae.turn_off_forward_pass_hook_z_reshaping()
+    warnings: tuple[str, ...] = ()
+    """What speaks against using it with this model, in sentences; whoever loaded it did so all the same."""
 
     @property
     def d_sae(self) -> int:
@@ -148,4 +146,5 @@ class Dictionary:
             "default": self.is_default,
             "report": dict(self.report) if self.report is not None else None,
             "statistics": {"median_norm": self.median_norm, "mean_norm": self.mean_norm},
+            "warnings": list(self.warnings),
         }

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from steerserve.core.errors import InvalidRequestError
+from steerserve.core.errors import InvalidRequestError, NotFoundError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -56,13 +56,34 @@ class DictionaryRegistry:
         """Return what is loaded now."""
         return self._snapshot
 
-    def add(self, dictionary: Dictionary) -> None:
-        """Load `dictionary` under its id, replacing one of the same id; the first becomes the default."""
+    def add(self, dictionary: Dictionary) -> Dictionary:
+        """Serve `dictionary` under its id, and return it as it is listed.
+
+        One of the same id is replaced and gives its place to the new one; the first of all becomes the default.
+        """
         with self._lock:
             others = self._snapshot.dictionaries
             is_default = all(other.id == dictionary.id or not other.is_default for other in others.values())
-            added = {dictionary.id: replace(dictionary, is_default=is_default)}
-            self._snapshot = RegistrySnapshot(MappingProxyType({**others, **added}))
+            added = replace(dictionary, is_default=is_default)
+            self._snapshot = RegistrySnapshot(MappingProxyType({**others, added.id: added}))
+        return added
+
+    def remove(self, dictionary_id: str) -> None:
+        """Serve a dictionary no longer; where it was the default, the next one becomes it.
+
+        Raises:
+            NotFoundError: there is none of that id, with the nearest name.
+        """
+        with self._lock:
+            rest = dict(self._snapshot.dictionaries)
+            if dictionary_id not in rest:
+                message = unknown_dictionary_message(dictionary_id, rest)
+                raise NotFoundError(message, param="dictionary_id", code="dictionary_not_found")
+            removed = rest.pop(dictionary_id)
+            if removed.is_default and rest:
+                following = next(iter(rest))
+                rest[following] = replace(rest[following], is_default=True)
+            self._snapshot = RegistrySnapshot(MappingProxyType(rest))
 
 
 def unknown_dictionary_message(dictionary_id: str, dictionaries: Mapping[str, Dictionary]) -> str:

@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from steerserve.core.errors import DictionarySourceError, InvalidRequestError
+from steerserve.dictionaries.loader import DictionaryLoader
 from steerserve.dictionaries.registry import DictionaryRegistry
-from steerserve.dictionaries.sources import load_dictionary
 from tests.tiny import HOOK_NAME, tiny_sae_folder
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def folder(dictionary_folders: dict[str, Path], tmp_path: Path) -> Path:
 
 def load(runtime: Runtime, source: str, *allowed: Path) -> Dictionary:
     norms = dict.fromkeys(runtime.lens.hook_names, NORMS)
-    return load_dictionary("res", source, runtime.lens, allowed_dirs=allowed, norms=norms)
+    return DictionaryLoader(runtime.lens, ("org/Tiny",), norms, allowed, max_bytes=1 << 20).load("res", source)
 
 
 def test_a_dictionary_says_what_it_is(llama: Runtime, folder: Path) -> None:
@@ -88,7 +88,7 @@ def poison(name: str, value: float) -> Callable[[Path], None]:
 
 DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "no-config": (lambda f: (f / "cfg.json").unlink(), r"cfg\.json"),
-    "no-weights": (lambda f: (f / "sae_weights.safetensors").unlink(), "missing, cut or damaged"),
+    "no-weights": (lambda f: (f / "sae_weights.safetensors").unlink(), r"needs cfg\.json with sae_weights\.safetensors"),
     "config-no-json": (lambda f: (f / "cfg.json").write_text("{", encoding="utf-8"), "JSON"),
     "config-no-object": (lambda f: (f / "cfg.json").write_text("[]", encoding="utf-8"), "object"),
     "config-no-text": (lambda f: (f / "cfg.json").write_bytes(b"\xff\xfe\x00"), "JSON"),
@@ -102,14 +102,14 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "weights-of-something-else": (lambda f: change_weights(f, lambda _: {"a": torch.zeros(2)}), "W_dec"),
     "a-tensor-missing": (
         lambda f: change_weights(f, lambda w: {name: w[name] for name in w if name != "b_enc"}),
-        "cannot load",
+        "has no tensor b_enc",
     ),
-    "a-tensor-misshapen": (lambda f: change_weights(f, lambda w: w | {"b_enc": torch.zeros(5)}), "cannot load"),
+    "a-tensor-misshapen": (lambda f: change_weights(f, lambda w: w | {"b_enc": torch.zeros(5)}), r"b_enc of the shape \[5\], where \[96\]"),
     "nan-decoder": (poison("W_dec", math.nan), "not finite"),
     "infinite-encoder": (poison("W_enc", math.inf), "not finite"),
     "nan-decoder-bias": (poison("b_dec", math.nan), "not finite"),
     "nan-encoder-bias": (poison("b_enc", math.nan), "not finite"),
-    "unknown-architecture": (lambda f: change_config(f, lambda c: c.update(architecture="nonsense")), "cannot load"),
+    "unknown-architecture": (lambda f: change_config(f, lambda c: c.update(architecture="nonsense")), "not supported"),
     "unknown-hook": (
         lambda f: change_config(f, lambda c: c["metadata"].update(hook_name="blocks.9.hook_resid_post")),
         "hook point",
@@ -142,7 +142,7 @@ def test_a_source_of_no_known_kind_is_refused(llama: Runtime, source: str) -> No
 
 @pytest.mark.parametrize("name", ["", "nothing", "../sources.py", "..", "/etc", "../../../../../../etc"])
 def test_a_bundled_name_never_leaves_the_package(llama: Runtime, name: str) -> None:
-    with pytest.raises(DictionarySourceError, match="no bundled dictionary"):
+    with pytest.raises(DictionarySourceError, match="Bundled are"):
         load(llama, f"bundled:{name}")
 
 

@@ -1,0 +1,105 @@
+"""Whether a dictionary may be used with the served model: its hook point, its width, and whom it was made for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from steerserve.dictionaries.files import refusal
+from steerserve.model.lens import official_name
+from steerserve.model.names import plain_name
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from sae_lens import SAE
+
+    from steerserve.model.lens import LensModel
+
+_UNFOLDED = {"expected_average_only_in", "covariance_whitening"}
+"""Normalisations of training that SAELens folds into the weights when it ends; without that nobody applies them."""
+_PROCESSED = ("center_writing_weights", "refactor_factored_attn_matrices")
+"""What TransformerLens does to a model before such a dictionary is trained, and this server does not do."""
+_LARGEST_NORM = 1e30
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """What holds between a dictionary and a model."""
+
+    hook_name: str
+    warnings: tuple[str, ...]
+    """What speaks against it and was not enough to refuse it, in sentences."""
+
+
+def check_fit(sae: SAE[Any], source: str, lens: LensModel, model_names: Iterable[str], *, force: bool) -> Fit:
+    """Check that a dictionary may be used with a model.
+
+    Args:
+        sae: The dictionary.
+        source: Where it comes from, for messages.
+        lens: The served model.
+        model_names: What the model may be called; never empty.
+        force: Take it also where it was made for a model of another name.
+
+    Raises:
+        DictionarySourceError: it may not; the message says whether `force` would help.
+    """
+    hook_name = sae.cfg.metadata.hook_name or ""
+    if hook_name not in lens.hook_names:
+        reason = (
+            f"reads the hook point {hook_name[:100]!r}, which this server does not offer on {lens.id}. "
+            f"It offers {lens.offered_hooks}"
+        )
+        raise refusal(source, reason)
+    if sae.cfg.d_in != (width := lens.width(hook_name)):
+        reason = f"reads vectors of width {sae.cfg.d_in}, and {lens.id} has {width} at {hook_name}"
+        raise refusal(source, f"{reason}: it was made for another model")
+    objections = _objections(sae, lens, tuple(model_names))
+    if objections and not force:
+        raise refusal(source, f"does not go with this model. {' '.join(objections)} force: true uses it all the same")
+    return Fit(hook_name, (*objections, *_remarks(sae)))
+
+
+def recorded_norms(sae: SAE[Any], measured: tuple[float, float], source: str) -> tuple[float, float]:
+    """Return the median and mean norm that the dictionary recorded, or the measured ones where it recorded none.
+
+    Raises:
+        DictionarySourceError: what it recorded are no norms.
+    """
+    recorded = sae.cfg.metadata.steerserve
+    if not isinstance(recorded, dict):
+        return measured
+    median, mean = (
+        recorded.get(name, usual) for name, usual in zip(("median_norm", "mean_norm"), measured, strict=True)
+    )
+    if not (_is_norm(median) and _is_norm(mean)):
+        raise refusal(source, f"must have positive norms in metadata.steerserve, not {str([median, mean])[:100]}")
+    return float(median), float(mean)
+
+
+def _is_norm(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < _LARGEST_NORM
+
+
+def _objections(sae: SAE[Any], lens: LensModel, model_names: tuple[str, ...]) -> list[str]:
+    found = []
+    made_for = sae.cfg.metadata.model_name
+    if made_for and _spellings(made_for).isdisjoint(set().union(*map(_spellings, model_names))):
+        found.append(f"It was made for the model {made_for[:100]!r} and this server serves {lens.id!r}.")
+    if sae.cfg.normalize_activations in _UNFOLDED:
+        how = sae.cfg.normalize_activations
+        found.append(f"It was trained on scaled activations ({how}), and the scale is not folded into its weights.")
+    return found
+
+
+def _spellings(name: str) -> set[str]:
+    return {plain_name(name), plain_name(official_name(name))}
+
+
+def _remarks(sae: SAE[Any]) -> list[str]:
+    processing = sae.cfg.metadata.model_from_pretrained_kwargs
+    processed = [name for name in _PROCESSED if isinstance(processing, dict) and processing.get(name) is True]
+    if not processed:
+        return []
+    return [f"It was trained on a model that TransformerLens had processed ({', '.join(processed)}); this one is not."]

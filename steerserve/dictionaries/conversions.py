@@ -1,0 +1,151 @@
+"""Dictionaries of other libraries, in SAELens' configuration and names: EleutherAI's sparsify, dictionary_learning.
+
+What cannot be understood raises what Python raises (KeyError, TypeError, ValueError and so on); `layouts.py` says of
+which file.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from torch import Tensor
+
+    from steerserve.dictionaries.files import SourceFolder
+
+    Parts = tuple[dict[str, Any], dict[str, Tensor]]
+
+OUTER_CONFIG_FILE = "config.json"
+"""Of dictionary_learning, and of a sparsify run beside its dictionaries."""
+_VERSION = "6.0.0"
+"""Of SAELens, in whose present form the configurations made here are written."""
+_SPARSIFY_FOLDER = re.compile(r"(?:.*[._])?(?:layers|h|blocks)[._](\d+)(?:[._](mlp|attn|self_attn|attention))?")
+_SUBMODULE = re.compile(r"(resid_post|mlp_out|attention_out|attn_out)(?:_layer)?_(\d+)")
+_HOOKS = {
+    None: "hook_resid_post",
+    "resid_post": "hook_resid_post",
+    "mlp": "hook_mlp_out",
+    "mlp_out": "hook_mlp_out",
+    "attn": "hook_attn_out",
+    "self_attn": "hook_attn_out",
+    "attention": "hook_attn_out",
+    "attn_out": "hook_attn_out",
+    "attention_out": "hook_attn_out",
+}
+_TRAINED_AS = {
+    "AutoEncoder": "standard",
+    "GatedAutoEncoder": "gated",
+    "AutoEncoderTopK": "topk",
+    "JumpReluAutoEncoder": "jumprelu",
+    "BatchTopKSAE": "jumprelu",
+    "MatryoshkaBatchTopKSAE": "jumprelu",
+}
+
+
+def read_sparsify(folder: SourceFolder, config: dict[str, Any], tensors: dict[str, Tensor]) -> Parts:
+    """Convert what EleutherAI's sparsify writes.
+
+    Source: SAELens' get_sparsify_config_from_disk and sparsify_disk_loader.
+    """
+    if config.get("transcode") or config.get("skip_connection") or config.get("activation", "topk") != "topk":
+        message = "transcoders and activations other than topk are not supported"
+        raise ValueError(message)
+    run = folder.read_json_beside(OUTER_CONFIG_FILE)
+    d_in = _whole(config, "d_in")
+    d_sae = _whole(config, "num_latents") if config.get("num_latents") else d_in * _whole(config, "expansion_factor")
+    decoder = tensors["W_dec"] if "W_dec" in tensors else tensors["decoder.weight"].T
+    if d_in * d_sae != decoder.numel():
+        message = f"d_in and the number of features do not fit the decoder, which is {list(decoder.shape)}"
+        raise ValueError(message)
+    read = {
+        "W_enc": tensors["W_enc"] if "W_enc" in tensors else tensors["encoder.weight"].T,
+        "b_enc": _first(tensors, "b_enc", "encoder.bias", default=torch.zeros(d_sae)),
+        # The library writes W_dec by features; SAELens' own reader takes it the other way round.
+        "W_dec": decoder if decoder.shape == (d_sae, d_in) else decoder.T,
+        "b_dec": _first(tensors, "b_dec", "decoder.bias", default=torch.zeros(d_in)),
+    }
+    described = {
+        "architecture": "abstopk" if config.get("signed") else "topk",
+        "d_in": d_in,
+        "d_sae": d_sae,
+        "k": config["k"],
+        "apply_b_dec_to_input": not config.get("normalize_decoder", False),
+    }
+    return described | _metadata(_sparsify_hook(folder.name), run.get("model"), run.get("ctx_len")), read
+
+
+def read_dictionary_learning(_folder: SourceFolder, config: dict[str, Any], tensors: dict[str, Tensor]) -> Parts:
+    """Convert what dictionary_learning writes, once its pickle is a safetensors file.
+
+    Source: SAELens' get_dictionary_learning_config_1_from_hf and dictionary_learning_sae_huggingface_loader_1.
+    """
+    trainer, buffer = config["trainer"], config.get("buffer") or {}
+    kind = trainer["dict_class"]
+    if kind not in _TRAINED_AS:
+        message = f"trainer.dict_class {str(kind)[:60]!r} is not supported ({', '.join(_TRAINED_AS)} are)"
+        raise ValueError(message)
+    architecture = _TRAINED_AS[kind]
+    W_enc = tensors["W_enc"] if "W_enc" in tensors else tensors["encoder.weight"].T
+    read = {
+        "W_enc": W_enc,
+        "W_dec": tensors["W_dec"] if "W_dec" in tensors else tensors["decoder.weight"].T,
+        "b_dec": _first(tensors, "b_dec", "bias", "decoder_bias"),
+    }
+    named = {"b_enc": ("b_enc", "encoder.bias"), "b_mag": ("mag_bias",), "b_gate": ("gate_bias",), "r_mag": ("r_mag",)}
+    for name, theirs in named.items():
+        if any(their in tensors for their in theirs):
+            read[name] = _first(tensors, *theirs)
+    if architecture == "jumprelu":
+        threshold = tensors["threshold"]
+        read["threshold"] = threshold.repeat(W_enc.shape[1]) if threshold.ndim == 0 else threshold
+    described = {
+        "architecture": architecture,
+        "d_in": trainer["activation_dim"],
+        "d_sae": trainer["dict_size"],
+        # Its JumpReLU class alone does not subtract b_dec before it encodes.
+        "apply_b_dec_to_input": kind != "JumpReluAutoEncoder",
+        **({"k": trainer["k"]} if architecture == "topk" else {}),
+    }
+    return described | _metadata(_submodule_hook(trainer), trainer.get("lm_name"), buffer.get("ctx_len")), read
+
+
+def _metadata(hook_name: str, model_name: object, context_size: object) -> dict[str, Any]:
+    known = {"hook_name": hook_name, "model_name": model_name, "context_size": context_size}
+    return {"metadata": {"sae_lens_version": _VERSION} | {key: value for key, value in known.items() if value}}
+
+
+def _sparsify_hook(name: str) -> str:
+    if (found := _SPARSIFY_FOLDER.fullmatch(name)) is None:
+        message = f"the folder's name {name!r} must say where it reads, such as layers.5 or layers.5.mlp"
+        raise ValueError(message)
+    return f"blocks.{found[1]}.{_HOOKS[found[2]]}"
+
+
+def _submodule_hook(trainer: Mapping[str, Any]) -> str:
+    submodule = trainer.get("submodule_name") or f"resid_post_layer_{trainer['layer']}"
+    if (found := _SUBMODULE.fullmatch(str(submodule))) is None:
+        message = f"trainer.submodule_name {str(submodule)[:60]!r} is not supported (resid_post_layer_5 would be)"
+        raise ValueError(message)
+    return f"blocks.{found[2]}.{_HOOKS[found[1]]}"
+
+
+def _whole(config: Mapping[str, Any], name: str) -> int:
+    value = config[name]
+    if not isinstance(value, int) or isinstance(value, bool):
+        message = f"{name} must be a whole number"
+        raise TypeError(message)
+    return value
+
+
+def _first(tensors: Mapping[str, Tensor], *names: str, default: Tensor | None = None) -> Tensor:
+    for name in names:
+        if name in tensors:
+            return tensors[name]
+    if default is None:
+        raise KeyError(names[0])
+    return default

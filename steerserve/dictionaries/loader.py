@@ -1,0 +1,77 @@
+"""From a source to a dictionary of the served model: read, built, checked."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from steerserve.dictionaries.checks import check_fit, recorded_norms
+from steerserve.dictionaries.dictionary import Dictionary
+from steerserve.dictionaries.saelens import build_sae
+from steerserve.dictionaries.sources import read_source
+from steerserve.dictionaries.weights import Room
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from sae_lens import SAE
+
+    from steerserve.model.lens import LensModel
+
+_LEAST_NORM = 1e-6
+
+
+@dataclass(frozen=True, slots=True)
+class DictionaryLoader:
+    """Loads dictionaries for one model. Any thread but that of an event loop: it reads, fetches and computes."""
+
+    lens: LensModel
+    model_names: tuple[str, ...]
+    """What the model may be called."""
+    norms: Mapping[str, tuple[float, float]]
+    """Median and mean norm at each hook point, for dictionaries that do not record theirs."""
+    allowed_dirs: tuple[Path, ...]
+    """`path:` sources must lie within one of these folders."""
+    max_bytes: int
+    """Largest dictionary, as float32."""
+
+    def load(self, dictionary_id: str, source: str, *, force: bool = False) -> Dictionary:
+        """Load and check the dictionary at `source`, to be served as `dictionary_id`.
+
+        Args:
+            dictionary_id: The short name that edits use.
+            source: Where it is.
+            force: Take it also where it was made for a model of another name.
+
+        Raises:
+            DictionarySourceError: there is none, its files are damaged, or it does not fit the model.
+        """
+        stored = read_source(source, self.allowed_dirs, Room(self.max_bytes, self.lens.device))
+        dtype = str(stored.tensors["W_dec"].dtype) if "W_dec" in stored.tensors else ""
+        sae = build_sae(stored, self.lens.device)
+        fit = check_fit(sae, source, self.lens, self.model_names, force=force)
+        median, mean = recorded_norms(sae, self.norms[fit.hook_name], source)
+        return Dictionary(
+            id=dictionary_id,
+            hook_name=fit.hook_name,
+            sae=sae,
+            sha256=stored.sha256,
+            contents=_contents(stored.sha256, sae, median),
+            zero_directions=frozenset((sae.W_dec.norm(dim=-1) < _LEAST_NORM).nonzero().flatten().tolist()),
+            source=source,
+            stored_dtype=dtype.removeprefix("torch."),
+            is_default=False,
+            report=stored.report,
+            median_norm=median,
+            mean_norm=mean,
+            warnings=fit.warnings,
+        )
+
+
+def _contents(sha256: str, sae: SAE[Any], median_norm: float) -> str:
+    config = {name: value for name, value in sae.cfg.to_dict().items() if name not in {"metadata", "device"}}
+    described = json.dumps([sha256, median_norm, config], sort_keys=True, default=str)
+    return hashlib.sha256(described.encode()).hexdigest()
