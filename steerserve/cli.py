@@ -20,6 +20,7 @@ from rich.table import Table
 
 import steerserve
 from steerserve.bench.command import bench_command
+from steerserve.commands.corpus import corpus_app
 from steerserve.commands.dictionaries import dictionaries_app
 from steerserve.commands.shared import environment_settings, print_table, read_config
 from steerserve.commands.train import train_command
@@ -41,6 +42,7 @@ app = typer.Typer(
 models_app = typer.Typer(help="Fetch and list models.", no_args_is_help=True)
 app.add_typer(models_app, name="models")
 app.add_typer(dictionaries_app, name="dictionaries")
+app.add_typer(corpus_app, name="corpus")
 
 
 def main() -> None:

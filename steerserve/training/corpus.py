@@ -62,17 +62,19 @@ class Corpus:
         return dict(sorted(counts.items()))
 
 
-def load_corpus(paths: Sequence[Path], *, heldout_share: float = HELDOUT_SHARE) -> Corpus:
-    """Read all documents, drop repeated ones, shuffle them and set some aside by their content.
+def load_corpus(sources: Sequence[str | Path], *, heldout_share: float = HELDOUT_SHARE) -> Corpus:
+    """Read the documents of folders and files, drop repeated ones, shuffle them and set some aside by their content.
 
     Which side a document falls on depends on its text alone, so it stays there when a corpus grows.
 
     Raises:
         CorpusError: a path that does not exist, a file that cannot be read, or fewer than two documents.
     """
-    by_digest = {document.digest: document for path in paths for file in _files(path) for document in _read(file)}
+    by_digest = {
+        document.digest: document for source in sources for file in corpus_files(source) for document in _read(file)
+    }
     if len(by_digest) < 2:  # noqa: PLR2004 one to train on, one to hold out
-        places = ", ".join(str(path) for path in paths)
+        places = ", ".join(str(source) for source in sources)
         message = f"The corpus ({places}) has {len(by_digest)} different documents; training needs two or more."
         raise CorpusError(message, param="corpus")
     digests = sorted(by_digest)
@@ -88,7 +90,13 @@ def load_corpus(paths: Sequence[Path], *, heldout_share: float = HELDOUT_SHARE) 
     )
 
 
-def _files(path: Path) -> list[Path]:
+def corpus_files(source: str | Path) -> list[Path]:
+    """Return the files of a folder, or the file itself; a path may be written `path:PATH`.
+
+    Raises:
+        CorpusError: there is no such path, or nothing in it is text for training.
+    """
+    path = Path(str(source).removeprefix("path:"))
     if path.is_file():
         if path.suffix.lower() not in SUFFIXES:
             message = f"{path} is no text for training; give a folder or a file of type {', '.join(SUFFIXES)}."

@@ -94,16 +94,18 @@ class Windower:
         if document.messages is None or document.messages[0][0] != "user":
             return 0
         if self._prefix is None:
-            self._prefix = self._constant_start()
+            self._prefix = constant_start(self._tokenizer)
         if tuple(ids[: len(self._prefix)]) != self._prefix:
             return 0
         self._num_prefixes += 1
         return 0 if self._num_prefixes <= _PREFIX_COPIES else len(self._prefix)
 
-    def _constant_start(self) -> tuple[int, ...]:
-        one, two = (self._tokenizer.render_chat([{"role": "user", "content": text}]) for text in ("a", "7"))
-        same = next((place for place, (a, b) in enumerate(zip(one, two, strict=False)) if a != b), len(one))
-        return tuple(one[:same])
+
+def constant_start(tokenizer: Tokenizer) -> tuple[int, ...]:
+    """Return the tokens with which the model's template begins every chat, up to the user's first word."""
+    one, two = (tokenizer.render_chat([{"role": "user", "content": text}]) for text in ("a", "7"))
+    same = next((place for place, (a, b) in enumerate(zip(one, two, strict=False)) if a != b), len(one))
+    return tuple(one[:same])
 
 
 def batch_windows(

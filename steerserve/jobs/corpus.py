@@ -1,0 +1,91 @@
+"""Making a training run's text local: what comes from the hub, and what the model writes itself, become files."""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import json
+import math
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from steerserve.core.errors import CorpusError
+from steerserve.jobs.hub_text import HubText, write_hub_text
+from steerserve.jobs.records import RecordFile
+from steerserve.training.corpus import HELDOUT_SHARE, corpus_files
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from steerserve.training.observer import Observer
+    from steerserve.training.options import TrainOptions
+
+SELF = "self"
+HUB = "hf:"
+_MARGIN = 1.05
+"""For documents too short for a window, sinks, and a held-out share that chance makes larger."""
+_CHARS_PER_TOKEN = 5
+"""More than English has, so that rather too much is read than too little."""
+
+
+def prepare(options: TrainOptions, observer: Observer) -> TrainOptions:
+    """Write what `hf:` and `self` stand for into `run_dir/corpus`; return the options with paths alone.
+
+    Each source gets an equal part of the tokens; folders and files are taken as they are. Called again after a stop or
+    a kill it goes on where it was, and does nothing where all is there.
+
+    Raises:
+        CorpusError: a path is missing, a data set cannot be read, or the model writes nothing worth keeping.
+        ModelSourceError: the model that is to write cannot be loaded.
+        StoppedError: the observer asked for it; what was written is kept.
+    """
+    hub = {source: HubText.parse(source.removeprefix(HUB)) for source in options.corpus if source.startswith(HUB)}
+    for source in options.corpus:  # before hours of writing
+        if source != SELF and source not in hub:
+            corpus_files(source)
+    num_tokens = math.ceil(options.tokens * _MARGIN / (1 - HELDOUT_SHARE) / len(options.corpus))
+    made: dict[str, Path] = {}
+    for source, wanted in hub.items():
+        made[source] = _hub_text(wanted, options, num_tokens * _CHARS_PER_TOKEN, observer)
+    if SELF in options.corpus:
+        made[SELF] = _own_text(options, num_tokens, observer)
+    return replace(options, corpus=tuple(str(made.get(source, source)) for source in options.corpus))
+
+
+def _hub_text(wanted: HubText, options: TrainOptions, max_chars: int, observer: Observer) -> Path:
+    name = wanted.name.replace("/", "--")
+    target = RecordFile(_path(options, name, str(wanted), options.seed, max_chars))
+    if not target.is_whole:
+        write_hub_text(wanted, target, seed=options.seed, max_chars=max_chars, observer=observer)
+    return target.path
+
+
+def _own_text(options: TrainOptions, num_tokens: int, observer: Observer) -> Path:
+    target = RecordFile(_path(options, SELF, options.model, options.seed, num_tokens))
+    if target.is_whole:
+        return target.path
+    # Slow imports, not needed by a run whose text is there.
+    from steerserve.jobs.selfchat import write_own_text  # noqa: PLC0415
+    from steerserve.model.lens import load_lens  # noqa: PLC0415
+    from steerserve.model.source import fetch_model  # noqa: PLC0415
+
+    lens = load_lens(fetch_model(options.model), device=options.device, dtype="auto")
+    try:
+        write_own_text(lens, target, seed=options.seed, num_tokens=num_tokens, observer=observer)
+    finally:
+        # The run loads the model again, and two with a cache may not fit.
+        del lens
+        gc.collect()
+    return target.path
+
+
+def _path(options: TrainOptions, name: str, *shape: str | int) -> Path:
+    """Return a file's path; another model, seed or amount has another name, so that no run takes up another's file."""
+    mark = hashlib.sha256(json.dumps(shape).encode()).hexdigest()[:8]
+    folder = options.run_dir / "corpus"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        message = f"{folder} cannot be made: {error.strerror}."
+        raise CorpusError(message, param="out") from error
+    return folder / f"{name}-{mark}.jsonl"
