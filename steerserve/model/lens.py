@@ -147,10 +147,6 @@ class LensModel:
             self.forward(ids.to(self.device), use_cache=False)
         return found
 
-    def run_to(self, ids: Int[Tensor, "rows pos"], hook_name: str) -> Float[Tensor, "rows pos width"]:
-        """Return the value at one hook point."""
-        return self.read(ids, (hook_name,))[hook_name]
-
 
 def load_lens(files: ModelFiles, *, device: str = "auto", dtype: torch.dtype | str = "auto") -> LensModel:
     """Build the model from its files.

@@ -1,13 +1,8 @@
-"""Residual activations of a corpus at one hook point, kept on disk: special tokens and sinks never get in.
-
-A cache can be filled in several goes: what is on disk is always a prefix of what an undisturbed run would write.
-"""
+"""Activations of a text at hook points, special tokens and sinks left out, and what is known of them as a whole."""
 
 from __future__ import annotations
 
-import json
-import logging
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING
 
@@ -16,39 +11,20 @@ import torch
 
 from steerserve.core.errors import CorpusError
 from steerserve.model.norms import SINK_RATIO
-from steerserve.training.files import write_json
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
+    from collections.abc import Iterator, Mapping, Sequence
 
     from jaxtyping import Bool, Float
     from numpy.typing import NDArray
     from torch import Tensor
 
     from steerserve.model.lens import LensModel
-    from steerserve.training.progress import Progress
     from steerserve.training.windows import WindowBatch
 
-_CALIBRATION_BATCHES = 4
-_SAVE_EVERY = 25
+CALIBRATION_BATCHES = 4
 _FLOAT16_LIMIT = 60_000.0
 _CHUNK = 65_536
-log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class CacheState:
-    """How far a cache is filled, and the numbers that must stay the same until it is full."""
-
-    num_rows: int
-    num_batches: int
-    sink_norm: float
-    """Tokens of a larger norm are left out."""
-    num_sinks: int
-    dtype: str
-    d_in: int
-    is_full: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,44 +36,98 @@ class ActivationStatistics:
     mean: Float[Tensor, " d_in"]
 
 
-def harvest(
-    lens: LensModel, hook: str, batches: Iterator[WindowBatch], folder: Path, tokens: int, progress: Progress
-) -> NDArray[np.generic]:
-    """Fill the cache in `folder` up to `tokens` rows (fewer if the text ends) and return it, `[num_rows, d_in]`.
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """Which tokens are sinks, and what activations are kept in: settled on the first text, for the whole run."""
+
+    sink_norms: Mapping[str, float]
+    """At each hook point, tokens of a larger norm are left out."""
+    widths: Mapping[str, int]
+    """Components of an activation at each hook point."""
+    dtype: str
+    """float16, or float32 where float16 could overflow."""
+
+
+@dataclass(frozen=True, slots=True)
+class CachedActivations:
+    """The activations of a whole text."""
+
+    rows: Mapping[str, NDArray[np.generic]]
+    """At each hook point `[num_rows, d_in]`, of the same tokens."""
+    calibration: Calibration
+    num_sinks: int
+
+
+def calibrate(lens: LensModel, hooks: Sequence[str], batches: Sequence[WindowBatch]) -> Calibration:
+    """Set the sinks' norms from the medians over the first few batches.
 
     Raises:
-        CorpusError: the text has no token to train on.
+        CorpusError: they have no token to train on.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    state_file, data_file = folder / "state.json", folder / "activations.bin"
-    if state_file.is_file():
-        state = CacheState(**json.loads(state_file.read_text()))
-        first: list[WindowBatch] = []
-        next(islice(batches, state.num_batches, state.num_batches), None)
-    else:
-        first = list(islice(batches, _CALIBRATION_BATCHES))
-        state = _calibrate(lens, hook, first)
-    if not state.is_full:
-        rows: np.memmap[tuple[int, int], np.dtype[np.generic]] = np.memmap(
-            data_file, state.dtype, "r+" if data_file.is_file() else "w+", shape=(tokens, state.d_in)
-        )
-        for batch in (*first, *batches):
-            state = _append(rows, state, lens.run_to(batch.ids, hook), batch.wanted)
-            progress.update(state.num_rows, sinks=state.num_sinks)
-            if state.num_batches % _SAVE_EVERY == 0:
-                rows.flush()
-                write_json(state_file, asdict(state))
-            if state.num_rows == tokens:
-                break
-        rows.flush()
-        state = replace(state, is_full=True)
-        write_json(state_file, asdict(state))
-    if state.num_rows == 0:
-        message = "The corpus has no token to train on: all are special tokens or attention sinks."
+    norms: dict[str, list[Tensor]] = {hook: [] for hook in hooks}
+    widths: dict[str, int] = {}
+    for batch in batches:
+        for hook, acts in lens.read(batch.ids, hooks).items():
+            norms[hook].append(acts.float().norm(dim=-1).cpu()[batch.wanted])
+            widths[hook] = acts.shape[-1]
+    if not any(len(some) for some in norms[hooks[0]]):
+        message = "The corpus has no token to train on: it is empty or made of special tokens."
         raise CorpusError(message, param="corpus")
-    if state.num_rows < tokens:
-        log.warning("the corpus gives %d tokens, fewer than the %d asked for", state.num_rows, tokens)
-    return np.memmap(data_file, state.dtype, "r", shape=(tokens, state.d_in))[: state.num_rows]
+    sink_norms = {hook: SINK_RATIO * float(torch.cat(some).median()) for hook, some in norms.items()}
+    dtype = "float16" if max(sink_norms.values()) < _FLOAT16_LIMIT else "float32"
+    return Calibration(sink_norms, widths, dtype)
+
+
+def keep_mask(
+    acts: Float[Tensor, "rows pos d_in"], wanted: Bool[Tensor, "rows pos"], sink_norm: float
+) -> Bool[Tensor, "rows pos"]:
+    """Return which tokens a dictionary is trained and judged on: the wanted ones that are no sinks."""
+    keep: Tensor = wanted.to(acts.device) & (acts.float().norm(dim=-1) <= sink_norm)
+    return keep
+
+
+class ActivationReader:
+    """Reads batches of text into rows, from any batch on; a sink at one hook point is left out at all of them."""
+
+    def __init__(self, lens: LensModel, hooks: Sequence[str], batches: Iterator[WindowBatch]) -> None:
+        """Read `batches`, of which none has been taken yet."""
+        self._lens = lens
+        self._hooks = tuple(hooks)
+        self._batches = batches
+        self._first: list[WindowBatch] = []
+        self.calibration: Calibration | None = None
+        self.num_batches = 0
+        """Batches read so far."""
+        self.num_sinks = 0
+
+    def start(self) -> Calibration:
+        """Calibrate on the first batches, which are read again afterwards.
+
+        Raises:
+            CorpusError: the text has no token to train on.
+        """
+        self._first = list(islice(self._batches, CALIBRATION_BATCHES))
+        self.calibration = calibrate(self._lens, self._hooks, self._first)
+        return self.calibration
+
+    def go_on(self, calibration: Calibration, num_batches: int) -> None:
+        """Go on behind the first `num_batches` batches, which an earlier run has read."""
+        self.calibration, self.num_batches = calibration, num_batches
+        next(islice(self._batches, num_batches, num_batches), None)
+
+    def read(self) -> dict[str, NDArray[np.generic]] | None:
+        """Return the next batch's rows `[kept, d_in]` at each hook point, None at the end of the text."""
+        batch = self._first.pop(0) if self._first else next(self._batches, None)
+        if batch is None or self.calibration is None:
+            return None
+        found = self._lens.read(batch.ids, self._hooks)
+        keep = batch.wanted.to(self._lens.device)
+        for hook, acts in found.items():
+            keep = keep_mask(acts, keep, self.calibration.sink_norms[hook])
+        self.num_batches += 1
+        self.num_sinks += int(batch.wanted.sum()) - int(keep.sum())
+        dtype = self.calibration.dtype
+        return {hook: acts[keep].float().cpu().numpy().astype(dtype) for hook, acts in found.items()}
 
 
 def statistics(rows: NDArray[np.generic]) -> ActivationStatistics:
@@ -110,40 +140,3 @@ def statistics(rows: NDArray[np.generic]) -> ActivationStatistics:
     every = np.concatenate(norms)
     mean = torch.from_numpy((total / len(rows)).astype(np.float32))
     return ActivationStatistics(float(np.median(every)), float(every.mean()), mean)
-
-
-def keep_mask(
-    resid: Float[Tensor, "rows pos d_model"], wanted: Bool[Tensor, "rows pos"], sink_norm: float
-) -> Bool[Tensor, "rows pos"]:
-    """Return which tokens a dictionary is trained and judged on: the wanted ones that are no sinks."""
-    keep: Tensor = wanted.to(resid.device) & (resid.float().norm(dim=-1) <= sink_norm)
-    return keep
-
-
-def _calibrate(lens: LensModel, hook: str, batches: list[WindowBatch]) -> CacheState:
-    """Set the sink's norm from the median over a few batches; it then holds for the whole cache."""
-    norms = [lens.run_to(batch.ids, hook).float().norm(dim=-1).cpu()[batch.wanted] for batch in batches]
-    every = torch.cat(norms) if norms else torch.empty(0)
-    if len(every) == 0:
-        message = "The corpus has no token to train on: it is empty or made of special tokens."
-        raise CorpusError(message, param="corpus")
-    sink_norm = SINK_RATIO * float(every.median())
-    dtype = "float16" if sink_norm < _FLOAT16_LIMIT else "float32"
-    return CacheState(num_rows=0, num_batches=0, sink_norm=sink_norm, num_sinks=0, dtype=dtype, d_in=lens.d_model)
-
-
-def _append(
-    rows: NDArray[np.generic],
-    state: CacheState,
-    resid: Float[Tensor, "rows pos d_model"],
-    wanted: Bool[Tensor, "rows pos"],
-) -> CacheState:
-    keep = keep_mask(resid, wanted, state.sink_norm)
-    kept = resid[keep][: len(rows) - state.num_rows].float().cpu().numpy()
-    rows[state.num_rows : state.num_rows + len(kept)] = kept
-    return replace(
-        state,
-        num_rows=state.num_rows + len(kept),
-        num_batches=state.num_batches + 1,
-        num_sinks=state.num_sinks + int(wanted.sum()) - int(keep.sum()),
-    )

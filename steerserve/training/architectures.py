@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import math
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import torch
 from sae_lens import (
+    AbsTopKTrainingSAE,
+    AbsTopKTrainingSAEConfig,
     BatchTopKTrainingSAE,
     BatchTopKTrainingSAEConfig,
     GatedTrainingSAE,
     GatedTrainingSAEConfig,
     JumpReLUTrainingSAE,
     JumpReLUTrainingSAEConfig,
+    MatchingPursuitTrainingSAE,
+    MatchingPursuitTrainingSAEConfig,
+    MatryoshkaBatchTopKTrainingSAE,
+    MatryoshkaBatchTopKTrainingSAEConfig,
     StandardTrainingSAE,
     StandardTrainingSAEConfig,
     TopKTrainingSAE,
@@ -21,12 +28,13 @@ from sae_lens import (
 from sae_lens.saes.sae import SAEMetadata
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from sae_lens.saes.sae import TrainingSAE
 
     from steerserve.training.activations import ActivationStatistics
-    from steerserve.training.options import TrainOptions
+    from steerserve.training.batches import Batches
+    from steerserve.training.options import Architecture, DictionaryOptions
 
 _JUMPRELU: dict[str, Any] = {
     "jumprelu_sparsity_loss_mode": "tanh",
@@ -36,10 +44,21 @@ _JUMPRELU: dict[str, Any] = {
     "pre_act_loss_coefficient": 3e-6,
 }
 """Anthropic's variant, whose loss also reaches the encoder. Source: SAELens' guide to training JumpReLU."""
+_NESTED = (16, 8, 4, 2, 1)
+"""The levels of a Matryoshka dictionary: the whole of it over each."""
+_THRESHOLD_BATCHES = 32
+_THRESHOLD_SEED = 1 << 24
+"""Keeps these samples apart from those of resampling, whose seeds are steps."""
 
 
 def build_sae(
-    options: TrainOptions, statistics: ActivationStatistics, metadata: dict[str, Any], num_steps: int, device: str
+    options: DictionaryOptions,
+    statistics: ActivationStatistics,
+    metadata: dict[str, Any],
+    num_steps: int,
+    *,
+    seed: int,
+    device: str,
 ) -> TrainingSAE[Any]:
     """Return an untrained dictionary whose `b_dec` is the mean of the (scaled) activations.
 
@@ -56,8 +75,9 @@ def build_sae(
     }
     # Not the global generator: whoever else draws from it must neither change the result nor be changed by it.
     make_sae, make_config = _CLASSES[options.architecture]
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(options.seed)
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="decoder_init_norm must be set to 1.0")  # which it then is
+        torch.manual_seed(seed)
         sae = make_sae(make_config(**shared, **_settings(options, num_steps)))
     with torch.no_grad():
         sae.b_dec.copy_(statistics.mean * scaling_factor(statistics))
@@ -69,22 +89,51 @@ def scaling_factor(statistics: ActivationStatistics) -> float:
     return math.sqrt(len(statistics.mean)) / statistics.mean_norm
 
 
-def _settings(options: TrainOptions, num_steps: int) -> dict[str, Any]:
+@torch.no_grad()
+def settle_threshold(sae: TrainingSAE[Any], scale: float, hook: str, batches: Batches) -> None:
+    """Set the threshold that stands for a BatchTopK's choice at inference, from the weights as they are now.
+
+    In training it is an average over the last hundred steps or so that starts at 0, so after a short run it is far
+    too low and the dictionary too dense. Does nothing for other architectures.
+
+    Source: `update_topk_threshold` of SAELens' BatchTopKTrainingSAE, without its memory.
+    """
+    if not isinstance(sae, BatchTopKTrainingSAE):
+        return
+    sae.eval()
+    least = []
+    for number in range(_THRESHOLD_BATCHES):
+        acts = sae.encode(batches.sample(hook, batches.batch_size, _THRESHOLD_SEED + number).to(sae.device) * scale)
+        if bool((acts > 0).any()):
+            least.append(acts[acts > 0].min().double())
+    if least:
+        sae.topk_threshold.copy_(torch.stack(least).mean())
+
+
+def _settings(options: DictionaryOptions, num_steps: int) -> dict[str, Any]:
     """Return what one architecture's configuration has and the others' have not."""
     warm_up = max(1, num_steps // 5)
     match options.architecture:
-        case "batchtopk" | "topk":
+        case "batchtopk" | "topk" | "abstopk":
             return {"k": options.k}
+        case "matryoshka_batchtopk":
+            widths = sorted({max(1, options.d_sae // part) for part in _NESTED})
+            return {"k": options.k, "matryoshka_widths": widths}
+        case "matching_pursuit":
+            return {"max_iterations": options.k}
         case "standard" | "gated":
             return {"l1_coefficient": options.sparsity, "l1_warm_up_steps": warm_up}
         case "jumprelu":
             return {"l0_coefficient": options.sparsity, "l0_warm_up_steps": warm_up, **_JUMPRELU}
 
 
-_CLASSES: dict[str, tuple[Callable[..., TrainingSAE[Any]], Callable[..., Any]]] = {
+_CLASSES: Mapping[Architecture, tuple[Callable[..., TrainingSAE[Any]], Callable[..., Any]]] = {
     "batchtopk": (BatchTopKTrainingSAE, BatchTopKTrainingSAEConfig),
     "topk": (TopKTrainingSAE, TopKTrainingSAEConfig),
     "standard": (StandardTrainingSAE, StandardTrainingSAEConfig),
     "gated": (GatedTrainingSAE, GatedTrainingSAEConfig),
     "jumprelu": (JumpReLUTrainingSAE, JumpReLUTrainingSAEConfig),
+    "matryoshka_batchtopk": (MatryoshkaBatchTopKTrainingSAE, MatryoshkaBatchTopKTrainingSAEConfig),
+    "abstopk": (AbsTopKTrainingSAE, AbsTopKTrainingSAEConfig),
+    "matching_pursuit": (MatchingPursuitTrainingSAE, MatchingPursuitTrainingSAEConfig),
 }

@@ -23,13 +23,14 @@ def export_sae(sae: TrainingSAE[Any], scaling_factor: float, folder: Path, dtype
     of 1 changes the residual stream by a vector of norm 1. A BatchTopK becomes the JumpReLU that it is at inference.
     Changes `sae`.
     """
-    aside = folder / "run" / "export"
+    folder.mkdir(parents=True, exist_ok=True)
+    aside = folder / ".export"
     shutil.rmtree(aside, ignore_errors=True)
     sae.fold_activation_norm_scaling_factor(scaling_factor)
     sae.save_inference_model(aside)
     plain: SAE[Any] = SAE.load_from_disk(aside, device="cpu", dtype="float32")
     if not _picks_by_rank(plain):
-        # For a TopK, the inference model is folded already, and folding again could change which features win.
+        # A TopK is folded already where it ranks by folded activations; folding the others would change which win.
         plain.fold_W_dec_norm()
     plain.to(dtype=getattr(torch, dtype))
     plain.save_model(aside)
@@ -48,4 +49,4 @@ def load_exported(folder: Path) -> SAE[Any]:
 
 
 def _picks_by_rank(sae: SAE[Any]) -> bool:
-    return bool(sae.cfg.architecture() == "topk")
+    return str(sae.cfg.architecture()) in {"topk", "abstopk", "matching_pursuit"}

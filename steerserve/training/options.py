@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
+import json
 import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -32,6 +34,7 @@ RESAMPLED_BY_DEFAULT = frozenset({"standard", "gated"})
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _HOOK = re.compile(r"blocks\.(\d+)\.(?:attn\.)?hook_(\w+)")
 _MIN_CONTEXT = 16
+_DISK_EPOCHS = 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,17 +101,19 @@ class TrainOptions:
     corpus: tuple[str, ...]
     """Folders, files (.txt, .md, .jsonl), `hf:NAME`, or `self`."""
     dictionaries: tuple[DictionaryOptions, ...]
+    prepared: tuple[str, ...] = ()
+    """Files that stand for the corpus, where it had to be fetched or written first."""
     model: str = DEFAULT_MODEL
     tokens: int = 1_000_000
     """Tokens whose activations are kept; fewer if the corpus has fewer."""
-    epochs: int = 6
-    """How often each of them is seen."""
+    epochs: int | None = None
+    """How often each of them is seen; None: 6 times from the disk, once through the buffer."""
     batch_size: int = 2048
     seed: int = 0
     context_size: int = 128
     device: str = "auto"
     storage: Storage = "disk"
-    """`disk` computes activations once and keeps them all; `buffer` keeps some in memory and computes each epoch anew."""
+    """`disk` keeps all activations of the text; `buffer` some of them, in memory, and computes each epoch anew."""
     buffer_mb: int = 512
     """Bound of the buffer, for all hook points together."""
     heldout_tokens: int = 16_384
@@ -125,14 +130,20 @@ class TrainOptions:
         ids = [dictionary.id for dictionary in self.dictionaries]
         _check(len(set(ids)) == len(ids), "id", ids, "different for each dictionary")
         _check_choice(self.storage, "storage", STORAGES)
-        for name in ("tokens", "epochs", "batch_size", "buffer_mb", "heldout_tokens", "checkpoint_every"):
+        for name in ("tokens", "batch_size", "buffer_mb", "heldout_tokens", "checkpoint_every"):
             _check(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
+        _check(self.epochs is None or self.epochs >= 1, "epochs", self.epochs, "1 or more")
         _check(self.context_size >= _MIN_CONTEXT, "context_size", self.context_size, f"{_MIN_CONTEXT} or more")
 
     @property
     def run_dir(self) -> Path:
         """The folder that holds what a killed run needs to go on."""
         return self.out / "run"
+
+    @property
+    def num_epochs(self) -> int:
+        """How often each token is seen."""
+        return self.epochs or (_DISK_EPOCHS if self.storage == "disk" else 1)
 
     @property
     def hooks(self) -> tuple[str, ...]:
@@ -145,8 +156,14 @@ class TrainOptions:
 
     def what_shapes_the_result(self) -> dict[str, Any]:
         """Return the values that an interrupted run must share with the one that goes on."""
-        aside = {"out", "corpus", "device", "heldout_tokens", "checkpoint_every", "keep_run"}
+        aside = {"out", "corpus", "prepared", "device", "heldout_tokens", "checkpoint_every", "keep_run"}
         return {name: value for name, value in asdict(self).items() if name not in aside}
+
+    @property
+    def sha256(self) -> str:
+        """Names a run: the same for the same options and corpus, wherever the result goes."""
+        shaping = {**self.what_shapes_the_result(), "corpus": self.corpus}
+        return hashlib.sha256(json.dumps(shaping, sort_keys=True).encode()).hexdigest()
 
     def to_json(self) -> dict[str, Any]:
         """Return the options as JSON, which `from_json` reads."""
@@ -159,7 +176,8 @@ class TrainOptions:
             DictionaryOptions(**{**one, "resample": None if one["resample"] is None else tuple(one["resample"])})
             for one in value["dictionaries"]
         )
-        read = {"out": Path(value["out"]), "corpus": tuple(value["corpus"]), "dictionaries": tuple(dictionaries)}
+        read = {"out": Path(value["out"]), "corpus": tuple(value["corpus"])}
+        read |= {"dictionaries": tuple(dictionaries), "prepared": tuple(value["prepared"])}
         return cls(**{**value, **read})
 
 

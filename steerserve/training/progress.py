@@ -1,48 +1,71 @@
-"""How far a run is: a bar on a terminal, a plain line now and then elsewhere."""
+"""A run on a terminal: a bar there, a plain line now and then elsewhere, and Ctrl-C."""
 
 from __future__ import annotations
 
 import logging
+import signal
 import time
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
+
+    from steerserve.training.observer import Progress
 
 _LINE_EVERY_S = 15.0
 log = logging.getLogger(__name__)
 
 
-class Progress(Protocol):
-    """What a stage of a run tells while it works."""
+class TerminalObserver:
+    """Shows a run and lets Ctrl-C stop it: once to stop with a checkpoint, twice at once."""
 
-    def update(self, done: int, **facts: float) -> None:
-        """Say how much is done, with numbers worth seeing."""
+    def __init__(self) -> None:
+        """Show on stderr."""
+        self._console = Console(stderr=True)
+        self._is_stopping = False
+        self._before: Any = None
 
+    def __enter__(self) -> Self:
+        """Take Ctrl-C over, where this is the main thread."""
+        self._before = signal.signal(signal.SIGINT, self._stop)
+        return self
 
-@contextmanager
-def stage(title: str, total: int) -> Iterator[Progress]:
-    """Show the progress of one stage while the context is open."""
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        lines = _Lines(title, total)
-        yield lines
-        lines.finish()
-        return
-    columns = (
-        SpinnerColumn(),
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-    )
-    with RichProgress(*columns, TextColumn("{task.fields[facts]}"), console=console) as bar:
-        yield _Bar(bar, title, total)
+    def __exit__(self, *_: object) -> None:
+        """Give Ctrl-C back."""
+        signal.signal(signal.SIGINT, self._before)
+
+    def should_stop(self) -> bool:
+        """Tell whether Ctrl-C was pressed."""
+        return self._is_stopping
+
+    @contextmanager
+    def stage(self, title: str, total: int) -> Iterator[Progress]:
+        """Show one stage while the context is open."""
+        if not self._console.is_terminal:
+            lines = _Lines(title, total)
+            yield lines
+            lines.finish()
+            return
+        columns = (
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+        )
+        with RichProgress(*columns, TextColumn("{task.fields[facts]}"), console=self._console) as bar:
+            yield _Bar(bar, title, total)
+
+    def _stop(self, *_: object) -> None:
+        if self._is_stopping:
+            raise KeyboardInterrupt
+        self._is_stopping = True
+        self._console.print("Stopping after this step; Ctrl-C again to stop at once.", soft_wrap=True)
 
 
 class _Bar:
@@ -50,8 +73,8 @@ class _Bar:
         self._bar = bar
         self._task = bar.add_task(title, total=total, facts="")
 
-    def update(self, done: int, **facts: float) -> None:
-        self._bar.update(self._task, completed=done, facts=_text(facts))
+    def update(self, done: int, facts: Mapping[str, Any] | None = None) -> None:
+        self._bar.update(self._task, completed=done, facts=_text(facts or {}))
 
 
 class _Lines:
@@ -61,13 +84,13 @@ class _Lines:
         self._first: int | None = None
         self._line = ""
 
-    def update(self, done: int, **facts: float) -> None:
+    def update(self, done: int, facts: Mapping[str, Any] | None = None) -> None:
         now = time.monotonic()
         if self._first is None:
             self._first = done
         gained = done - self._first
         left_s = (now - self._start) / gained * (self._total - done) if gained else 0.0
-        self._line = f"{self._title}: {done} of {self._total} {_text(facts)}"
+        self._line = f"{self._title}: {done} of {self._total} {_text(facts or {})}".rstrip()
         if now - self._last >= _LINE_EVERY_S:
             self._last = now
             log.info("%s, about %d s left", self._line, left_s)
@@ -76,5 +99,18 @@ class _Lines:
         log.info("%s, %d s in all", self._line or self._title, time.monotonic() - self._start)
 
 
-def _text(facts: dict[str, float]) -> str:
-    return " ".join(f"{name} {value:.4g}" for name, value in facts.items())
+def _text(facts: Mapping[str, Any]) -> str:
+    """Write the numbers in a line; of several dictionaries, each with its name."""
+    dictionaries = facts.get("dictionaries")
+    if not dictionaries:
+        return " ".join(f"{name} {value:.4g}" for name, value in facts.items() if isinstance(value, int | float))
+    parts = []
+    for name, one in dictionaries.items():
+        figures = (
+            f"explained {one['explained_variance']:.3f} L0 {one['l0']:.1f} dead {one['dead_fraction']:.1%}"
+            if "l0" in one
+            else ""
+        )
+        resampled = f" resampled {one['resampled']}" if one.get("resampled") else ""
+        parts.append((f"{name}: " if len(dictionaries) > 1 else "") + figures + resampled)
+    return "; ".join(parts)

@@ -6,14 +6,17 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
-from steerserve.training.files import write_json
+from steerserve.core.files import write_json, write_text
+from steerserve.dictionaries.report_page import render_report
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from steerserve.training.evaluate import FeatureMetrics, SpliceMetrics
 
+REPORT_FILE = "report.json"
+PAGE_FILE = "report.html"
 _LIBRARIES = ("steerserve", "torch", "transformers", "transformer-lens", "sae-lens")
 
 
@@ -27,11 +30,19 @@ class Training:
     steps: int
     batch_size: int
     lr: float
+    k: int
+    l1_coefficient: float
+    resampled: int
+    """Dead features that were begun anew, each time counted."""
     seed: int
     context_size: int
+    storage: str
+    together_with: Sequence[str]
+    """Other dictionaries that the same pass over the text trained."""
     wall_time_s: float
-    """Of the call that finished the run; a run that was interrupted took longer."""
+    """Of all calls that the run took; what a kill cut off is not in it."""
     corpus_sha256: str
+    options_sha256: str
     sources: Mapping[str, int]
     """Documents by file."""
     heldout_documents: int
@@ -53,19 +64,31 @@ class Report:
     heldout: SpliceMetrics
     features: FeatureMetrics
     training: Training
+    history: Mapping[str, Any]
+    """The curves, as `History.as_json` gives them."""
 
-    def save(self, path: Path) -> None:
-        """Write the report as JSON: the figures people ask for at the top, all of them below."""
-        top = {
-            "ce_recovered": self.heldout.ce_recovered,
-            "explained_variance": self.heldout.explained_variance,
-            "kl": self.heldout.kl,
-            "l0": self.heldout.l0,
-            "dead_fraction": self.features.dead_fraction,
-            "dense_fraction": self.features.dense_fraction,
-        }
-        content = _rounded({**top, **asdict(self), "versions": library_versions()})
-        write_json(path, content)
+    def as_json(self) -> dict[str, Any]:
+        """Return the report: the figures people ask for at the top, all of them below."""
+        return {**headline(self.heldout, self.features), **asdict(self), "versions": library_versions()}
+
+
+def headline(heldout: SpliceMetrics, features: FeatureMetrics) -> dict[str, float]:
+    """Return the figures people ask for."""
+    return {
+        "ce_recovered": heldout.ce_recovered,
+        "explained_variance": heldout.explained_variance,
+        "kl": heldout.kl,
+        "l0": heldout.l0,
+        "dead_fraction": features.dead_fraction,
+        "dense_fraction": features.dense_fraction,
+    }
+
+
+def save_report(report: Mapping[str, Any], folder: Path) -> None:
+    """Write `report.json`, last of a dictionary's files: it says that the others are whole; and a page of it."""
+    content = _rounded(report)
+    write_text(folder / PAGE_FILE, render_report(content))
+    write_json(folder / REPORT_FILE, content)
 
 
 def library_versions() -> dict[str, str]:
@@ -80,7 +103,7 @@ def _version(name: str) -> str:
         return "not installed as a package"
 
 
-def _rounded(content: dict[str, Any]) -> dict[str, Any]:
+def _rounded(content: Mapping[str, Any]) -> dict[str, Any]:
     return {
         key: _rounded(value) if isinstance(value, dict) else round(value, 6) if isinstance(value, float) else value
         for key, value in content.items()

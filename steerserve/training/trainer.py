@@ -1,6 +1,6 @@
-"""The training loop: SAELens' own trainer, step by step, over cached activations; it goes on after a kill.
+"""The training loop: SAELens' own trainers, step by step, over one stream of activations; it goes on after a kill.
 
-Not `SAETrainer.fit`: that has its own bar and saves no checkpoint when it is interrupted.
+Not `SAETrainer.fit`: that has its own bar, saves no checkpoint when it is interrupted and trains one dictionary.
 """
 
 from __future__ import annotations
@@ -15,70 +15,171 @@ from sae_lens.config import LoggingConfig, SAETrainerConfig
 from sae_lens.constants import TRAINER_STATE_FILENAME
 from sae_lens.training.sae_trainer import SAETrainer
 
+from steerserve.core.files import read_json, write_json
+from steerserve.training.history import History
+from steerserve.training.observer import StoppedError
+from steerserve.training.resampling import SAMPLE_ROWS, resample_dead
+
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     from sae_lens.saes.sae import TrainingSAE, TrainStepOutput
-    from torch import Tensor
 
-    from steerserve.training.batches import BatchProvider
-    from steerserve.training.options import TrainOptions
-    from steerserve.training.progress import Progress
+    from steerserve.training.batches import Batches
+    from steerserve.training.observer import Observer
+    from steerserve.training.options import DictionaryOptions, TrainOptions
 
-_SHOW_EVERY = 20
+_SHOW_EVERY = 10
 _DEAD_AFTER_TOKENS = 200_000
+_SHARES_OF_WINDOW = 8
+"""In a short run a feature is dead after this part of it."""
+_PROGRESS = "progress.json"
+BATCHES_FOLDER = "batches"
+"""In a checkpoint, what the activations need to go on."""
 log = logging.getLogger(__name__)
 
 
-def total_steps(options: TrainOptions, provider: BatchProvider) -> int:
-    """Return the number of steps of the whole run."""
-    return options.epochs * provider.batches_per_epoch
-
-
-def train_sae(
-    sae: TrainingSAE[Any],
-    provider: BatchProvider,
+def train_saes(
+    saes: Mapping[str, TrainingSAE[Any]],
+    scales: Mapping[str, float],
+    batches: Batches,
     options: TrainOptions,
-    scaling_factor: float,
-    progress: Progress,
-) -> TrainingSAE[Any]:
-    """Train `sae` in place to the end, from the last checkpoint in `options.run_dir` if there is one.
+    observer: Observer,
+) -> dict[str, History]:
+    """Train `saes`, by their ids, in place to the end, from the last checkpoint in `options.run_dir` if there is one.
 
-    After a kill or Ctrl-C, a second call ends with the weights of an undisturbed run, bit for bit on one machine:
-    batches depend on the step number alone and no other noise is drawn. What was done since the last checkpoint is
-    done again.
+    After a stop, a kill or Ctrl-C, a second call ends with the weights of an undisturbed run, bit for bit on one
+    machine: batches depend on the step number alone and all other noise on the step and the seed. What was done since
+    the last checkpoint is done again.
+
+    Args:
+        saes: Untrained dictionaries.
+        scales: What each one's activations are multiplied by.
+        batches: The activations.
+        options: The run's; each dictionary of it has its SAE.
+        observer: Is told and asked between steps.
+
+    Raises:
+        StoppedError: the observer asked for it; a checkpoint is saved.
     """
-    num_steps = total_steps(options, provider)
-    trainer = _build_trainer(sae, provider, options, num_steps)
-    trainer.activation_scaler.scaling_factor = scaling_factor
-    folder = options.run_dir / "checkpoints"
-    if saved := _checkpoints(folder):
-        _load_checkpoint(trainer, saved[-1])
-        log.info("going on after step %d", trainer.n_training_steps)
-    try:
-        while trainer.n_training_steps < num_steps:
-            provider.position = trainer.n_training_steps
-            output = trainer.step(next(provider))
-            trainer.n_training_steps += 1
-            if trainer.n_training_steps % _SHOW_EVERY == 0:
-                progress.update(trainer.n_training_steps, **_facts(trainer, output))
-            if trainer.n_training_steps % options.checkpoint_every == 0:
-                _save_checkpoint(trainer, folder)
-    except KeyboardInterrupt:
-        # A step that was cut leaves weights and counters at odds, so only what was saved before it counts.
-        log.warning(
-            "interrupted after step %d; the same command goes on from the last checkpoint", trainer.n_training_steps
-        )
-        raise
-    progress.update(num_steps)
-    _save_checkpoint(trainer, folder)
-    return sae
+    run = _Run(saes, scales, batches, options)
+    run.load_last()
+    with observer.stage("Training", batches.num_steps) as progress:
+        while run.step < batches.num_steps:
+            run.do_step()
+            if run.step % _SHOW_EVERY == 0 or run.step == batches.num_steps:
+                progress.update(run.step, run.facts())
+            is_stopping = observer.should_stop() and run.step < batches.num_steps
+            if is_stopping or run.step % options.checkpoint_every == 0 or run.step == batches.num_steps:
+                run.save()
+            if is_stopping:
+                message = f"Stopped after step {run.step} of {batches.num_steps}; the same command goes on from there."
+                raise StoppedError(message)
+    return {name: one.history for name, one in run.dictionaries.items()}
 
 
-def _build_trainer(
-    sae: TrainingSAE[Any], provider: BatchProvider, options: TrainOptions, num_steps: int
-) -> SAETrainer[Any, Any]:
-    batch_size = provider.batch_size
+class _Run:
+    """All dictionaries of a run at one step."""
+
+    def __init__(
+        self,
+        saes: Mapping[str, TrainingSAE[Any]],
+        scales: Mapping[str, float],
+        batches: Batches,
+        options: TrainOptions,
+    ) -> None:
+        self.step = 0
+        self.dictionaries = {
+            one.id: _Dictionary(one, saes[one.id], scales[one.id], batches, options.seed)
+            for one in options.dictionaries
+        }
+        self._batches = batches
+        self._run_dir = options.run_dir
+
+    def do_step(self) -> None:
+        """Show every dictionary the next batch, and resample where that is due."""
+        batch = self._batches.batch(self.step)
+        for dictionary in self.dictionaries.values():
+            dictionary.do_step(batch[dictionary.options.hook])
+        self.step += 1
+        for dictionary in self.dictionaries.values():
+            dictionary.resample_if_due(self.step, self._batches)
+            dictionary.record(self.step, self._batches.num_steps)
+
+    def facts(self) -> dict[str, Any]:
+        """Return what a progress shows."""
+        facts = {name: one.history.last for name, one in self.dictionaries.items()}
+        return {"step": self.step, "tokens": self.step * self._batches.batch_size, "dictionaries": facts}
+
+    def save(self) -> None:
+        """Write aside, move into place, drop older ones: a kill at any moment leaves at least one that is whole."""
+        folder = _checkpoints_dir(self._run_dir)
+        aside = folder / "unfinished"
+        shutil.rmtree(aside, ignore_errors=True)
+        for name, one in self.dictionaries.items():
+            one.trainer.save_checkpoint(name, base_path=aside)
+        self._batches.save(aside / BATCHES_FOLDER)
+        histories = {name: one.history.as_json() for name, one in self.dictionaries.items()}
+        write_json(aside / _PROGRESS, {"step": self.step, "histories": histories})
+        place = folder / f"{self.step:08d}"
+        shutil.rmtree(place, ignore_errors=True)
+        aside.rename(place)
+        for older in _checkpoints(self._run_dir)[:-1]:
+            shutil.rmtree(older)
+
+    def load_last(self) -> None:
+        """Go on from the last checkpoint, if there is one."""
+        if (folder := last_checkpoint(self._run_dir)) is None:
+            return
+        progress = read_json(folder / _PROGRESS)
+        self.step = progress["step"]
+        for name, one in self.dictionaries.items():
+            one.load(folder / name, progress["histories"][name])
+        log.info("going on after step %d", self.step)
+
+
+class _Dictionary:
+    """One dictionary under training."""
+
+    def __init__(
+        self, options: DictionaryOptions, sae: TrainingSAE[Any], scale: float, batches: Batches, seed: int
+    ) -> None:
+        self.options = options
+        self.trainer = _build_trainer(sae, batches, options)
+        self.trainer.activation_scaler.scaling_factor = scale
+        self.history = History()
+        self._resample_at = {max(1, round(share * batches.num_steps)) for share in options.resampling}
+        self._seed = seed
+        self._output: TrainStepOutput | None = None
+
+    def do_step(self, batch: torch.Tensor) -> None:
+        self._output = self.trainer.step(batch)
+        self.trainer.n_training_steps += 1
+
+    def resample_if_due(self, step: int, batches: Batches) -> None:
+        if step in self._resample_at:
+            sample = batches.sample(self.options.hook, SAMPLE_ROWS, step)
+            self.history.add_resampled(step, resample_dead(self.trainer, sample, seed=self._seed + step))
+
+    def record(self, step: int, num_steps: int) -> None:
+        if self._output is not None and (step % _SHOW_EVERY == 0 or step == num_steps):
+            self.history.add(step, _facts(self.trainer, self._output, self.history.num_resampled), num_steps)
+
+    def load(self, folder: Path, history: Mapping[str, Any]) -> None:
+        # SAELens leaves `weights_only` to torch's default, which an environment variable can turn off. This refuses
+        # anything but tensors and plain values before SAELens reads the file.
+        torch.load(folder / TRAINER_STATE_FILENAME, map_location="cpu", weights_only=True)
+        self.trainer.sae.load_weights_from_checkpoint(folder)
+        self.trainer.load_trainer_state(folder)
+        if not math.isfinite(float(self.trainer.sae.W_dec.detach().abs().sum())):
+            message = f"the checkpoint in {folder} holds weights that are not finite"
+            raise RuntimeError(message)
+        self.history = History.from_json(history)
+
+
+def _build_trainer(sae: TrainingSAE[Any], batches: Batches, options: DictionaryOptions) -> SAETrainer[Any, Any]:
+    batch_size, num_steps = batches.batch_size, batches.num_steps
     config = SAETrainerConfig(
         total_training_samples=num_steps * batch_size,
         train_batch_size_samples=batch_size,
@@ -88,47 +189,37 @@ def _build_trainer(
         lr_warm_up_steps=max(1, num_steps // 20),
         lr_decay_steps=max(1, num_steps // 5),
         device=str(sae.device),
-        dead_feature_window=max(1, min(_DEAD_AFTER_TOKENS // batch_size, num_steps // 8)),
+        dead_feature_window=max(1, min(_DEAD_AFTER_TOKENS // batch_size, num_steps // _SHARES_OF_WINDOW)),
         logger=LoggingConfig(log_to_wandb=False),
     )
-    return SAETrainer(cfg=config, sae=sae, data_provider=provider)
+    return SAETrainer(cfg=config, sae=sae, data_provider=iter(()))
 
 
-def _facts(trainer: SAETrainer[Any, Any], output: TrainStepOutput) -> dict[str, float]:
+@torch.no_grad()
+def _facts(trainer: SAETrainer[Any, Any], output: TrainStepOutput, num_resampled: int) -> dict[str, Any]:
+    x, out = output.sae_in.float(), output.sae_out.float()
+    losses = {"overall": output.loss, **output.losses}
     return {
-        "mse": float(output.losses["mse_loss"].detach()),
-        "explained": _explained(output.sae_in, output.sae_out.detach()),
-        "l0": float((output.feature_acts.detach() > 0).float().sum(-1).mean()),
-        "dead": int(trainer.dead_neurons.sum()),
+        "losses": {name: _number(value) for name, value in losses.items()},
+        "explained_variance": 1 - float((x - out).pow(2).sum() / (x - x.mean(0)).pow(2).sum()),
+        "l0": float(output.feature_acts.bool().float().sum(-1).mean()),
+        "dead_fraction": float(trainer.dead_neurons.float().mean()),
+        "resampled": num_resampled,
     }
 
 
-def _explained(x: Tensor, out: Tensor) -> float:
-    return 1 - float((x - out).pow(2).sum() / (x - x.mean(0)).pow(2).sum())
+def _number(value: Any) -> float:  # noqa: ANN401 SAELens gives a tensor, a number or a function of one
+    return float(value() if callable(value) else value)
 
 
-def _save_checkpoint(trainer: SAETrainer[Any, Any], folder: Path) -> None:
-    """Write aside, move into place, drop older ones: a kill at any moment leaves at least one that is whole."""
-    aside = folder / "unfinished"
-    shutil.rmtree(aside, ignore_errors=True)
-    trainer.save_checkpoint(aside.name, base_path=folder)
-    place = folder / f"{trainer.n_training_steps:08d}"
-    shutil.rmtree(place, ignore_errors=True)
-    aside.rename(place)
-    for older in _checkpoints(folder)[:-1]:
-        shutil.rmtree(older)
+def last_checkpoint(run_dir: Path) -> Path | None:
+    """Return the folder of a run's newest checkpoint, None where it has none."""
+    return next(reversed(_checkpoints(run_dir)), None)
 
 
-def _checkpoints(folder: Path) -> list[Path]:
-    return sorted(child for child in folder.glob("*") if child.name.isdigit())
+def _checkpoints(run_dir: Path) -> list[Path]:
+    return sorted(child for child in _checkpoints_dir(run_dir).glob("*") if child.name.isdigit())
 
 
-def _load_checkpoint(trainer: SAETrainer[Any, Any], folder: Path) -> None:
-    # SAELens leaves `weights_only` to torch's default, which an environment variable can turn off. This refuses
-    # anything but tensors and plain values before SAELens reads the file.
-    torch.load(folder / TRAINER_STATE_FILENAME, map_location="cpu", weights_only=True)
-    trainer.sae.load_weights_from_checkpoint(folder)
-    trainer.load_trainer_state(folder)
-    if not math.isfinite(float(trainer.sae.W_dec.detach().abs().sum())):
-        message = f"the checkpoint in {folder} holds weights that are not finite"
-        raise RuntimeError(message)
+def _checkpoints_dir(run_dir: Path) -> Path:
+    return run_dir / "checkpoints"

@@ -1,33 +1,49 @@
-"""A batch is decided by seed and position, whatever was drawn before it."""
+"""A batch is decided by seed and step, whatever was drawn before it."""
 
 from __future__ import annotations
-
-from itertools import islice
 
 import numpy as np
 import torch
 
-from steerserve.training.batches import BatchProvider
+from steerserve.training.activations import CachedActivations, Calibration
+from steerserve.training.batches import CachedBatches
 
 ROWS = np.arange(70, dtype=np.float16)[:, None].repeat(3, axis=1)
 
 
-def test_a_provider_goes_on_anywhere_as_if_it_had_never_stopped() -> None:
-    whole = list(islice(BatchProvider(ROWS, 16, seed=3), 12))
-    for place in (1, 4, 7):
-        rest = list(islice(BatchProvider(ROWS, 16, seed=3, position=place), 12 - place))
-        assert all(torch.equal(a, b) for a, b in zip(whole[place:], rest, strict=True))
+def cached(batch_size: int = 16, epochs: int = 3) -> CachedBatches:
+    calibration = Calibration({"a": 1.0, "b": 1.0}, {"a": 3, "b": 3}, "float16")
+    return CachedBatches(CachedActivations({"a": ROWS, "b": -ROWS}, calibration, 0), batch_size, epochs, seed=3)
+
+
+def test_a_batch_can_be_asked_for_at_any_step() -> None:
+    whole = cached()
+    in_order = [whole.batch(step) for step in range(12)]
+    for step in (7, 1, 4):
+        assert torch.equal(cached().batch(step)["a"], in_order[step]["a"])
 
 
 def test_each_pass_sees_a_row_at_most_once_and_in_another_order() -> None:
-    provider = BatchProvider(ROWS, 16, seed=3)
-    passes = [torch.cat(list(islice(provider, provider.batches_per_epoch)))[:, 0].tolist() for _ in range(2)]
-    assert provider.batches_per_epoch == 4
+    batches = cached()
+    passes = [torch.cat([batches.batch(4 * epoch + step)["a"] for step in range(4)])[:, 0].tolist() for epoch in (0, 1)]
+    assert batches.num_steps == 3 * 4
     assert all(len(set(seen)) == 64 for seen in passes)
     assert passes[0] != passes[1]
 
 
+def test_every_hook_point_gives_the_same_tokens() -> None:
+    batch = cached().batch(5)
+    assert torch.equal(batch["a"], -batch["b"])
+
+
 def test_a_cache_smaller_than_a_batch_is_one_batch() -> None:
-    batch = next(BatchProvider(ROWS, 1000, seed=0))
+    batch = cached(batch_size=1000).batch(0)["a"]
     assert batch.shape == (70, 3)
     assert batch.dtype == torch.float32
+
+
+def test_samples_are_decided_by_their_seed() -> None:
+    one, same, other = (cached().sample("a", 20, seed) for seed in (5, 5, 6))
+    assert torch.equal(one, same)
+    assert not torch.equal(one, other)
+    assert len(cached().sample("a", 1000, 0)) == 70

@@ -1,0 +1,112 @@
+"""Activations of a whole text on disk: computed once, read as often as there are epochs.
+
+A cache can be filled in several goes: what is on disk is always a prefix of what an undisturbed run would write.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from steerserve.core.errors import CorpusError
+from steerserve.core.files import write_json
+from steerserve.training.activations import CachedActivations, Calibration
+from steerserve.training.observer import StoppedError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from steerserve.training.activations import ActivationReader
+    from steerserve.training.observer import Observer
+
+_SAVE_EVERY = 25
+log = logging.getLogger(__name__)
+
+
+def fill_cache(reader: ActivationReader, folder: Path, tokens: int, observer: Observer) -> CachedActivations:
+    """Fill the cache in `folder` up to `tokens` rows (fewer if the text ends) and return it.
+
+    Raises:
+        CorpusError: the text has no token to train on.
+        StoppedError: the observer asked for it; what was read is kept.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    state_file = folder / "state.json"
+    if state_file.is_file():
+        state = json.loads(state_file.read_text(encoding="utf-8"))
+        calibration = Calibration(**state["calibration"])
+        if not state["is_full"]:
+            reader.go_on(calibration, state["num_batches"])
+        reader.num_sinks = state["num_sinks"]
+    else:
+        calibration = reader.start()
+        state = {"num_rows": 0, "is_full": False}
+    num_rows = state["num_rows"]
+    if not state["is_full"]:
+        cache = {hook: _open(folder, calibration, hook, tokens) for hook in calibration.widths}
+        num_rows = _fill(reader, cache, num_rows, tokens, state_file, observer)
+    if num_rows == 0:
+        message = "The corpus has no token to train on: all are special tokens or attention sinks."
+        raise CorpusError(message, param="corpus")
+    if num_rows < tokens:
+        log.warning("the corpus gives %d tokens, fewer than the %d asked for", num_rows, tokens)
+    rows = {hook: _open(folder, calibration, hook, tokens, "r")[:num_rows] for hook in calibration.widths}
+    return CachedActivations(rows, calibration, reader.num_sinks)
+
+
+def _fill(
+    reader: ActivationReader,
+    cache: dict[str, np.memmap[Any, Any]],
+    num_rows: int,
+    tokens: int,
+    state_file: Path,
+    observer: Observer,
+) -> int:
+    def save(*, is_full: bool) -> None:
+        for rows in cache.values():
+            rows.flush()
+        _save_state(state_file, reader, num_rows, is_full=is_full)
+
+    with observer.stage("Reading text", tokens) as progress:
+        while num_rows < tokens:
+            found = reader.read()
+            if found is None:
+                break
+            num_new = min(len(next(iter(found.values()))), tokens - num_rows)
+            for hook, rows in found.items():
+                cache[hook][num_rows : num_rows + num_new] = rows[:num_new]
+            num_rows += num_new
+            progress.update(num_rows, {"tokens": num_rows, "sinks": reader.num_sinks})
+            is_stopping = observer.should_stop()
+            if is_stopping or reader.num_batches % _SAVE_EVERY == 0:
+                save(is_full=False)
+            if is_stopping:
+                message = f"Stopped after reading {num_rows} tokens; the same command goes on from there."
+                raise StoppedError(message)
+        save(is_full=True)
+    return num_rows
+
+
+def _save_state(state_file: Path, reader: ActivationReader, num_rows: int, *, is_full: bool) -> None:
+    if reader.calibration is None:
+        return
+    calibration = {
+        "sink_norms": dict(reader.calibration.sink_norms),
+        "widths": dict(reader.calibration.widths),
+        "dtype": reader.calibration.dtype,
+    }
+    read = {"num_rows": num_rows, "num_batches": reader.num_batches, "num_sinks": reader.num_sinks}
+    write_json(state_file, {"calibration": calibration, **read, "is_full": is_full})
+
+
+def _open(
+    folder: Path, calibration: Calibration, hook: str, tokens: int, mode: str | None = None
+) -> np.memmap[Any, Any]:
+    file = folder / f"{hook}.bin"
+    mode = mode or ("r+" if file.is_file() else "w+")
+    shape = (tokens, calibration.widths[hook])
+    opened: np.memmap[Any, Any] = np.memmap(file, calibration.dtype, mode, shape=shape)  # type: ignore[call-overload]
+    return opened
