@@ -13,9 +13,10 @@ from steerserve.server.errors import install_error_handlers
 from steerserve.server.metrics import Metrics
 from steerserve.server.middleware import REQUEST_ID, BugBarrier, RequestTracing
 from steerserve.server.openapi import error_responses, install_document
-from steerserve.server.routes import chat, completions, dictionaries, models, operations
+from steerserve.server.routes import chat, completions, dictionaries, jobs, models, operations
 from steerserve.server.schemas.chat import ChatChunk, ChatCompletionRequest
 from steerserve.server.schemas.completions import CompletionChunk, CompletionRequest
+from steerserve.server.schemas.jobs import TrainRequest
 from steerserve.steering.edits import Steering
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ _DESCRIPTION = (
     "generating request. Unknown top-level fields are ignored, null means left out, and a documented field that is "
     "not supported is refused."
 )
-_API_ROUTERS = (chat.router, completions.router, models.router, dictionaries.router)
+_API_ROUTERS = (chat.router, completions.router, models.router, dictionaries.router, jobs.router)
 
 
 def create_app(runtime: Runtime) -> FastAPI:
@@ -60,5 +61,6 @@ def create_app(runtime: Runtime) -> FastAPI:
     for router in _API_ROUTERS:
         app.include_router(router, responses=error_responses())
     app.include_router(operations.router)
-    install_document(app, [ChatCompletionRequest, CompletionRequest, ChatChunk, CompletionChunk, Steering])
+    bodies = [ChatCompletionRequest, CompletionRequest, TrainRequest]
+    install_document(app, [*bodies, ChatChunk, CompletionChunk, Steering])
     return app

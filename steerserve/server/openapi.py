@@ -38,6 +38,12 @@ def stream_response(chunk: type[BaseModel]) -> dict[int | str, dict[str, Any]]:
     return {200: {"content": {"text/event-stream": {"schema": schema}}}} | _documented(_GENERATION_ERRORS)
 
 
+def job_responses() -> dict[int | str, dict[str, Any]]:
+    """Say in a route's documentation how a request for a job can be refused."""
+    busy = {409: "A job works on the dictionary already, or another server on the folder; `code` says which."}
+    return _documented(_GENERATION_ERRORS | busy)
+
+
 def error_responses() -> dict[int | str, dict[str, Any]]:
     """Give the errors that routes under /v1 have in common."""
     return _documented(_ERRORS)

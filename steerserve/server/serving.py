@@ -10,7 +10,7 @@ from steerserve.server.disconnect import unless_disconnected
 from steerserve.server.errors import error_body
 from steerserve.server.generation import Generation
 from steerserve.server.schemas.usage import PromptTokensDetails, Usage
-from steerserve.server.sse import DONE, EventStream, event_bytes
+from steerserve.server.sse import DONE, GenerationStream, event_bytes
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -57,7 +57,7 @@ async def stream_results(
     runtime: Runtime,
     generation: Generation,
     chunks: Callable[[], AsyncIterator[bytes]],
-) -> EventStream:
+) -> GenerationStream:
     """Answer with a stream once there is something to send, so that what fails before has a status.
 
     Raises:
@@ -70,7 +70,9 @@ async def stream_results(
     except BaseException:
         generation.close()
         raise
-    return EventStream(_with_end(chunks()), generation, keep_alive_s=settings.keep_alive_s, drain_s=settings.drain_s)
+    return GenerationStream(
+        _with_end(chunks()), generation, keep_alive_s=settings.keep_alive_s, drain_s=settings.drain_s
+    )
 
 
 def usage_of(prepared: Prepared, generation: Generation) -> Usage:

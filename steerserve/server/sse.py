@@ -26,35 +26,49 @@ _FAREWELL_S = 1.0
 
 
 def event_bytes(body: BaseModel) -> bytes:
-    """Write one event: a single line of JSON.
+    """Write one event: a single line of JSON."""
+    return line_bytes(body.model_dump_json())
+
+
+def line_bytes(line: str) -> bytes:
+    """Write one event of a line of JSON.
 
     Clients that split decoded text into lines take more characters for line ends than the standard does; JSON may
     write these as escapes.
     """
-    line = body.model_dump_json()
     for separator in ("\u2028", "\u2029", "\u0085"):
         line = line.replace(separator, f"\\u{ord(separator):04x}")
     return b"data: " + line.encode() + b"\n\n"
 
 
 class EventStream(EventSourceResponse):
-    """Sends events as they come and a bare comment in silence; ends the generation when the client is gone."""
+    """Sends events as they come and a bare comment in silence."""
 
     def __init__(
-        self, events: AsyncIterator[bytes], generation: Generation, *, keep_alive_s: float, drain_s: float
+        self, events: AsyncIterator[bytes], stopping: anyio.Event, *, keep_alive_s: float, drain_s: float
     ) -> None:
-        """Send `events`; when the server stops they may go on for `drain_s`."""
+        """Send `events`; when the server stops, `stopping` is set and they may go on for `drain_s`."""
         super().__init__(
             events,
             sep="\n",
             ping=keep_alive_s,
             ping_message_factory=lambda: ServerSentEvent(comment="ping", sep="\n"),
             send_timeout=_SEND_TIMEOUT_S,
-            shutdown_event=(stopping := anyio.Event()),
+            shutdown_event=stopping,
             shutdown_grace_period=drain_s,
         )
+
+
+class GenerationStream(EventStream):
+    """Sends what is generated; ends the generation when the client is gone."""
+
+    def __init__(
+        self, events: AsyncIterator[bytes], generation: Generation, *, keep_alive_s: float, drain_s: float
+    ) -> None:
+        """Send `events`; when the server stops they may go on for `drain_s`."""
+        self._stopping = anyio.Event()
+        super().__init__(events, self._stopping, keep_alive_s=keep_alive_s, drain_s=drain_s)
         self._generation = generation
-        self._stopping = stopping
         self._drain_s = drain_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -1,8 +1,9 @@
 """A worker whose work is counting: `python stand_in.py STORE JOB_ID`, as the supervisor starts it.
 
 It counts up to `spec["steps"]`, keeps the count in a file as its checkpoint, and at the step `hold_at` waits for the
-file `go` beside it (or for being told to stop). With `dies` it kills itself at each step that it reaches; with `fails` it
-raises an error of ours, with `breaks` one that nobody expected, with `deaf` it never asks whether to stop.
+file `go` beside it (or for being told to stop). With `dies` it kills itself at each step that it reaches; with `fails`
+it raises an error of ours, with `breaks` one that nobody expected, with `deaf` it never asks whether to stop. Where the
+spec is that of a real training, it counts to the number of tokens and holds at the step that the seed says.
 """
 
 from __future__ import annotations
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
 
 
 def count(spec: Mapping[str, Any], observer: Observer) -> dict[str, Any]:
+    options = spec.get("options")
+    if options is not None:
+        spec = {"folder": options["out"], "steps": options["tokens"], "hold_at": options["seed"]}
     folder = Path(spec["folder"])
     folder.mkdir(exist_ok=True)
     if "fails" in spec:

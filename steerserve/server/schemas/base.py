@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from steerserve.core.errors import InvalidRequestError
 
 
 class RequestModel(BaseModel):
@@ -20,6 +23,23 @@ class RequestModel(BaseModel):
     def _null_means_omitted(cls, data: Any) -> Any:  # noqa: ANN401 whatever the client sent
         if isinstance(data, dict):
             return {key: value for key, value in data.items() if value is not None}
+        return data
+
+
+class StrictRequestModel(RequestModel):
+    """A body in which a key that nobody knows is a mistake: a typo would silently be another piece of work."""
+
+    model_config = ConfigDict(json_schema_extra={"additionalProperties": False})
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_unknown(cls, data: Any) -> Any:  # noqa: ANN401 whatever the client sent
+        unknown = next((key for key in data if key not in cls.model_fields), None) if isinstance(data, dict) else None
+        if unknown is not None:
+            near = difflib.get_close_matches(unknown, cls.model_fields, n=1)
+            hint = f"Did you mean '{near[0]}'?" if near else f"Possible are {', '.join(cls.model_fields)}."
+            name = unknown[:200]
+            raise InvalidRequestError(f"Unknown parameter: '{name}'. {hint}", param=name, code="unknown_parameter")
         return data
 
 

@@ -1,0 +1,118 @@
+"""`POST /admin/train` and the routes under `/admin/jobs`."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import TYPE_CHECKING, Annotated
+
+import anyio
+from fastapi import APIRouter, Depends, Path, Query
+from starlette.responses import Response
+
+from steerserve.core.errors import UnavailableError
+from steerserve.jobs.job import State
+from steerserve.server.body import json_body
+from steerserve.server.dependencies import RuntimeDep
+from steerserve.server.errors import error_body
+from steerserve.server.keys import require_admin
+from steerserve.server.openapi import job_responses, request_body, stream_response
+from steerserve.server.schemas.jobs import JobEventObject, JobList, JobObject, TrainRequest
+from steerserve.server.sse import DONE, EventStream, event_bytes, line_bytes
+from steerserve.server.training_request import training_spec
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from steerserve.runtime import Runtime
+
+_POLL_S = 0.25
+_MAX_LISTED = 1000
+JobId = Annotated[str, Path(description="As `/admin/jobs` lists it.", max_length=200)]
+
+router = APIRouter(tags=["Jobs"], dependencies=[Depends(require_admin)])
+
+
+@router.post(
+    "/admin/train",
+    status_code=202,
+    response_model=JobObject,
+    responses=job_responses(),
+    openapi_extra=request_body(TrainRequest),
+)
+async def start_training(
+    body: Annotated[TrainRequest, Depends(json_body(TrainRequest))], runtime: RuntimeDep
+) -> Response:
+    """Start a job that trains dictionaries on the served model, beside serving."""
+
+    def submit() -> JobObject:
+        job = runtime.jobs.submit("train", body.id, training_spec(body, runtime))
+        return JobObject(**job.as_json())
+
+    job = await asyncio.to_thread(submit)
+    headers = {"location": f"/admin/jobs/{job.id}"}
+    return Response(job.model_dump_json(), 202, headers, media_type="application/json")
+
+
+@router.get("/admin/jobs")
+async def list_jobs(
+    runtime: RuntimeDep,
+    state: Annotated[State | None, Query(description="Only jobs in this state.")] = None,
+    limit: Annotated[int, Query(ge=1, le=_MAX_LISTED, description="At most so many.")] = 100,
+) -> JobList:
+    """List jobs, the newest first."""
+    jobs = await asyncio.to_thread(runtime.jobs.newest, limit + 1, state)
+    return JobList(data=[JobObject(**job.as_json()) for job in jobs[:limit]], has_more=len(jobs) > limit)
+
+
+@router.get("/admin/jobs/{job_id}")
+async def get_job(job_id: JobId, runtime: RuntimeDep) -> JobObject:
+    """Return one job."""
+    return JobObject(**(await asyncio.to_thread(runtime.jobs.find, job_id)).as_json())
+
+
+@router.delete("/admin/jobs/{job_id}")
+async def cancel_job(job_id: JobId, runtime: RuntimeDep) -> JobObject:
+    """Cancel a job. A running one saves a checkpoint first and is `running` until then; an ended one stays as it is."""
+    return JobObject(**(await asyncio.to_thread(runtime.jobs.cancel, job_id)).as_json())
+
+
+@router.get(
+    "/admin/jobs/{job_id}/events",
+    response_model=JobEventObject,
+    responses=stream_response(JobEventObject),
+)
+async def follow_job(
+    job_id: JobId,
+    runtime: RuntimeDep,
+    after: Annotated[int, Query(ge=0, le=2**62, description="Only events with a larger number.")] = 0,
+) -> EventStream:
+    """Follow a job: what has happened first, then what happens, until it has ended."""
+    await asyncio.to_thread(runtime.jobs.find, job_id)
+    settings = runtime.settings.server
+    stopping = anyio.Event()
+    return EventStream(
+        _events(runtime, job_id, after, stopping),
+        stopping,
+        keep_alive_s=settings.keep_alive_s,
+        drain_s=settings.drain_s,
+    )
+
+
+async def _events(runtime: Runtime, job_id: str, after: int, stopping: anyio.Event) -> AsyncIterator[bytes]:
+    while not stopping.is_set():
+        # In this order: an event that comes in between is seen before the end is.
+        has_ended = (await asyncio.to_thread(runtime.jobs.find, job_id)).has_ended
+        events = await asyncio.to_thread(runtime.jobs.events, job_id, after)
+        if events:
+            after = events[-1].seq
+            yield b"".join(line_bytes(json.dumps(event.as_json())) for event in events)
+        elif has_ended:
+            break
+        else:
+            with anyio.move_on_after(_POLL_S):
+                await stopping.wait()
+    else:
+        error = UnavailableError("The server stopped. The job goes on when it is back; follow it again then.")
+        yield event_bytes(error_body(error))
+    yield DONE

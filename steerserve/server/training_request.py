@@ -1,0 +1,129 @@
+"""From the body of `/admin/train` to the spec of a job: every refusal happens here."""
+
+from __future__ import annotations
+
+import difflib
+from typing import TYPE_CHECKING, Any
+
+from steerserve.core.errors import ConfigError, InvalidRequestError
+from steerserve.jobs.admission import check_corpus, check_folder, check_room, room_for
+from steerserve.training.options import DEFAULT_HOOK, DEFAULT_L1, DEFAULT_RESAMPLE, Grid, TrainOptions
+
+if TYPE_CHECKING:
+    from steerserve.runtime import Runtime
+    from steerserve.server.schemas.jobs import TrainRequest
+
+_MAX_DICTIONARIES = 64
+_DEFAULT_K = 32
+_DEPTH = 0.57
+"""The default hook point of a model that has not the one of the default model: as deep as that is there."""
+
+
+def training_spec(body: TrainRequest, runtime: Runtime) -> dict[str, Any]:
+    """Check a request and return the spec of its job. Looks at the disk: not for the event loop.
+
+    Raises:
+        InvalidRequestError: it cannot be honoured.
+        ModelNotFoundError: it names another model.
+    """
+    if body.model is not None:
+        runtime.check_model(body.model)
+    settings = runtime.settings
+    options = _options(body, runtime)
+    check_folder(options)
+    widths = {hook: runtime.lens.width(hook) for hook in options.hooks}
+    room = room_for(options, widths)
+    check_room(
+        room,
+        options.out,
+        promised_bytes=sum(int(job.spec.get("disk_bytes", 0)) for job in runtime.jobs.active()),
+        max_dictionary_bytes=settings.max_dictionary_bytes,
+        largest=max(8 * widths[one.hook] * one.d_sae for one in options.dictionaries),
+    )
+    return {
+        "claims": sorted({body.id, *(one.id for one in options.dictionaries)}),
+        "threads": settings.jobs.threads,
+        "cache_dir": str(settings.cache_dir.absolute()),
+        "load": body.load,
+        "disk_bytes": room.disk,
+        "options": options.to_json(),
+    }
+
+
+def _options(body: TrainRequest, runtime: Runtime) -> TrainOptions:
+    settings = runtime.settings
+    corpus = [body.corpus] if isinstance(body.corpus, str) else body.corpus
+    widths = _widths(body)
+    hooks = _hooks(body, runtime)
+    if body.context_size > runtime.lens.max_context:
+        message = f"The model reads at most {runtime.lens.max_context} tokens; context_size is {body.context_size}."
+        raise InvalidRequestError(message, param="context_size")
+    if len(set(hooks)) * len(set(widths)) > _MAX_DICTIONARIES:
+        message = (
+            f"{len(set(hooks))} hook points with {len(set(widths))} widths are more than {_MAX_DICTIONARIES} "
+            "dictionaries at once. Send several requests."
+        )
+        raise InvalidRequestError(message, param="hook")
+    try:
+        return TrainOptions(
+            out=settings.dictionary_dirs[0].resolve() / body.id,
+            corpus=tuple(check_corpus(entry, settings.corpus_dirs) for entry in corpus),
+            dictionaries=Grid(body.id, hooks, widths, _shared(body)).dictionaries(),
+            model=settings.model.source,
+            tokens=body.tokens,
+            epochs=body.epochs,
+            batch_size=body.batch_size,
+            seed=body.seed,
+            context_size=body.context_size,
+            device=settings.model.device,
+            storage=body.storage,
+        )
+    except ConfigError as error:
+        raise InvalidRequestError(error.message, param=error.param) from error
+
+
+def _hooks(body: TrainRequest, runtime: Runtime) -> list[str]:
+    """Return the hook points that are asked for, which the model must have."""
+    known = runtime.lens.hook_names
+    if body.hook is None:
+        layer = int(_DEPTH * runtime.lens.num_layers)
+        return [DEFAULT_HOOK if DEFAULT_HOOK in known else f"blocks.{layer}.hook_resid_post"]
+    hooks = [body.hook] if isinstance(body.hook, str) else body.hook
+    for place, hook in enumerate(hooks):
+        if hook not in known:
+            near = difflib.get_close_matches(hook, known, n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            offered = runtime.lens.offered_hooks
+            message = f"The model {runtime.model_id} has no hook point {hook!r}.{hint} It has {offered}."
+            raise InvalidRequestError(message, param="hook" if isinstance(body.hook, str) else f"hook[{place}]")
+    return hooks
+
+
+def _shared(body: TrainRequest) -> dict[str, Any]:
+    """Return what all dictionaries of the request have in common."""
+    has_penalty = body.architecture in DEFAULT_L1
+    for name, value, is_read in (("k", body.k, not has_penalty), ("l1_coefficient", body.l1_coefficient, has_penalty)):
+        if value is not None and not is_read:
+            other = "l1_coefficient" if has_penalty else "k"
+            message = (
+                f"The architecture {body.architecture!r} does not read '{name}'; its sparsity is set by '{other}'."
+            )
+            raise InvalidRequestError(message, param=name)
+    return {
+        "architecture": body.architecture,
+        "k": body.k if body.k is not None else min(_DEFAULT_K, *_widths(body)),
+        "l1_coefficient": body.l1_coefficient,
+        "lr": body.lr,
+        "resample": _resample(body),
+        "dtype": body.dtype,
+    }
+
+
+def _widths(body: TrainRequest) -> list[int]:
+    return [body.d_sae] if isinstance(body.d_sae, int) else body.d_sae
+
+
+def _resample(body: TrainRequest) -> tuple[float, ...] | None:
+    if isinstance(body.resample, bool):
+        return DEFAULT_RESAMPLE if body.resample else ()
+    return None if body.resample is None else tuple(body.resample)
