@@ -1,0 +1,100 @@
+"""Real training in real workers: whatever happens to them, the weights are those of an undisturbed run."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from safetensors.torch import load_file
+
+from steerserve.core.config import JobSettings
+from steerserve.jobs.supervisor import Supervisor
+from steerserve.training.options import DictionaryOptions, TrainOptions
+from tests.jobs.conftest import until, wait_for
+from tests.jobs.test_supervisor import worker_pid
+from tests.tiny import HOOK_NAME, tiny_llama_folder
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from steerserve.jobs.job import Job
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with the tiny model and some text."""
+    folder = tmp_path_factory.mktemp("training")
+    tiny_llama_folder(folder / "tiny")
+    source = random.Random(0)
+    text = folder / "text"
+    text.mkdir()
+    for number in range(40):
+        words = " ".join("".join(source.choices("abcdefgh", k=4)) for _ in range(30))
+        (text / f"{number}.txt").write_text(words, encoding="utf-8")
+    return folder
+
+
+@pytest.fixture
+def supervisor(tmp_path: Path) -> Iterator[Supervisor]:
+    made = Supervisor(tmp_path, JobSettings(), lambda *_: None)
+    made.start()
+    yield made
+    made.stop()
+
+
+def spec(files: Path, out: Path, **values: Any) -> dict[str, Any]:  # noqa: ANN401 JSON
+    options = TrainOptions(
+        out=out,
+        corpus=(str(files / "text"),),
+        dictionaries=(DictionaryOptions("one", hook=HOOK_NAME, d_sae=64, k=4),),
+        model=str(files / "tiny"),
+        tokens=600,
+        batch_size=16,
+        context_size=32,
+        device="cpu",
+        heldout_tokens=64,
+        **{"epochs": 60, "checkpoint_every": 50, **values},
+    )
+    common = {"claims": ["one"], "threads": 1, "cache_dir": str(files / "cache"), "load": False}
+    return {**common, "options": options.to_json()}
+
+
+def step_of(supervisor: Supervisor, job: Job) -> int:
+    found = supervisor.find(job.id)
+    assert not found.has_ended, found
+    return int(found.progress.get("step", 0))
+
+
+def test_a_job_that_is_killed_and_stopped_ends_with_the_weights_of_an_undisturbed_one(
+    supervisor: Supervisor, files: Path, tmp_path: Path
+) -> None:
+    undisturbed = supervisor.submit("train", "one", spec(files, tmp_path / "undisturbed"))
+    result = wait_for(supervisor, undisturbed, "done", "failed").result
+    assert result is not None, supervisor.find(undisturbed.id).error
+    (trained,) = result["dictionaries"]
+    assert (trained["id"], trained["source"]) == ("one", f"path:{tmp_path / 'undisturbed'}")
+    assert trained["report"]["d_sae"] == 64
+    progress = [event.data for event in supervisor.events(undisturbed.id, 0) if event.type == "progress"]
+    told = next(facts for facts in reversed(progress) if "step" in facts)
+    assert told["step"] == told["num_steps"]
+    assert {"tokens", "losses", "explained_variance", "l0", "dead_fraction", "resampled"} <= told.keys()
+
+    disturbed = supervisor.submit("train", "one", spec(files, tmp_path / "disturbed"))
+    until(lambda: step_of(supervisor, disturbed) > 60)
+    os.kill(worker_pid(supervisor, disturbed), signal.SIGKILL)
+    until(lambda: supervisor.find(disturbed.id).state == "queued" or step_of(supervisor, disturbed))
+    second = Supervisor(tmp_path, JobSettings(), lambda *_: None)
+    supervisor.stop()
+    second.start()
+    try:
+        done = wait_for(second, disturbed, "done", "failed")
+    finally:
+        second.stop()
+    assert done.state == "done", done.error
+    one, other = (load_file(tmp_path / name / "sae_weights.safetensors") for name in ("undisturbed", "disturbed"))
+    assert one.keys() == other.keys()
+    assert all((one[name] == other[name]).all() for name in one)
