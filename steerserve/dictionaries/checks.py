@@ -28,8 +28,8 @@ class Fit:
     """What holds between a dictionary and a model."""
 
     hook_name: str
-    warnings: tuple[str, ...]
-    """What speaks against it and was not enough to refuse it, in sentences."""
+    reservations: tuple[str, ...]
+    """What speaks against it and was not enough to refuse it; each goes on after the dictionary's name."""
 
 
 def check_fit(sae: SAE[Any], source: str, lens: LensModel, model_names: Iterable[str], *, force: bool) -> Fit:
@@ -57,7 +57,7 @@ def check_fit(sae: SAE[Any], source: str, lens: LensModel, model_names: Iterable
         raise refusal(source, f"{reason}: it was made for another model")
     objections = _objections(sae, lens, tuple(model_names))
     if objections and not force:
-        raise refusal(source, f"does not go with this model. {' '.join(objections)} force: true uses it all the same")
+        raise refusal(source, f"{'; and it '.join(objections)}. With force: true it is used all the same")
     return Fit(hook_name, (*objections, *_remarks(sae)))
 
 
@@ -86,10 +86,10 @@ def _objections(sae: SAE[Any], lens: LensModel, model_names: tuple[str, ...]) ->
     found = []
     made_for = sae.cfg.metadata.model_name
     if made_for and _spellings(made_for).isdisjoint(set().union(*map(_spellings, model_names))):
-        found.append(f"It was made for the model {made_for[:100]!r} and this server serves {lens.id!r}.")
+        found.append(f"was made for the model {made_for[:100]!r}, and this server serves {lens.id!r}")
     if sae.cfg.normalize_activations in _UNFOLDED:
         how = sae.cfg.normalize_activations
-        found.append(f"It was trained on scaled activations ({how}), and the scale is not folded into its weights.")
+        found.append(f"was trained on scaled activations ({how}), and the scale is not folded into its weights")
     return found
 
 
@@ -102,4 +102,4 @@ def _remarks(sae: SAE[Any]) -> list[str]:
     processed = [name for name in _PROCESSED if isinstance(processing, dict) and processing.get(name) is True]
     if not processed:
         return []
-    return [f"It was trained on a model that TransformerLens had processed ({', '.join(processed)}); this one is not."]
+    return [f"was trained on a model that TransformerLens had processed ({', '.join(processed)}), and this one is not"]

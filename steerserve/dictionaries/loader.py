@@ -67,7 +67,7 @@ class DictionaryLoader:
             report=stored.report,
             median_norm=median,
             mean_norm=mean,
-            warnings=fit.warnings,
+            warnings=tuple(f"The dictionary {dictionary_id!r} {reservation}." for reservation in fit.reservations),
         )
 
 

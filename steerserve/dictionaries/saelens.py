@@ -85,12 +85,13 @@ def read_config(config: Mapping[str, Any], source: str) -> dict[str, Any]:
         found: dict[str, Any] = handle_config_defaulting(dict(config))
     except Exception as error:  # SAELens raises what its parts raise
         raise _cannot_load(source, error) from error
-    architecture = found.get("architecture")
-    if not isinstance(architecture, str) or architecture not in SAE_CLASS_REGISTRY or architecture in _UNSUPPORTED:
+    architecture = str(found.get("architecture"))[:60]
+    if architecture not in SAE_CLASS_REGISTRY or architecture in _UNSUPPORTED:
         reason = f": {_UNSUPPORTED[architecture]}" if architecture in _UNSUPPORTED else ""
         known = ", ".join(sorted(SAE_CLASS_REGISTRY.keys() - _UNSUPPORTED.keys()))
-        shown = repr(str(architecture)[:60])
-        raise refusal(source, f"has the architecture {shown}, which is not supported{reason}. Supported are {known}")
+        raise refusal(
+            source, f"has the architecture {architecture!r}, which is not supported{reason}. Supported are {known}"
+        )
     for name in ("d_in", "d_sae"):
         size = found.get(name)
         if type(size) is not int or not 0 < size < _LARGEST_SIZE:

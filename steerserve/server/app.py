@@ -13,9 +13,10 @@ from steerserve.server.errors import install_error_handlers
 from steerserve.server.metrics import Metrics
 from steerserve.server.middleware import REQUEST_ID, BugBarrier, RequestTracing
 from steerserve.server.openapi import error_responses, install_document
-from steerserve.server.routes import chat, completions, dictionaries, jobs, models, operations
+from steerserve.server.routes import admin_dictionaries, chat, completions, dictionaries, jobs, models, operations
 from steerserve.server.schemas.chat import ChatChunk, ChatCompletionRequest
 from steerserve.server.schemas.completions import CompletionChunk, CompletionRequest
+from steerserve.server.schemas.dictionaries import LoadDictionaryRequest
 from steerserve.server.schemas.jobs import TrainRequest
 from steerserve.steering.edits import Steering
 
@@ -27,7 +28,14 @@ _DESCRIPTION = (
     "generating request. Unknown top-level fields are ignored, null means left out, and a documented field that is "
     "not supported is refused."
 )
-_API_ROUTERS = (chat.router, completions.router, models.router, dictionaries.router, jobs.router)
+_API_ROUTERS = (
+    chat.router,
+    completions.router,
+    models.router,
+    dictionaries.router,
+    admin_dictionaries.router,
+    jobs.router,
+)
 
 
 def create_app(runtime: Runtime) -> FastAPI:
@@ -61,6 +69,6 @@ def create_app(runtime: Runtime) -> FastAPI:
     for router in _API_ROUTERS:
         app.include_router(router, responses=error_responses())
     app.include_router(operations.router)
-    bodies = [ChatCompletionRequest, CompletionRequest, TrainRequest]
+    bodies = [ChatCompletionRequest, CompletionRequest, LoadDictionaryRequest, TrainRequest]
     install_document(app, [*bodies, ChatChunk, CompletionChunk, Steering])
     return app

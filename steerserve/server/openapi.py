@@ -44,6 +44,12 @@ def job_responses() -> dict[int | str, dict[str, Any]]:
     return _documented(_GENERATION_ERRORS | busy)
 
 
+def load_responses() -> dict[int | str, dict[str, Any]]:
+    """Say in a route's documentation how loading a dictionary can be refused."""
+    busy = {409: "A dictionary of that id is being loaded right now."}
+    return _documented({status: _GENERATION_ERRORS[status] for status in (400, 413)} | busy)
+
+
 def error_responses() -> dict[int | str, dict[str, Any]]:
     """Give the errors that routes under /v1 have in common."""
     return _documented(_ERRORS)

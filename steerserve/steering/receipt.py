@@ -32,10 +32,13 @@ class Receipt:
 
     def as_json(self) -> dict[str, Any]:
         """Return the `steering` object of a response."""
+        dictionaries = [edit.dictionary for edit in self.steering.edits if edit.dictionary is not None]
+        warnings = list(dict.fromkeys(sentence for used in dictionaries for sentence in used.warnings))
         return {
             "fingerprint": self.steering.fingerprint,
             "strength": self.steering.strength,
             "edits": [_edit_json(edit, tally) for edit, tally in zip(self.steering.edits, self.tallies, strict=True)],
+            **({"warnings": warnings} if warnings else {}),
         }
 
 

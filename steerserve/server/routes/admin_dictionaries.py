@@ -1,0 +1,49 @@
+"""`/admin/dictionaries`: dictionaries loaded, swapped and unloaded while the server generates."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends
+
+from steerserve.server.body import json_body
+from steerserve.server.dependencies import RuntimeDep
+from steerserve.server.keys import require_admin
+from steerserve.server.openapi import load_responses, request_body
+from steerserve.server.routes.dictionaries import DictionaryId
+from steerserve.server.schemas.dictionaries import DeletedDictionary, LoadDictionaryRequest
+from steerserve.server.schemas.listings import DictionaryList
+
+router = APIRouter(tags=["Features"], dependencies=[Depends(require_admin)])
+
+
+@router.get("/admin/dictionaries")
+async def list_loaded(runtime: RuntimeDep) -> DictionaryList:
+    """List the dictionaries that edits can name, as `/v1/dictionaries` does."""
+    return DictionaryList(data=[dictionary.as_json() for dictionary in runtime.dictionaries()])
+
+
+@router.post(
+    "/admin/dictionaries",
+    status_code=201,
+    responses=load_responses(),
+    openapi_extra=request_body(LoadDictionaryRequest),
+)
+async def load_dictionary(
+    body: Annotated[LoadDictionaryRequest, Depends(json_body(LoadDictionaryRequest))], runtime: RuntimeDep
+) -> dict[str, Any]:
+    """Load a dictionary and serve it from the next request on; those under way finish on what they started with.
+
+    One of the same id is replaced, and keeps its place. What cannot be used is refused and changes nothing.
+    """
+    loaded = await asyncio.to_thread(runtime.load_dictionary, body.id, body.source, force=body.force)
+    described: dict[str, Any] = loaded.as_json()
+    return described
+
+
+@router.delete("/admin/dictionaries/{dictionary_id}")
+async def unload_dictionary(dictionary_id: DictionaryId, runtime: RuntimeDep) -> DeletedDictionary:
+    """Serve a dictionary no longer. Where it was the default, the next one becomes it."""
+    await asyncio.to_thread(runtime.unload_dictionary, dictionary_id)
+    return DeletedDictionary(id=dictionary_id)
