@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from steerserve.core.errors import CorpusError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Generator, Iterator, Sequence
     from pathlib import Path
     from typing import IO
 
@@ -59,7 +59,7 @@ class Member(NamedTuple):
 
 def read_members(
     archive: Path, files: Sequence[str], exclude: Sequence[str] = (), *, limits: Limits | None = None
-) -> Iterator[Member]:
+) -> Generator[Member, None, None]:
     """Yield the regular files of a .deb, .zip, .whl or compressed tar whose path matches; `.gz` files are unpacked.
 
     Links and devices are passed over.

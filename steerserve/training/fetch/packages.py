@@ -22,7 +22,7 @@ _GUARD = Path(__file__).with_name("pip_guard.py")
 _TIMEOUT_S = 1800
 _MAX_ARCHIVE_BYTES = 1 << 30
 _PACKED = (".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".zip", ".whl", ".deb")
-_REASON = re.compile(r"(?:npm (?:ERR!|error)|E:|ERROR:)\s*(?!A complete log)(?:code \w+$)?(.*\S)")
+_REASON = re.compile(r"(?:npm (?:ERR!|error)|E:|ERROR:)(?!\s*(?:A complete log|code \w+$))\s*(\S.*)")
 
 
 class Package(NamedTuple):
