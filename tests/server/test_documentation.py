@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
+from steerserve.jobs.job import STATES, EventType
+from steerserve.server.schemas.jobs import JobObject, TrainRequest
 from steerserve.server.schemas.sampling import GenerationFields
 from steerserve.server.schemas.unsupported import CHAT, COMPLETIONS
 from tests.server.asking import client_of
@@ -13,7 +15,8 @@ from tests.server.asking import client_of
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
-PAGE = (Path(__file__).parents[2] / "docs" / "http.md").read_text()
+PAGE_FILE = Path(__file__).parents[2] / "docs" / "http.md"
+PAGE = PAGE_FILE.read_text()
 NAMES = set(re.findall(r"[A-Za-z0-9_]+", " ".join(re.findall(r"`([^`]+)`", PAGE))))
 OPENAIS_OWN = {
     *("model", "steering", "temperature", "top_p", "presence_penalty", "frequency_penalty", "logit_bias"),
@@ -33,6 +36,15 @@ def test_every_route_is_documented(app: FastAPI) -> None:
     for path, operations in app.openapi()["paths"].items():
         for method in operations:
             assert f"`{method.upper()} {path}`" in PAGE or f"{method.upper()} {path}" in PAGE
+
+
+def test_every_field_of_a_training_request_and_of_a_job_is_documented() -> None:
+    page = PAGE_FILE.with_name("jobs.md").read_text(encoding="utf-8")
+    rows = set(re.findall(r"`(\w+)`", " ".join(re.findall(r"^\| (`[^|]+) \|", page, re.MULTILINE))))
+    assert set(TrainRequest.model_fields) <= rows
+    assert {*STATES, *get_args(EventType)} <= rows
+    (example,) = re.findall(r"^```json\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    assert JobObject.model_validate_json(example).state == "running"
 
 
 async def test_every_metric_is_documented(app: FastAPI) -> None:
