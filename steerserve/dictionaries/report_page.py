@@ -18,38 +18,63 @@ _CURVES = (
     ("l0", "L0: active features a token (batch)"),
     ("dead_fraction", "Dead share (within the window)"),
 )
+_FIGURES = (
+    ("ce_recovered", "{:.3f}", "CE loss recovered"),
+    ("explained_variance", "{:.3f}", "explained variance"),
+    ("kl", "{:.3f}", "KL, nats a token"),
+    ("l0", "{:.1f}", "L0"),
+    ("dead_fraction", "{:.2%}", "dead"),
+    ("dense_fraction", "{:.2%}", "dense"),
+)
+_TABLES = {"heldout": "On held-out text", "features": "Features", "training": "Training", "versions": "Versions"}
 _environment = Environment(
     loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
 )
 
 
 def render_report(report: Mapping[str, Any]) -> str:
-    """Write the page of a report, as `report.json` holds it."""
-    history = report.get("history") or {}
-    points = [{**point, "loss": (point.get("losses") or {}).get("overall")} for point in history.get("points", ())]
+    """Write the page of a report, as `report.json` holds it; what is missing or of another shape is left out."""
+    history = _mapping(report.get("history"))
+    points = [_mapping(point) for point in _items(history.get("points"))]
+    points = [{**point, "loss": _mapping(point.get("losses")).get("overall")} for point in points]
     curves = [
-        _curve(title, [(point["step"], point[name]) for point in points if point.get(name) is not None])
+        _curve(title, [(p["step"], p[name]) for p in points if _is_number(p.get("step")) and _is_number(p.get(name))])
         for name, title in _CURVES
     ]
     return _environment.get_template("report_page.html.jinja").render(
         report=report,
-        tables=[(title, _rows(report.get(name) or {})) for name, title in _TABLES.items()],
+        figures=[(form.format(report[name]), text) for name, form, text in _FIGURES if _is_number(report.get(name))],
+        tables=[(title, _rows(_mapping(report.get(name)))) for name, title in _TABLES.items()],
         curves=[curve for curve in curves if curve],
-        resampled=history.get("resampled", ()),
-        bars=_bars((report.get("features") or {}).get("density")),
+        resampled=_rows(
+            {
+                f"step {_mapping(event).get('step')}": _mapping(event).get("features")
+                for event in _items(history.get("resampled"))
+            }
+        ),
+        bars=_bars(_mapping(_mapping(report.get("features")).get("density"))),
         width=_WIDTH,
         height=_HEIGHT,
     )
 
 
-_TABLES = {"heldout": "On held-out text", "features": "Features", "training": "Training", "versions": "Versions"}
+def _mapping(value: object) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _items(value: object) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _rows(values: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [(name, _text(value)) for name, value in values.items() if name != "density"]
 
 
-def _text(value: Any) -> str:  # noqa: ANN401 JSON
+def _text(value: object) -> str:
     if isinstance(value, float):
         return f"{value:.6g}"
     if isinstance(value, dict):
@@ -74,18 +99,16 @@ def _curve(title: str, points: Sequence[tuple[int, float]]) -> dict[str, Any] | 
     return {
         "title": title,
         "line": " ".join(places),
-        "low": f"{low:.4g}",
-        "high": f"{high:.4g}",
         "last": f"{values[-1]:.4g}",
-        "steps": f"steps {first:,} to {steps[-1]:,}",
+        "range": f"{low:.4g} to {high:.4g}, steps {first:,} to {steps[-1]:,}",
     }
 
 
-def _bars(density: Mapping[str, Any] | None) -> list[dict[str, Any]]:
+def _bars(density: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return the bars of the density histogram."""
-    if not density:
+    edges, counts = _items(density.get("log10_edges")), _items(density.get("counts"))
+    if not counts or len(edges) != len(counts) + 1 or not all(map(_is_number, [*edges, *counts])):
         return []
-    edges, counts = density["log10_edges"], density["counts"]
     top = max(*counts, 1)
     bar_width = _WIDTH / len(counts)
     return [

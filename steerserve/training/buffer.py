@@ -88,7 +88,7 @@ class BufferedBatches:
                 if self._num_passes == 0:
                     found.append(rows)
                     num_found += _length(rows)
-                    progress.update(min(num_found, capacity), {"tokens": num_found})
+                    progress.update(min(num_found, capacity))
                 else:
                     self._spare = dict(rows)
                 if observer.should_stop():

@@ -79,7 +79,7 @@ def _fill(
             for hook, rows in found.items():
                 cache[hook][num_rows : num_rows + num_new] = rows[:num_new]
             num_rows += num_new
-            progress.update(num_rows, {"tokens": num_rows, "sinks": reader.num_sinks})
+            progress.update(num_rows, {"sinks": reader.num_sinks})
             is_stopping = observer.should_stop()
             if is_stopping or reader.num_batches % _SAVE_EVERY == 0:
                 save(is_full=False)

@@ -90,7 +90,7 @@ class _Lines:
             self._first = done
         gained = done - self._first
         left_s = (now - self._start) / gained * (self._total - done) if gained else 0.0
-        self._line = f"{self._title}: {done} of {self._total} {_text(facts or {})}".rstrip()
+        self._line = f"{self._title}: {done:,} of {self._total:,} {_text(facts or {})}".rstrip()
         if now - self._last >= _LINE_EVERY_S:
             self._last = now
             log.info("%s, about %d s left", self._line, left_s)
@@ -103,7 +103,7 @@ def _text(facts: Mapping[str, Any]) -> str:
     """Write the numbers in a line; of several dictionaries, each with its name."""
     dictionaries = facts.get("dictionaries")
     if not dictionaries:
-        return " ".join(f"{name} {value:.4g}" for name, value in facts.items() if isinstance(value, int | float))
+        return " ".join(f"{name} {value:,}" for name, value in facts.items() if isinstance(value, int | float))
     parts = []
     for name, one in dictionaries.items():
         figures = (

@@ -1,16 +1,22 @@
-"""`GET /v1/dictionaries` and `GET /v1/dictionaries/{id}`."""
+"""`GET /v1/dictionaries`, `GET /v1/dictionaries/{id}` and the page of its report."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import APIRouter, Depends, Path
+from starlette.responses import HTMLResponse
 
 from steerserve.core.errors import NotFoundError
 from steerserve.dictionaries.registry import unknown_dictionary_message
+from steerserve.dictionaries.report_page import render_report
 from steerserve.server.dependencies import RuntimeDep
 from steerserve.server.keys import require_inference
 from steerserve.server.schemas.listings import DictionaryList
+
+if TYPE_CHECKING:
+    from steerserve.dictionaries.dictionary import Dictionary
+    from steerserve.runtime import Runtime
 
 DictionaryId = Annotated[str, Path(description="As `/v1/dictionaries` lists it.")]
 
@@ -26,9 +32,23 @@ async def list_dictionaries(runtime: RuntimeDep) -> DictionaryList:
 @router.get("/v1/dictionaries/{dictionary_id}")
 async def get_dictionary(dictionary_id: DictionaryId, runtime: RuntimeDep) -> dict[str, Any]:
     """Describe one dictionary: hook point, architecture, sizes, source, contents and training report."""
+    found: dict[str, Any] = _find(runtime, dictionary_id).as_json()
+    return found
+
+
+@router.get("/v1/dictionaries/{dictionary_id}/report", response_class=HTMLResponse)
+async def get_dictionary_report(dictionary_id: DictionaryId, runtime: RuntimeDep) -> HTMLResponse:
+    """Give the dictionary's report as a page: figures, training curves, how often features are active."""
+    report = _find(runtime, dictionary_id).report
+    if report is None:
+        message = f"The dictionary {dictionary_id!r} has no report. `steerserve dictionaries judge` writes one."
+        raise NotFoundError(message, param="dictionary_id", code="report_not_found")
+    return HTMLResponse(render_report(report))
+
+
+def _find(runtime: Runtime, dictionary_id: str) -> Dictionary:
     loaded = {dictionary.id: dictionary for dictionary in runtime.dictionaries()}
     if dictionary_id not in loaded:
         message = unknown_dictionary_message(dictionary_id, loaded)
         raise NotFoundError(message, param="dictionary_id", code="dictionary_not_found")
-    found: dict[str, Any] = loaded[dictionary_id].as_json()
-    return found
+    return loaded[dictionary_id]
