@@ -86,8 +86,8 @@ class Runtime:
         Raises:
             ConfigError: the jobs of an earlier server cannot be read.
         """
-        self.engine.start()
         self.jobs.start()
+        self.engine.start()
         self._is_started = True
 
     def stop(self) -> None:

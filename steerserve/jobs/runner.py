@@ -144,8 +144,9 @@ class JobRunner:
             self._requeue(job, f"The job's process {found}; the job goes on from its last checkpoint.")
             return
         often = "" if num_deaths == 1 else f", {num_deaths} times in a row without getting further"
-        advice = "Memory may be short: try a smaller d_sae, batch_size or context_size."
-        self._store.move(job.id, "failed", error=f"The job's process {found}{often}. {advice}")
+        is_killed = found.status is not None and found.status < 0
+        advice = "Memory may be short: try a smaller d_sae, batch_size or context_size." if is_killed else ""
+        self._store.move(job.id, "failed", error=f"The job's process {found}{often}. {advice}".rstrip())
 
     def _requeue(self, job: Job, message: str) -> None:
         self._store.move(job.id, "queued", message=message)

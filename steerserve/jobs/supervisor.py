@@ -6,7 +6,7 @@ import logging
 import threading
 from typing import TYPE_CHECKING, Any
 
-from steerserve.core.errors import ConflictError, NotFoundError, QueueFullError, UnavailableError
+from steerserve.core.errors import ConfigError, ConflictError, NotFoundError, QueueFullError, UnavailableError
 from steerserve.jobs.job import Job, new_job_id
 from steerserve.jobs.lock import FileLock
 from steerserve.jobs.runner import STOP_GRACE_S, JobRunner, worker_command
@@ -72,8 +72,7 @@ class Supervisor:
         """
         with self._changed:
             self._is_stopping = False
-            if self._opened() is not None:
-                self._start_thread()
+            self._opened()
 
     def stop(self) -> None:
         """Have the workers save what they have, and wait for that; their jobs go on after the next start."""
@@ -115,7 +114,6 @@ class Supervisor:
             for forgotten in store.prune(KEPT_JOBS):
                 lock_path(store.path, forgotten).unlink(missing_ok=True)
                 log_path(store.path, forgotten).unlink(missing_ok=True)
-            self._start_thread()
             self._changed.notify_all()
         _log.info("job %s is queued", job.id)
         return job
@@ -174,9 +172,10 @@ class Supervisor:
             return store.events(job_id, after=after) if store is not None else []
 
     def _opened(self) -> JobStore | None:
-        """Return the store where there is one, whichever server owns it."""
+        """Return the store where there is one, whichever server owns it; from then on it is looked after."""
         if self._store is None and not self._is_stopping and self.store_path.is_file():
             self._store = JobStore(self.store_path)
+            self._start_thread()
         return self._store
 
     def _owned_store(self) -> JobStore:
@@ -191,9 +190,12 @@ class Supervisor:
         except OSError as error:
             message = f"Jobs cannot be kept: {error}. Make that folder writable, or {advice}."
             raise ConflictError(message, code="jobs_folder_unusable") from error
+        except ConfigError as error:
+            raise ConflictError(error.message, code="jobs_folder_unusable") from error
         if not is_owned or self._store is None:
             message = f"Another server runs the jobs of this folder. Send the request there, or {advice}."
             raise ConflictError(message, code="jobs_folder_busy")
+        self._start_thread()
         return self._store
 
     def _own(self) -> bool:
@@ -210,7 +212,8 @@ class Supervisor:
 
     def _start_thread(self) -> None:
         if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="jobs")
+            # A daemon: where nobody calls `stop`, the workers notice that the server is gone.
+            self._thread = threading.Thread(target=self._run, name="jobs", daemon=True)
             self._thread.start()
 
     def _run(self) -> None:

@@ -21,6 +21,8 @@ from steerserve.server.schemas.jobs import TrainRequest
 from steerserve.steering.edits import Steering
 
 if TYPE_CHECKING:
+    from pydantic import BaseModel
+
     from steerserve.runtime import Runtime
 
 _DESCRIPTION = (
@@ -69,6 +71,6 @@ def create_app(runtime: Runtime) -> FastAPI:
     for router in _API_ROUTERS:
         app.include_router(router, responses=error_responses())
     app.include_router(operations.router)
-    bodies = [ChatCompletionRequest, CompletionRequest, LoadDictionaryRequest, TrainRequest]
+    bodies: list[type[BaseModel]] = [ChatCompletionRequest, CompletionRequest, LoadDictionaryRequest, TrainRequest]
     install_document(app, [*bodies, ChatChunk, CompletionChunk, Steering])
     return app

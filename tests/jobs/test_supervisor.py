@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from steerserve.core.errors import ConflictError, DictionarySourceError, NotFoundError
+from steerserve.core.errors import ConfigError, ConflictError, DictionarySourceError, NotFoundError
 from steerserve.jobs import supervisor as supervisor_module
 from steerserve.jobs.job import Job
 from steerserve.jobs.lock import FileLock
@@ -292,10 +292,11 @@ def test_a_second_server_on_the_folder_only_looks_until_the_first_is_gone(
     job = first.submit("train", "a", counting.spec("a", hold_at=2))
     until(lambda: counting.is_held("a", 2))
     second = counting.supervisor()
-    for write in (lambda: second.submit("train", "b", counting.spec("b")), lambda: second.cancel(job.id)):
-        with pytest.raises(ConflictError, match="dictionary_dirs") as caught:
-            write()
-        assert caught.value.code == "jobs_folder_busy"
+    with pytest.raises(ConflictError, match="dictionary_dirs") as submitting:
+        second.submit("train", "b", counting.spec("b"))
+    with pytest.raises(ConflictError) as cancelling:
+        second.cancel(job.id)
+    assert submitting.value.code == cancelling.value.code == "jobs_folder_busy"
     assert second.find(job.id).state == "running"
     first.stop()
     counting.go("a")
@@ -308,3 +309,43 @@ def test_a_folder_that_cannot_be_made_is_told(counting: Counting) -> None:
     with pytest.raises(ConflictError) as caught:
         counting.supervisor().submit("train", "a", counting.spec("a"))
     assert caught.value.code == "jobs_folder_unusable"
+
+
+def test_jobs_that_cannot_be_read_keep_the_server_from_starting(counting: Counting) -> None:
+    supervisor = counting.supervisor(start=False)
+    supervisor.store_path.parent.mkdir()
+    supervisor.store_path.write_text("something else entirely", encoding="ascii")
+    with pytest.raises(ConfigError, match="dictionary_dirs"):
+        supervisor.start()
+    with pytest.raises(ConflictError):
+        supervisor.submit("train", "a", counting.spec("a"))
+
+
+def test_a_process_that_ends_without_a_word_fails_the_job(counting: Counting, monkeypatch: pytest.MonkeyPatch) -> None:
+    supervisor = counting.supervisor(max_attempts=2)
+    monkeypatch.setattr(supervisor, "_command", lambda *_: [sys.executable, "-c", "raise SystemExit(7)"])
+    job = supervisor.submit("train", "a", counting.spec("a"))
+    error = wait_for(supervisor, job, "failed").error
+    assert error == "The job's process ended with exit code 7, 2 times in a row without getting further."
+
+
+def test_a_process_that_cannot_be_started_fails_the_job(counting: Counting, monkeypatch: pytest.MonkeyPatch) -> None:
+    supervisor = counting.supervisor()
+    monkeypatch.setattr(supervisor, "_command", lambda *_: [str(counting.folder / "none")])
+    job = supervisor.submit("train", "a", counting.spec("a"))
+    assert "could not be started" in (wait_for(supervisor, job, "failed").error or "")
+
+
+def test_a_worker_has_the_lowest_priority_few_threads_and_no_keys(
+    counting: Counting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STEERSERVE_ADMIN_KEY", "secret")
+    monkeypatch.setenv("OMP_WAIT_POLICY", "active")
+    supervisor = counting.supervisor()
+    job = supervisor.submit("train", "a", counting.spec("a", hold_at=1, threads=2))
+    until(lambda: counting.is_held("a", 1))
+    pid = worker_pid(supervisor, job)
+    assert os.getpriority(os.PRIO_PROCESS, pid) == 19
+    environment = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    assert {b"OMP_NUM_THREADS=2", b"GOMP_SPINCOUNT=1000"} <= set(environment)
+    assert not any(entry.startswith((b"STEERSERVE_ADMIN_KEY", b"OMP_WAIT_POLICY")) for entry in environment)

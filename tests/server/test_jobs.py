@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -374,7 +375,7 @@ async def test_disk_that_is_kept_for_other_jobs_is_not_given_twice(
     class Usage:
         free = 2 * needed - 1
 
-    monkeypatch.setattr(admission.shutil, "disk_usage", lambda _: Usage)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage)
     await started(admin, id="first", seed=1, **body)
     response = await admin.post("/admin/train", json={"id": "second", **body})
     error = response.json()["error"]
