@@ -87,3 +87,15 @@ def test_sources_are_chosen_by_name_and_a_wrong_name_is_told_the_nearest(tmp_pat
     assert [source.name for source in manifest.choose(["songs"])] == ["songs"]
     with pytest.raises(ConfigError, match="Did you mean songs"):
         manifest.choose(["song"])
+
+
+def test_the_documented_manifest_is_valid_and_every_extractor_is_documented(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[3] / "docs" / "training.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"```yaml\n(sources:.*?)```", page, flags=re.DOTALL)
+    path = tmp_path / "manifest.yaml"
+    path.write_text(example, encoding="utf-8")
+    (source,) = load_manifest(path).sources
+    assert source in load_manifest().sources
+    assert set(re.findall(r"^\| `(\w+)` \| ", page.split("| `extract` |")[1], flags=re.MULTILINE)) >= set(
+        get_args(Extractor)
+    )
