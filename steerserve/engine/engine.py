@@ -306,6 +306,7 @@ class Engine:
             scheduler.release(sequence)
             sequence.has_ended = True
             sequence.phase = Phase.FINISHED
+            sequence.let_go()
             with self._lock:
                 self._num_pending -= 1
                 self._counts["aborted"] += 1

@@ -121,11 +121,20 @@ class Sequence:
         if self.last_event is not None:
             receipt = self.edits.receipt() if self.edits is not None else None
             self.sink(replace(self.last_event, receipt=receipt))
+        self.let_go()
 
     def fail(self, error: Exception) -> None:
         """End with an error."""
         self.phase = Phase.FINISHED
         self.sink(error)
+        self.let_go()
+
+    def let_go(self) -> None:
+        """Forget who gets the events, now that there are no more.
+
+        The two know each other, and would keep the dictionaries of this request until the next garbage collection.
+        """
+        self.sink = _nobody
 
     def _base_event(self) -> TokenEvent:
         is_first = len(self.generated) <= 1
@@ -144,3 +153,7 @@ class Sequence:
             self.last_event = event
             return
         self.sink(event)
+
+
+def _nobody(_: TokenEvent | Exception) -> None:
+    """Take what nobody waits for."""

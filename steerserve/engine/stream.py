@@ -44,16 +44,20 @@ class TokenStream:
         """
         while True:
             event = await self._events.get()
+            is_last = isinstance(event, Exception) or event.finish_reason is not None
+            if is_last:
+                self._sequence = None  # whoever still holds this stream holds no dictionary by it
             if isinstance(event, Exception):
                 raise event
             yield event
-            if event.finish_reason is not None:
+            if is_last:
                 return
 
     def abort(self) -> None:
         """Give the slot back before the next step. Any thread, any number of times."""
-        if self._sequence is not None:
-            self._engine.abort(self._sequence)
+        sequence, self._sequence = self._sequence, None
+        if sequence is not None:
+            self._engine.abort(sequence)
 
 
 def drain(events: queue.SimpleQueue[TokenEvent | Exception]) -> Iterator[TokenEvent]:
