@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from steerserve.core.errors import ConfigError
@@ -25,7 +26,6 @@ from steerserve.training.windows import Windower, batch_windows
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
 
     from sae_lens import SAE
 
@@ -82,7 +82,7 @@ def train(options: TrainOptions, observer: Observer) -> tuple[Path, ...]:
             )
             save_report(report.as_json(), options.folder(one))
     if not options.keep_run:
-        shutil.rmtree(options.run_dir, ignore_errors=True)
+        _tidy(options)
     return tuple(options.folder(one) for one in options.dictionaries)
 
 
@@ -99,6 +99,16 @@ def finished(options: TrainOptions) -> tuple[Path, ...]:
             message = f"{report.parent} already holds a finished dictionary of another run; give another folder."
             raise ConfigError(message, param="out")
     return folders if len(reports) == len(folders) else ()
+
+
+def _tidy(options: TrainOptions) -> None:
+    """Remove what only an unfinished run needs. Text that was fetched or written for it stays: it cost time."""
+    for file in map(Path, options.prepared):
+        if file.is_relative_to(options.run_dir) and file.is_file():
+            kept = options.out / "corpus"
+            kept.mkdir(exist_ok=True)
+            file.replace(kept / file.name)
+    shutil.rmtree(options.run_dir, ignore_errors=True)
 
 
 def _claim(options: TrainOptions, corpus: Corpus) -> None:

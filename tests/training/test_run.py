@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -175,3 +176,17 @@ def test_bad_text_and_a_bad_hook_point_are_refused(sink_model: Path, text_folder
     beyond = dictionary(hook="blocks.2.hook_resid_post")
     with pytest.raises(ConfigError, match=r"of blocks\.0 to blocks\.1"):
         train(options(sink_model, text_folder, tmp_path / "b", beyond), Quiet())
+
+
+def test_text_that_was_made_for_a_run_is_kept(sink_model: Path, text_folder: Path, tmp_path: Path) -> None:
+    asked = options(sink_model, text_folder, tmp_path / "out")
+    made = asked.run_dir / "corpus" / "self-1.jsonl"
+    made.parent.mkdir(parents=True)
+    made.write_text("".join(json.dumps({"text": f"{n} and on and on"}) + "\n" for n in range(30)), encoding="utf-8")
+    content = made.read_bytes()
+
+    [out] = train(replace(asked, prepared=(str(text_folder), str(made))), Quiet())
+
+    assert not asked.run_dir.exists()
+    assert (out / "corpus" / "self-1.jsonl").read_bytes() == content
+    assert len(list(text_folder.iterdir())) == 60
