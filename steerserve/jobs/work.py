@@ -9,6 +9,7 @@ from steerserve.training.options import TrainOptions
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from pathlib import Path
 
     from steerserve.training.observer import Observer
 
@@ -35,11 +36,17 @@ def train_dictionaries(spec: Mapping[str, Any], observer: Observer) -> dict[str,
             {
                 "id": dictionary.id,
                 "source": f"path:{folder}",
-                "report": json.loads((folder / "report.json").read_text(encoding="utf-8")),
+                "report": _report(folder),
             }
             for dictionary, folder in zip(options.dictionaries, folders, strict=True)
         ]
     }
+
+
+def _report(folder: Path) -> dict[str, Any]:
+    """Return a dictionary's report without its curves, which are long, and which the dictionary itself has."""
+    report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    return {name: value for name, value in report.items() if name != "history"}
 
 
 WORK: Mapping[str, Work] = {"train": train_dictionaries}

@@ -64,8 +64,10 @@ def run_worker(store_path: Path, job_id: str, work: Mapping[str, Work], *, grace
         if job is None or job.state != "running" or store.outcome(job_id) is not None:
             return 0
         logging.getLogger("steerserve").addHandler(_EventHandler(store, job_id))
+        furthest = store.furthest(job_id)
+        store.record_progress(job_id, {"stage": "Starting"}, furthest)
         observer = JobObserver(
-            lambda progress, furthest: store.record_progress(job_id, progress, furthest), stop, store.furthest(job_id)
+            lambda progress, furthest: store.record_progress(job_id, progress, furthest), stop, furthest
         )
         threading.Thread(target=_end_in_time, args=(stop, store, job_id, observer, grace_s), daemon=True).start()
         store.record_outcome(job_id, _outcome(job, work, observer))

@@ -57,16 +57,22 @@ def spec(files: Path, out: Path, **values: Any) -> dict[str, Any]:  # noqa: ANN4
         context_size=32,
         device="cpu",
         heldout_tokens=64,
-        **{"epochs": 60, "checkpoint_every": 50, **values},
+        **{"epochs": 100, "checkpoint_every": 50, **values},
     )
     common = {"claims": ["one"], "threads": 1, "cache_dir": str(files / "cache"), "load": False}
     return {**common, "options": options.to_json()}
 
 
-def step_of(supervisor: Supervisor, job: Job) -> int:
-    found = supervisor.find(job.id)
-    assert not found.has_ended, found
-    return int(found.progress.get("step", 0))
+def num_training(supervisor: Supervisor, job: Job) -> int:
+    """Count the workers that came as far as a training step."""
+    assert not supervisor.find(job.id).has_ended, "it was over before it could be disturbed"
+    has_trained = [False]
+    for event in supervisor.events(job.id, 0):
+        if event.data.get("state") == "running":
+            has_trained.append(False)
+        elif "step" in event.data:
+            has_trained[-1] = True
+    return sum(has_trained)
 
 
 def test_a_job_that_is_killed_and_stopped_ends_with_the_weights_of_an_undisturbed_one(
@@ -84,11 +90,11 @@ def test_a_job_that_is_killed_and_stopped_ends_with_the_weights_of_an_undisturbe
     assert {"tokens", "losses", "explained_variance", "l0", "dead_fraction", "resampled"} <= told.keys()
 
     disturbed = supervisor.submit("train", "one", spec(files, tmp_path / "disturbed"))
-    until(lambda: step_of(supervisor, disturbed) > 60)
+    until(lambda: num_training(supervisor, disturbed) == 1)
     os.kill(worker_pid(supervisor, disturbed), signal.SIGKILL)
-    until(lambda: supervisor.find(disturbed.id).state == "queued" or step_of(supervisor, disturbed))
-    second = Supervisor(tmp_path, JobSettings(), lambda *_: None)
+    until(lambda: num_training(supervisor, disturbed) == 2)
     supervisor.stop()
+    second = Supervisor(tmp_path, JobSettings(), lambda *_: None)
     second.start()
     try:
         done = wait_for(second, disturbed, "done", "failed")
