@@ -36,7 +36,7 @@ def render_report(report: Mapping[str, Any]) -> str:
     """Write the page of a report, as `report.json` holds it; what is missing or of another shape is left out."""
     history = _mapping(report.get("history"))
     points = [_mapping(point) for point in _items(history.get("points"))]
-    points = [{**point, "loss": _mapping(point.get("losses")).get("overall")} for point in points]
+    points = [{**point, "loss": _loss(_mapping(point.get("losses")))} for point in points]
     curves = [
         _curve(title, [(p["step"], p[name]) for p in points if _is_number(p.get("step")) and _is_number(p.get(name))])
         for name, title in _CURVES
@@ -56,6 +56,10 @@ def render_report(report: Mapping[str, Any]) -> str:
         width=_WIDTH,
         height=_HEIGHT,
     )
+
+
+def _loss(losses: Mapping[str, Any]) -> object:
+    return losses.get("overall", losses.get("mse_loss"))
 
 
 def _mapping(value: object) -> dict[str, Any]:
