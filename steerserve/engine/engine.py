@@ -7,11 +7,12 @@ import logging
 import queue
 import threading
 from functools import partial
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Self, TypeVar
 
 import torch
 
-from steerserve.core.errors import EngineError, QueueFullError, SteerserveError, UnavailableError
+from steerserve.core.errors import EngineError, SteerserveError
+from steerserve.engine.inbox import Inbox
 from steerserve.engine.phase import Phase
 from steerserve.engine.request import GenerationRequest, TokenEvent
 from steerserve.engine.runner import not_finite_error
@@ -23,13 +24,15 @@ from steerserve.engine.stream import TokenStream, drain
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from collections.abc import Sequence as Many
+    from concurrent.futures import Future
 
     from steerserve.engine.runner import Runner
     from steerserve.engine.sampling import Choice
     from steerserve.engine.sequence import EventSink
 
+Result = TypeVar("Result")
+
 _log = logging.getLogger(__name__)
-_MAX_RETRY_AFTER_S = 60
 
 
 class Engine:
@@ -39,14 +42,10 @@ class Engine:
         """Serve `runner`; at most `max_queue` requests wait, and prompts are computed `chunk` tokens at a time."""
         self.runner = runner
         self.num_slots = num_slots
-        self._max_queue = max_queue
         self._chunk = chunk
         self._scheduler = Scheduler(num_slots, chunk, runner.cache)
+        self._inbox = Inbox(num_slots, max_queue)
         self._lock = threading.Lock()
-        self._work = threading.Condition(self._lock)
-        self._inbox: list[Sequence] = []
-        self._has_aborts = False
-        self._num_pending = 0
         self._is_stopping = False
         self._is_started = False
         self._thread: threading.Thread | None = None
@@ -77,11 +76,11 @@ class Engine:
 
     def stop(self) -> None:
         """End the thread after the step under way; requests that are left get an error. Any number of times."""
-        with self._work:
+        with self._lock:
             self._is_stopping = True
-            self._work.notify_all()
+        self._inbox.close()
         if self._thread is None:
-            self._fail_all("The server stopped before this request was done.")
+            self._lose_all_at_stop()
         elif self._thread is not threading.current_thread():
             self._thread.join()
 
@@ -111,57 +110,43 @@ class Engine:
 
     def abort(self, sequence: Sequence) -> None:
         """Drop a sequence before the next step. Any thread, any number of times."""
-        with self._work:
-            if sequence.phase is not Phase.FINISHED and not sequence.is_aborted:
-                sequence.is_aborted = True
-                self._has_aborts = True
-                self._work.notify_all()
+        self._inbox.abort(sequence)
+
+    def run_exclusive(self, fn: Callable[[], Result]) -> Future[Result]:
+        """Run `fn` on the engine's thread, in inference mode, between two steps; it alone uses the model then.
+
+        At most one such call runs between two steps, in order of arrival. Every stream waits for it, so it should do
+        no more than a step's work; who has more makes several calls. What it raises, the future raises. Cancelling
+        the future (or an `asyncio.wrap_future` of it) drops what has not begun. Any thread but the engine's own.
+
+        Raises:
+            QueueFullError: too many wait already.
+            UnavailableError: the engine is stopping; the future raises it too, where it stops before `fn` has begun.
+        """
+        return self._inbox.call(fn)
 
     def stats(self) -> EngineStats:
         """Return the present numbers. Any thread."""
         scheduler = self._scheduler
-        with self._lock:
-            num_waiting = len(self._inbox) + len(scheduler.waiting)
-            used = sum(r.num_used for r in list(scheduler.slots) if r is not None and r.sequence is not None)
-            return EngineStats(
-                num_running=scheduler.num_running,
-                num_waiting=num_waiting,
-                num_slots=self.num_slots,
-                num_steps_total=self._counts["steps"],
-                num_prompt_tokens_total=self._counts["prompt_tokens"],
-                num_generated_tokens_total=self._counts["generated_tokens"],
-                num_requests_total=self._counts["requests"],
-                num_aborted_total=self._counts["aborted"],
-                num_cached_tokens_total=self._counts["cached_tokens"],
-                kv_usage=used / (self.num_slots * self.runner.cache.context),
-            )
+        used = sum(r.num_used for r in list(scheduler.slots) if r is not None and r.sequence is not None)
+        return EngineStats(
+            num_running=scheduler.num_running,
+            num_waiting=self._inbox.num_waiting + len(scheduler.waiting),
+            num_slots=self.num_slots,
+            num_steps_total=self._counts["steps"],
+            num_prompt_tokens_total=self._counts["prompt_tokens"],
+            num_generated_tokens_total=self._counts["generated_tokens"],
+            num_requests_total=self._inbox.num_requests_total,
+            num_aborted_total=self._counts["aborted"],
+            num_cached_tokens_total=self._counts["cached_tokens"],
+            kv_usage=used / (self.num_slots * self.runner.cache.context),
+        )
 
     def _enqueue(self, requests: Many[GenerationRequest], sinks: Iterable[EventSink]) -> list[Sequence]:
         tokenizer = self.runner.lens.tokenizer
         sequences = [Sequence(request, tokenizer, sink) for request, sink in zip(requests, sinks, strict=True)]
-        with self._work:
-            if self._is_stopping:
-                message = "The server is stopping."
-                raise UnavailableError(message)
-            num_unplaced = self._num_pending - self.num_slots + len(sequences)
-            # A request of many samples may wait alone, however many it has; otherwise it could never be served.
-            if num_unplaced > self._max_queue and self._num_pending:
-                raise QueueFullError(self._queue_message(), retry_after_s=self._retry_after_s())
-            self._num_pending += len(sequences)
-            self._counts["requests"] += len(sequences)
-            self._inbox += sequences
-            self._work.notify_all()
+        self._inbox.put(sequences)
         return sequences
-
-    def _queue_message(self) -> str:
-        return (
-            f"The server is busy: {self._num_pending} samples are running or waiting, and {self._max_queue} may wait. "
-            "Try again in a moment."
-        )
-
-    def _retry_after_s(self) -> int:
-        """Guess when a place is free: a second for each full batch that is ahead."""
-        return min(1 + self._num_pending // self.num_slots, _MAX_RETRY_AFTER_S)
 
     @torch.inference_mode()
     def _run(self) -> None:
@@ -170,29 +155,30 @@ class Engine:
         finally:  # whatever ended the loop, nobody may wait for it
             with self._lock:
                 self._is_stopping = True
-            self._fail_all("The server stopped before this request was done.")
+            self._inbox.close()
+            self._lose_all_at_stop()
 
     def _step_until_stopped(self) -> None:
-        while self._wait_for_work():
+        while self._inbox.wait(is_busy=self._is_busy()):
+            self._take_arrivals()
             try:
                 self._step()
             except Exception:  # noqa: BLE001 one step's failure must not end the thread
                 _log.exception("the engine's step failed; its requests are lost, the engine goes on")
                 self._fail_all("The server failed while computing this request.")
+            self._run_call()
 
-    def _wait_for_work(self) -> bool:
-        """Take what arrived; wait while there is nothing to do. False once the engine stops."""
-        with self._work:
-            while not (self._is_stopping or self._inbox or self._has_aborts or self._is_busy()):
-                self._work.wait()
-            if self._is_stopping:
-                return False
-            self._scheduler.waiting.extend(self._inbox)
-            self._inbox.clear()
-            has_aborts, self._has_aborts = self._has_aborts, False
+    def _take_arrivals(self) -> None:
+        arrived, has_aborts = self._inbox.take()
+        self._scheduler.waiting.extend(arrived)
         if has_aborts:
             self._drop_aborted()
-        return True
+
+    def _run_call(self) -> None:
+        call = self._inbox.take_call()
+        if call is not None:
+            call.run()
+        del call  # the traceback of what it raised knows this frame, and would be kept by it until a collection
 
     def _is_busy(self) -> bool:
         return bool(self._scheduler.waiting or self._scheduler.num_running)
@@ -289,8 +275,7 @@ class Engine:
         if sequence.phase is Phase.DECODE:
             self.runner.flush_plan()
         self._scheduler.release(sequence, keep=error is None)
-        with self._lock:
-            self._num_pending -= 1
+        self._inbox.count_ended()
         if error is not None:
             sequence.fail(error)
         else:
@@ -307,18 +292,18 @@ class Engine:
             sequence.has_ended = True
             sequence.phase = Phase.FINISHED
             sequence.let_go()
-            with self._lock:
-                self._num_pending -= 1
-                self._counts["aborted"] += 1
+            self._inbox.count_ended()
+            self._counts["aborted"] += 1
 
     def _fail_all(self, message: str) -> None:
         """Start over with empty slots; everyone under way gets an error. Touches no tensor, so that it cannot fail."""
         scheduler = self._scheduler
         self._scheduler = Scheduler(self.num_slots, self._chunk, self.runner.cache)
         self.runner.drop_plan()
-        with self._lock:
-            lost = [*scheduler.waiting, *self._inbox, *scheduler.prefilling, *scheduler.decoding]
-            self._inbox.clear()
-            self._num_pending = 0
+        lost = [*scheduler.waiting, *self._inbox.lose_all(), *scheduler.prefilling, *scheduler.decoding]
         for sequence in lost:
             sequence.fail(EngineError(message))
+
+    def _lose_all_at_stop(self) -> None:
+        self._fail_all("The server stopped before this request was done.")
+        self._inbox.refuse_calls("The server stopped before this was begun.")

@@ -127,10 +127,11 @@ class Stepper:
     def step(self) -> bool:
         """Do what the engine's thread does for one step; False where there is nothing to do."""
         engine = self.engine
-        if not (engine._inbox or engine._has_aborts or engine._is_busy()):
+        if not (engine._inbox.has_any or engine._is_busy()):
             return False
-        engine._wait_for_work()
+        engine._take_arrivals()
         engine._step()
+        engine._run_call()
         return True
 
     def finish(self) -> None:

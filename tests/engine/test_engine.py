@@ -305,7 +305,7 @@ def test_aborted_and_failed_requests_leave_the_queue(llama: Runtime) -> None:
                 stepper.finish()
             stepper.submit(*[overflowing(llama)] * 3)
             stepper.finish()
-        assert engine._num_pending == 0
+        assert engine._inbox.num_pending == 0
 
 
 def test_more_samples_than_may_wait_are_served_when_alone(llama: Runtime) -> None:
