@@ -121,3 +121,9 @@ class DictionarySourceError(StartupError):
 
 class CorpusError(StartupError):
     """Text for training or evaluation that cannot be found or read."""
+
+
+class FeatureStoreError(StartupError):
+    """A file of a dictionary's statistics, snippets and labels that cannot be read or written."""
+
+    default_code = "feature_store_unusable"

@@ -1,0 +1,165 @@
+"""The SQLite file of a feature store: its tables, their versions, and how it is opened.
+
+The journal is SQLite's rollback journal, not a WAL: the file alone is the store, it can be read in a folder that
+nobody may write, and another file can be moved over it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+from typing import TYPE_CHECKING
+from urllib.parse import quote
+
+from steerserve.core.errors import FeatureStoreError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+APPLICATION_ID = 0x53534653
+"""Says that a file is a feature store (`PRAGMA application_id`): SSFS."""
+_PAGE_BYTES = 16384
+"""Several features to a page: with the usual 4,096 half a page is lost on most of them."""
+_BUSY_S = 30.0
+_TOKENS = "tokenize = 'porter unicode61 remove_diacritics 2'"
+MIGRATIONS: tuple[tuple[str, ...], ...] = (
+    (
+        "CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID",
+        """CREATE TABLE features (
+            feature INTEGER PRIMARY KEY,
+            num_active INTEGER NOT NULL,
+            maximum REAL NOT NULL,
+            mean REAL NOT NULL
+        )""",
+        "CREATE TABLE details (feature INTEGER PRIMARY KEY, content BLOB NOT NULL)",
+        "CREATE TABLE tokens (token_id INTEGER PRIMARY KEY, bytes BLOB NOT NULL)",
+        "CREATE TABLE calibrations (feature INTEGER PRIMARY KEY, dose REAL NOT NULL, output_score REAL NOT NULL)",
+        """CREATE TABLE labels (
+            number INTEGER PRIMARY KEY,
+            feature INTEGER NOT NULL,
+            text TEXT NOT NULL,
+            origin TEXT NOT NULL,
+            score REAL,
+            created REAL NOT NULL,
+            author TEXT,
+            is_current INTEGER NOT NULL,
+            is_best INTEGER NOT NULL
+        )""",
+        "CREATE INDEX labels_by_feature ON labels (feature)",
+        "CREATE UNIQUE INDEX best_labels ON labels (feature) WHERE is_best",
+        f"CREATE VIRTUAL TABLE label_index USING fts5(label, {_TOKENS})",
+        # What is near the peaks and what is promoted is searched with word counts; whole windows only for whether a
+        # word is there at all, for positions would cost more than all the rest.
+        f"CREATE VIRTUAL TABLE peak_index USING fts5(tokens, peaks, content = '', {_TOKENS})",
+        f"CREATE VIRTUAL TABLE text_index USING fts5(text, content = '', detail = none, columnsize = 0, {_TOKENS})",
+    ),
+)
+"""The statements that lead from version N to N + 1 of the file (`PRAGMA user_version`)."""
+
+
+@contextlib.contextmanager
+def reading(path: Path, *, timeout_s: float = _BUSY_S) -> Iterator[sqlite3.Connection]:
+    """Open a store for reading alone, as long as the block takes.
+
+    Raises:
+        FeatureStoreError: it cannot be read.
+    """
+    with told(path), contextlib.closing(_connect(path, "ro", timeout_s)) as connection:
+        yield connection
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[sqlite3.Connection]:
+    """Hold the write lock of a store from the first statement to the last; what fails changes nothing.
+
+    Raises:
+        FeatureStoreError: it cannot be written.
+    """
+    with told(path), contextlib.ExitStack() as stack:
+        while True:
+            inode = path.stat().st_ino
+            connection = stack.enter_context(contextlib.closing(_connect(path, "rw", _BUSY_S)))
+            connection.execute("BEGIN IMMEDIATE")
+            if path.stat().st_ino == inode:
+                break
+            # Another file was moved here while we waited for the old one; nobody would see what we write to that.
+            connection.execute("ROLLBACK")
+        try:
+            yield connection
+        except BaseException:
+            connection.execute("ROLLBACK")
+            raise
+        connection.execute("COMMIT")
+
+
+@contextlib.contextmanager
+def told(path: Path) -> Iterator[None]:
+    """Tell what SQLite and the file system say as an error of ours."""
+    try:
+        yield
+    except (sqlite3.Error, OSError) as error:
+        raise unusable(path, str(error)) from error
+
+
+def unusable(path: Path, reason: str) -> FeatureStoreError:
+    """Return the error that says why a store cannot be used."""
+    message = f"The feature store {path} cannot be used: {reason}. Move it away and interpret the dictionary again."
+    return FeatureStoreError(message)
+
+
+def make_file(path: Path) -> None:
+    """Make an empty store.
+
+    Raises:
+        FeatureStoreError: it cannot be made.
+    """
+    with told(path), contextlib.closing(_connect(path, "rwc", _BUSY_S)) as connection:
+        connection.execute(f"PRAGMA page_size = {_PAGE_BYTES}")
+        connection.execute("BEGIN IMMEDIATE")
+        connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+        _apply_migrations(connection, 0)
+        connection.execute("COMMIT")
+
+
+def check_file(path: Path) -> None:
+    """Check that a file is a store, and bring one of an older version up to date.
+
+    Raises:
+        FeatureStoreError: it is something else, damaged, of a newer version, or of an older one that may not be written.
+    """
+    with reading(path) as connection:
+        (application_id,) = connection.execute("PRAGMA application_id").fetchone()
+        (version,) = connection.execute("PRAGMA user_version").fetchone()
+    if application_id != APPLICATION_ID:
+        raise unusable(path, "it is no feature store")
+    if version > len(MIGRATIONS):
+        raise unusable(path, "a newer steerserve wrote it; update this one")
+    if version < len(MIGRATIONS):
+        with writing(path) as connection:
+            (version,) = connection.execute("PRAGMA user_version").fetchone()
+            _apply_migrations(connection, version)
+
+
+def compact(path: Path) -> None:
+    """Leave no room unused in a file that is written no more."""
+    with told(path), contextlib.closing(_connect(path, "rw", _BUSY_S)) as connection:
+        for index in ("label_index", "peak_index", "text_index"):
+            connection.execute(f"INSERT INTO {index} ({index}) VALUES ('optimize')")  # noqa: S608 constants
+        connection.execute("ANALYZE")
+        connection.execute("VACUUM")
+
+
+def _apply_migrations(connection: sqlite3.Connection, version: int) -> None:
+    for statements in MIGRATIONS[version:]:
+        for statement in statements:
+            connection.execute(statement)
+    connection.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
+
+
+def _connect(path: Path, mode: str, timeout_s: float) -> sqlite3.Connection:
+    # Transactions are begun by hand: the module's own begin without the write lock, and fail in the middle.
+    address = f"file:{quote(str(path.absolute()))}?mode={mode}"
+    connection = sqlite3.connect(address, timeout=timeout_s, isolation_level=None, uri=True)
+    connection.execute("PRAGMA trusted_schema = OFF")
+    return connection

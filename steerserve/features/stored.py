@@ -1,0 +1,77 @@
+"""What a feature store gives back, as data. No torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from steerserve.features.records import Calibration, Feature, Label, Window
+
+
+@dataclass(frozen=True, slots=True)
+class StoreMeta:
+    """Which dictionary a store is about, and what it was made from."""
+
+    dictionary_sha256: str
+    """Of the weight file."""
+    d_sae: int
+    model: str
+    num_tokens: int = 0
+    """Tokens that the harvest read, special ones and sinks left out; 0 for a store that holds labels alone."""
+    sources: tuple[str, ...] = ()
+    """Where the text came from."""
+    versions: Mapping[str, str] = field(default_factory=dict)
+    """Of the programs that made it."""
+    created: float = 0.0
+    """Unix time in seconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoreCounts:
+    """How much a store holds."""
+
+    num_features: int
+    """Features that the harvest wrote, dead ones included."""
+    num_live: int
+    """Of these, the ones that were active at all."""
+    num_labelled: int
+    num_calibrated: int
+
+
+@dataclass(frozen=True, slots=True)
+class StoredFeature:
+    """All that is known of one feature."""
+
+    feature: int
+    harvested: Feature | None
+    """None where it has no more than a label or a calibration."""
+    calibration: Calibration | None
+    label: Label | None
+    """The one that wins."""
+    labels: tuple[Label, ...]
+    """The current one of each origin, the winner first."""
+    token_bytes: Mapping[int, bytes]
+    """What every token id of `harvested` stands for; a character may be spread over several."""
+
+
+@dataclass(frozen=True, slots=True)
+class FoundFeature:
+    """One row of a search."""
+
+    feature: int
+    label: Label | None
+    density: float | None
+    """None where there was no harvest, as for `maximum`."""
+    maximum: float | None
+    calibration: Calibration | None
+    relevance: float | None
+    """None where nothing was searched for."""
+    example: Window | None
+    """The strongest window."""
+    promoted: tuple[int, ...]
+    """Token ids that it promotes most."""
+    token_bytes: Mapping[int, bytes]
+    """What the token ids of the example and of `promoted` stand for."""
