@@ -21,7 +21,7 @@ from steerserve.engine.runner import Runner, default_chunk
 from steerserve.engine.selfcheck import check_cache
 from steerserve.jobs.supervisor import Supervisor
 from steerserve.model.lens import load_lens
-from steerserve.model.names import recorded_name
+from steerserve.model.names import model_names
 from steerserve.model.norms import measure_norms
 from steerserve.model.source import fetch_model
 from steerserve.steering.resolve import SteeringResolver
@@ -222,10 +222,9 @@ def build_runtime(settings: Settings) -> Runtime:
 def _loader(
     settings: Settings, files: ModelFiles, lens: LensModel, norms: Mapping[str, tuple[float, float]]
 ) -> DictionaryLoader:
-    recorded = recorded_name(files.path)
     return DictionaryLoader(
         lens=lens,
-        model_names=(files.id, recorded) if recorded is not None else (files.id,),
+        model_names=model_names(files),
         norms=norms,
         allowed_dirs=settings.allowed_dictionary_dirs,
         max_bytes=settings.max_dictionary_bytes,

@@ -2,17 +2,37 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
 
 import steerserve
 from steerserve.commands.shared import environment_settings, print_table, read_config
+from steerserve.core.config import DEFAULT_MODEL
+from steerserve.core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from steerserve.dictionaries.layouts import StoredDictionary
 
 _BUNDLED = Path(steerserve.__file__).parent / "dictionaries" / "bundled"
+_MAX_NAME_CHARS = 64
+_FIGURES = ("ce_recovered", "explained_variance", "l0", "dead_fraction", "dense_fraction")
+_LABEL_WIDTH = 20
 
-dictionaries_app = typer.Typer(help="List dictionaries.", no_args_is_help=True)
+Source = Annotated[
+    str,
+    typer.Argument(
+        help="bundled:MODEL/NAME, path:FOLDER, hf:REPOSITORY[/FOLDER] or sae_lens:RELEASE/SAE_ID.", show_default=False
+    ),
+]
+
+dictionaries_app = typer.Typer(help="List, fetch, show and check dictionaries.", no_args_is_help=True)
 
 
 @dictionaries_app.command("list")
@@ -27,3 +47,121 @@ def dictionaries_list() -> None:
             folder = file.parent.relative_to(root) if kind == "bundled" else file.parent
             table.add_row(f"{kind}:{folder}", config.get("architecture", "?"), str(config.get("d_sae", "?")), hook)
     print_table(table)
+
+
+@dictionaries_app.command("pull")
+def dictionaries_pull(
+    source: Source,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for it; one in dictionary_dirs if not given.", show_default=False)
+    ] = None,
+) -> None:
+    """Fetch a dictionary and keep it as a plain folder in SAELens' layout, with where it came from."""
+    from steerserve.core.progress import progress_line
+    from steerserve.dictionaries.export import write_folder
+
+    target = out if out is not None else environment_settings().dictionary_dirs[0] / _name_of(source)
+    if target.exists():
+        raise _exists(target)
+    stored = _read(source)
+    metadata = _metadata(stored)
+    try:
+        with progress_line(f"Checking {source} and writing {target}"):
+            write_folder(stored, target)
+    except FileExistsError as error:
+        raise _exists(target) from error
+    except OSError as error:
+        message = f"{target} cannot be written: {error.strerror}."
+        raise ConfigError(message, param="out") from error
+    made_for = str(metadata.get("model_name") or "")
+    model = "" if made_for in {"", DEFAULT_MODEL} else f"--model {shlex.quote(made_for)} "
+    typer.echo(f"{target}: {stored.config.get('d_sae')} features at {metadata.get('hook_name')}")
+    serving = f"{_name_of(target.name)}={shlex.quote(f'path:{target}')}"
+    typer.echo(f"Serve it with: steerserve serve {model}--dictionary {serving}")
+
+
+@dictionaries_app.command("show")
+def dictionaries_show(source: Source) -> None:
+    """Show what a dictionary is: hook point, architecture, sizes, contents, whom it was made for, and its report."""
+    stored = _read(source)
+    metadata, report = _metadata(stored), stored.report or {}
+    shown = {
+        "source": source,
+        "hook point": metadata.get("hook_name") or "?",
+        "architecture": stored.config.get("architecture", "?"),
+        "d_in": stored.config.get("d_in", "?"),
+        "features": stored.config.get("d_sae", "?"),
+        "stored as": str(stored.tensors["W_dec"].dtype).removeprefix("torch.") if "W_dec" in stored.tensors else "?",
+        "sha256": stored.sha256,
+        "made for": metadata.get("model_name") or "?",
+        **{name: report[name] for name in _FIGURES if name in report},
+    }
+    for label, value in shown.items():
+        typer.echo(
+            f"{label:{_LABEL_WIDTH}}{value:.4g}" if isinstance(value, float) else f"{label:{_LABEL_WIDTH}}{value}"
+        )
+
+
+@dictionaries_app.command("check")
+def dictionaries_check(
+    source: Source,
+    model: Annotated[
+        str | None, typer.Option(help="The model it is to be used with, as for serve.", show_default=False)
+    ] = None,
+    *,
+    force: Annotated[bool, typer.Option("--force", help="Also where it was made for a model of another name.")] = False,
+) -> None:
+    """Check a dictionary as the server does before it is used; what is wrong is one line and exit code 2."""
+    import torch
+
+    from steerserve.dictionaries.checks import check_fit
+    from steerserve.dictionaries.saelens import build_sae
+
+    sae = build_sae(_read(source), torch.device("cpu"))
+    if model is None:
+        typer.echo(f"{source} is sound. (--model checks whether it fits a model.)")
+        return
+    from steerserve.model.lens import load_lens
+    from steerserve.model.names import model_names
+    from steerserve.model.source import fetch_model
+
+    files = fetch_model(model, cache_dir=environment_settings().cache_dir)
+    fit = check_fit(sae, source, load_lens(files), model_names(files), force=force)
+    typer.echo(f"{source} is sound and fits {files.id} at {fit.hook_name}.")
+    for reservation in fit.reservations:
+        typer.echo(f"But it {reservation}.")
+
+
+def _read(source: str) -> StoredDictionary:
+    from steerserve.dictionaries.layouts import StoredDictionary
+    from steerserve.dictionaries.saelens import read_config
+    from steerserve.dictionaries.sources import read_source
+    from steerserve.dictionaries.weights import Room
+
+    settings = environment_settings()
+    kind, _, name = source.partition(":")
+    # Who types a folder can read it.
+    own = [Path(name)] if kind == "path" else []
+    stored = read_source(source, [*settings.dictionary_dirs, *own], Room(settings.max_dictionary_bytes))
+    config = read_config(stored.config, source)
+    return StoredDictionary(source, config, stored.tensors, stored.sha256, stored.report, stored.plain)
+
+
+def _metadata(stored: StoredDictionary) -> Mapping[str, object]:
+    found: Mapping[str, object] = stored.config["metadata"]
+    return found
+
+
+def _name_of(source: str) -> str:
+    """Return a name that can be a dictionary's id: what of the source is not its kind or the hub's organisation."""
+    kind, colon, place = source.partition(":")
+    parts = (place if colon else source).strip("/").split("/")
+    kept = parts[1:] if kind == "hf" else parts if kind == "sae_lens" else parts[-1:]
+    return (
+        re.sub(r"[^A-Za-z0-9._-]+", "-", "-".join(kept)).lstrip("._-")[-_MAX_NAME_CHARS:].lstrip("._-") or "dictionary"
+    )
+
+
+def _exists(target: Path) -> ConfigError:
+    message = f"{target} is there already. Remove it, or name another folder with --out."
+    return ConfigError(message, param="out")

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from steerserve.dictionaries.weights import Room
 
 _REPO = re.compile(r"([\w.-]+/[\w.-]+)(?:/(.+))?", re.ASCII)
+_TIMEOUT_S = 30.0
 _TRANSPORTS = frozenset({"httpx", "httpcore"})
 _MOST_ITEM_BYTES = 8
 """Of a stored value, against the four of float32 in which the limit counts."""
@@ -93,17 +94,19 @@ def hub_refusals(source: str, repo: str) -> Iterator[None]:
 
 
 def _fetch(repo: str, folder: str, source: str, room: Room) -> Path:
-    from huggingface_hub import hf_hub_download, list_repo_tree  # noqa: PLC0415 as above
+    from huggingface_hub import hf_hub_download, model_info  # noqa: PLC0415 as above
     from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError  # noqa: PLC0415
-    from huggingface_hub.hf_api import RepoFile  # noqa: PLC0415
 
     try:
-        entries = list(list_repo_tree(repo, folder or None))
+        info = model_info(repo, files_metadata=True, timeout=_TIMEOUT_S)
     except (HfHubHTTPError, HFValidationError):
         raise
     except Exception:  # noqa: BLE001 the hub gave no answer, whatever the client's transport calls that
         return _cached(repo, folder)
-    sizes = {PurePosixPath(entry.path).name: entry.size for entry in entries if isinstance(entry, RepoFile)}
+    files = {PurePosixPath(file.rfilename): file.size or 0 for file in info.siblings or ()}
+    sizes = {path.name: size for path, size in files.items() if path.parent == PurePosixPath(folder)}
+    if not sizes:
+        raise EntryNotFoundError(folder)
     layout = find_layout(sizes, source)
     wanted = [layout.config, *([REPORT_FILE] if REPORT_FILE in sizes else []), layout.weights]
     limits = dict.fromkeys(wanted, MAX_JSON_BYTES)
@@ -115,10 +118,9 @@ def _fetch(repo: str, folder: str, source: str, room: Room) -> Path:
     paths = {Path(hf_hub_download(repo, prefix + name)).parent for name in wanted}
     if len(paths) > 1:
         raise refusal(source, "changed while it was fetched; try again")
-    if folder and layout.config != OUTER_CONFIG_FILE:
-        outer = PurePosixPath(folder).parent / OUTER_CONFIG_FILE
-        with contextlib.suppress(EntryNotFoundError):
-            hf_hub_download(repo, str(outer))
+    outer = PurePosixPath(folder).parent / OUTER_CONFIG_FILE
+    if folder and layout.config != OUTER_CONFIG_FILE and files.get(outer, MAX_JSON_BYTES + 1) <= MAX_JSON_BYTES:
+        hf_hub_download(repo, str(outer))
     return paths.pop()
 
 

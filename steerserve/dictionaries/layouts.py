@@ -42,6 +42,8 @@ class StoredDictionary:
     """By SAELens' names, as they are stored. Taken out one by one when the dictionary is built."""
     sha256: str
     report: dict[str, Any] | None = None
+    plain: SourceFolder | None = None
+    """Where its files are, if they are SAELens' own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +93,8 @@ def read_folder(folder: SourceFolder, room: Room) -> StoredDictionary:
     except (KeyError, TypeError, ValueError, IndexError, AttributeError, RuntimeError) as error:
         reason = f"has no {error}" if isinstance(error, KeyError) else f"cannot be understood: {error}"
         raise refusal(folder.source, f"has a {layout.config} or {layout.weights} that {reason}") from error
-    return StoredDictionary(folder.source, config, tensors, weights.sha256, report)
+    plain = folder if layout.weights == WEIGHTS_FILE else None
+    return StoredDictionary(folder.source, config, tensors, weights.sha256, report, plain)
 
 
 def _read_saelens(_folder: SourceFolder, config: dict[str, Any], tensors: dict[str, Tensor]) -> Parts:

@@ -10,6 +10,7 @@ import weakref
 from types import NoneType
 from typing import TYPE_CHECKING, Any, get_args
 
+import sae_lens
 import torch
 from sae_lens import SAE
 from sae_lens.loading.pretrained_sae_loaders import handle_config_defaulting
@@ -96,8 +97,9 @@ def read_config(config: Mapping[str, Any], source: str) -> dict[str, Any]:
         size = found.get(name)
         if type(size) is not int or not 0 < size < _LARGEST_SIZE:
             raise refusal(source, f"must have a whole number of 1 to {_LARGEST_SIZE - 1} as {name}")
-    found["metadata"] = _read_metadata(found.get("metadata") or {}, found.get("hook_name"), source)
-    return found
+    metadata = _read_metadata(found.get("metadata") or {}, found.get("hook_name"), source)
+    # Under an older version it would be taken for the older form that it is no longer in.
+    return {**found, "metadata": {**metadata, "sae_lens_version": sae_lens.__version__}}
 
 
 def _read_metadata(metadata: object, hook_name: object, source: str) -> dict[str, Any]:

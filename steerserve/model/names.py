@@ -7,7 +7,7 @@ import re
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from steerserve.model.source import ModelFiles
 
 _QUANTISATION = re.compile(r"[._-](?:i?q\d\w*|bf16|fp?16|fp?32)$")
 
@@ -22,11 +22,11 @@ def plain_name(name: str) -> str:
     return _QUANTISATION.sub("", last).removesuffix("-gguf")
 
 
-def recorded_name(folder: Path) -> str | None:
-    """Return the name under which a model was saved, where its `config.json` says so."""
+def model_names(files: ModelFiles) -> tuple[str, ...]:
+    """Return what a model is called: its id, and the name under which it was saved where its `config.json` says so."""
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config = json.loads((files.path / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return None
+        return (files.id,)
     name = config.get("_name_or_path") if isinstance(config, dict) else None
-    return name if isinstance(name, str) and name else None
+    return (files.id, name) if isinstance(name, str) and name else (files.id,)

@@ -163,6 +163,12 @@ def keep_only(name: str) -> Callable[[Path], None]:
     return apply
 
 
+def make_file(folder: Path) -> None:
+    """Have a file in the folder's place."""
+    shutil.rmtree(folder)
+    folder.write_text("x", encoding="utf-8")
+
+
 class Exploding:
     """Something that would act when unpickled."""
 
@@ -233,7 +239,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "no config": (lambda folder: (folder / CONFIG).unlink(), r"no cfg.json"),
     "no weights": (lambda folder: (folder / WEIGHTS).unlink(), "holds no dictionary"),
     "no folder": (shutil.rmtree, "there is no folder"),
-    "file as folder": (lambda folder: (shutil.rmtree(folder), folder.write_text("x")), "there is no folder"),
+    "file as folder": (make_file, "there is no folder"),
     # The configuration
     "config no JSON": (write(CONFIG, b"{"), "as JSON"),
     "config no text": (write(CONFIG, b"\xff\xfe\x00"), "as JSON"),
@@ -312,12 +318,28 @@ async def test_a_bad_replacement_leaves_what_it_would_have_replaced(served: Runt
     await assert_refused(served, {"id": "res0", "source": f"path:{bad}"})
 
 
-LINKS: dict[str, Callable[[Path, Path], object]] = {
-    "the folder": lambda bad, outside: (shutil.rmtree(bad), bad.symlink_to(outside)),
-    "the weights": lambda bad, outside: ((bad / WEIGHTS).unlink(), (bad / WEIGHTS).symlink_to(outside / WEIGHTS)),
-    "the configuration": lambda bad, outside: ((bad / CONFIG).unlink(), (bad / CONFIG).symlink_to(outside / CONFIG)),
-    "the report": lambda bad, outside: (bad / REPORT).symlink_to(outside / CONFIG),
-    "a device": lambda bad, _: ((bad / WEIGHTS).unlink(), (bad / WEIGHTS).symlink_to("/dev/zero")),
+def link(name: str, target: str) -> Callable[[Path, Path], None]:
+    """Have a link in a file's place."""
+
+    def apply(folder: Path, outside: Path) -> None:
+        (folder / name).unlink(missing_ok=True)
+        (folder / name).symlink_to(outside / target)
+
+    return apply
+
+
+def link_folder(folder: Path, outside: Path) -> None:
+    """Have a link in the folder's place."""
+    shutil.rmtree(folder)
+    folder.symlink_to(outside)
+
+
+LINKS: dict[str, Callable[[Path, Path], None]] = {
+    "the folder": link_folder,
+    "the weights": link(WEIGHTS, WEIGHTS),
+    "the configuration": link(CONFIG, CONFIG),
+    "the report": link(REPORT, CONFIG),
+    "a device": link(WEIGHTS, "/dev/zero"),
 }
 
 
