@@ -33,7 +33,7 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
             mean REAL NOT NULL
         )""",
         "CREATE TABLE details (feature INTEGER PRIMARY KEY, content BLOB NOT NULL)",
-        "CREATE TABLE tokens (token_id INTEGER PRIMARY KEY, bytes BLOB NOT NULL)",
+        "CREATE TABLE tokens (number INTEGER PRIMARY KEY, token_id INTEGER NOT NULL, bytes BLOB NOT NULL)",
         "CREATE TABLE calibrations (feature INTEGER PRIMARY KEY, dose REAL NOT NULL, output_score REAL NOT NULL)",
         """CREATE TABLE labels (
             number INTEGER PRIMARY KEY,
@@ -108,25 +108,29 @@ def unusable(path: Path, reason: str) -> FeatureStoreError:
     return FeatureStoreError(message)
 
 
-def make_file(path: Path) -> None:
-    """Make an empty store.
+@contextlib.contextmanager
+def make_file(path: Path) -> Iterator[sqlite3.Connection]:
+    """Make a store without features; whatever the block writes is in it from the first moment on.
 
     Raises:
         FeatureStoreError: it cannot be made.
     """
-    with told(path), contextlib.closing(_connect(path, "rwc", _BUSY_S)) as connection:
-        connection.execute(f"PRAGMA page_size = {_PAGE_BYTES}")
-        connection.execute("BEGIN IMMEDIATE")
-        connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-        _apply_migrations(connection, 0)
-        connection.execute("COMMIT")
+    with told(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.closing(_connect(path, "rwc", _BUSY_S)) as connection:
+            connection.execute(f"PRAGMA page_size = {_PAGE_BYTES}")
+            connection.execute("BEGIN IMMEDIATE")
+            connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+            _apply_migrations(connection, 0)
+            yield connection
+            connection.execute("COMMIT")
 
 
 def check_file(path: Path) -> None:
     """Check that a file is a store, and bring one of an older version up to date.
 
     Raises:
-        FeatureStoreError: it is something else, damaged, of a newer version, or of an older one that may not be written.
+        FeatureStoreError: it is something else, damaged, of a newer version, or of an older one and may not be written.
     """
     with reading(path) as connection:
         (application_id,) = connection.execute("PRAGMA application_id").fetchone()

@@ -18,13 +18,10 @@ Sort = Literal["relevance", "steerability", "density", "max", "feature"]
 
 MAX_WORDS = 16
 _LEAST_PREFIX_CHARS = 2
-_LABEL_WEIGHT = 3.0
-_TOKENS_WEIGHT = 1.0
-_PEAKS_WEIGHT = 2.0
-_TEXT_SCORE = 0.05
-"""Of a word that is in a window and nowhere near its peak. The others get their BM25 score, some units for a rare word."""
 _WORD = re.compile(r"[^\W_]+")
-_UNSPACED = re.compile("([\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff])")
+_UNSPACED = re.compile(
+    "([\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff])"
+)
 """Letters of scripts that write no spaces between words: each counts as a word of its own."""
 
 _STEERABILITY = "coalesce(output_score, 0)"
@@ -36,12 +33,14 @@ _ORDERS: dict[Sort, str] = {
     "feature": "feature",
 }
 _COLUMNS = "feature, relevance, num_active, maximum, dose, output_score"
-_ALL = "SELECT feature, NULL AS score FROM features UNION SELECT feature, NULL FROM labels WHERE is_best"
+_ALL = "SELECT feature, NULL AS score FROM features UNION SELECT rowid, NULL FROM label_index"
 _PER_WORD = (
-    f"SELECT ?, rowid, {_LABEL_WEIGHT} * -bm25(label_index) FROM label_index WHERE label_index MATCH ?",
-    f"SELECT ?, rowid, -bm25(peak_index, {_TOKENS_WEIGHT}, {_PEAKS_WEIGHT}) FROM peak_index WHERE peak_index MATCH ?",
-    f"SELECT ?, rowid, {_TEXT_SCORE} FROM text_index WHERE text_index MATCH ?",
+    "SELECT ?, rowid, -3.0 * bm25(label_index) FROM label_index WHERE label_index MATCH ?",
+    "SELECT ?, rowid, -bm25(peak_index, 1.0, 2.0) FROM peak_index WHERE peak_index MATCH ?",
+    "SELECT ?, rowid, 0.05 FROM text_index WHERE text_index MATCH ?",
 )
+"""A rare word has a BM25 score of a few units; in a label it counts three times, near a peak twice, and only a little
+where it is somewhere in a window."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +54,8 @@ class Statement:
 def search_statement(query: str, sort: Sort, limit: int, offset: int) -> Statement:
     """Return the query for the features that match; for an empty `query` all of them.
 
-    A match that writes what it promotes counts up to twice: its score times `1 + o / (o + WRITES_SCORE)`, with `o` its
-    output score.
+    A match that writes what it promotes counts up to twice: its score is multiplied by `1 + o / (o + WRITES_SCORE)`,
+    with `o` its output score.
 
     Raises:
         InvalidRequestError: there are too many words.

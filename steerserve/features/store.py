@@ -11,35 +11,36 @@ import json
 import os
 import threading
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import psutil
 
 from steerserve.core.errors import FeatureStoreError
 from steerserve.features.details import details_of, pack_details, unpack_details
-from steerserve.features.records import LABEL_ORIGINS, Activity, Calibration, Feature, Label
+from steerserve.features.labels import current_labels, kept_labels, label_history, put_label, take_labels
+from steerserve.features.records import Activity, Calibration, Feature
 from steerserve.features.schema import check_file, compact, make_file, reading, told, unusable, writing
 from steerserve.features.search import indexed, search_statement
 from steerserve.features.stored import FoundFeature, StoreCounts, StoredFeature, StoreMeta
+from steerserve.features.vocabulary import Vocabulary, tokens_of
 
 if TYPE_CHECKING:
     import sqlite3
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping
     from pathlib import Path
 
     from steerserve.features.details import Details
-    from steerserve.features.records import Window
+    from steerserve.features.records import Label
     from steerserve.features.search import Sort
 
-AUTOMATIC_ORIGINS = ("promoted", "peak", "words")
-"""Labels that a harvest makes anew; the others outlive it."""
+_BATCH = 256
+"""Features that are held while they are written; from the first ones comes the order of the vocabulary."""
 _PEAK_REACH = 2
 """Tokens on each side of a window's peak that are searched as what the feature fires on."""
 _COUNTER = slice(24, 28)
 """Place in SQLite's header of a number that changes with every transaction."""
-_LABEL_COLUMNS = "text, origin, score, created, author"
-_BEST_FIRST = f"CASE origin {' '.join(f'WHEN {name!r} THEN {place}' for place, name in enumerate(LABEL_ORIGINS))} END"
 
 
 class FeatureStore:
@@ -49,7 +50,7 @@ class FeatureStore:
         """Take a file that `open` has checked or `create` has made."""
         self.path = path
         self._labels: dict[int, str] = {}
-        self._labels_of: tuple[int, bytes] | None = None
+        self._labels_stamp: tuple[int, bytes] | None = None
         self._labels_lock = threading.Lock()
 
     @classmethod
@@ -73,51 +74,51 @@ class FeatureStore:
         """
         if path.exists():
             raise unusable(path, "there is a file already")
-        make_file(path)
-        store = cls(path)
-        with writing(path) as connection:
-            connection.executemany(
-                "INSERT INTO meta VALUES (?, ?)", [(key, json.dumps(value)) for key, value in asdict(meta).items()]
-            )
-        return store
+        values = [(key, json.dumps(value)) for key, value in asdict(meta).items()]
+        with make_file(path) as connection:
+            connection.executemany("INSERT INTO meta VALUES (?, ?)", values)
+        return cls(path)
 
     @classmethod
     @contextlib.contextmanager
     def replacing(cls, path: Path, meta: StoreMeta) -> Iterator[FeatureStore]:
         """Give an empty store to be filled; when the block ends well it takes the place of the one at `path`.
 
-        Labels by people and language models and the calibrations of that one are kept. A block that fails, or a
-        process that is killed, leaves the old one as it is.
+        Labels by people and language models and the calibrations of that one are kept, unless it was about other
+        weights. A block that fails, or a process that is killed, leaves the old one as it is.
 
         Raises:
             FeatureStoreError: it cannot be made, or something that is no feature store is in its place.
         """
         _remove_leftovers(path)
+        if path.exists():
+            cls.open(path)
         aside = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}")
         with contextlib.ExitStack() as stack:
             stack.callback(aside.unlink, missing_ok=True)
             fresh = cls.create(aside, meta)
             yield fresh
             if path.exists():
-                check_file(path)
                 # Whoever sets a label meanwhile waits for this lock, and then finds the new file.
                 stack.enter_context(writing(path))
-                fresh.carry_over(cls(path))
+                older = cls(path)
+                if older.meta().dictionary_sha256 == meta.dictionary_sha256:
+                    fresh.carry_over(older)
             compact(aside)
             with told(path):
                 aside.replace(path)
 
     def meta(self) -> StoreMeta:
         """Return which dictionary the store is about, and what it was made from."""
-        with self._reading() as connection:
+        with reading(self.path) as connection:
             return _meta(dict(connection.execute("SELECT key, value FROM meta")), self.path)
 
     def counts(self) -> StoreCounts:
         """Return how much there is."""
-        with self._reading() as connection:
+        with reading(self.path) as connection:
             row = connection.execute(
                 "SELECT (SELECT count(*) FROM features), (SELECT count(*) FROM features WHERE num_active > 0), "
-                "(SELECT count(*) FROM labels WHERE is_best), (SELECT count(*) FROM calibrations)"
+                "(SELECT count(*) FROM label_index), (SELECT count(*) FROM calibrations)"
             ).fetchone()
         return StoreCounts(*row)
 
@@ -125,20 +126,19 @@ class FeatureStore:
         """Add features that the store does not have yet, all or none.
 
         Args:
-            features: They may come from a generator; one is held at a time.
+            features: They may come from a generator; a few hundred are held at a time.
             token_bytes: What a token id stands for, `Tokenizer.token_bytes`.
 
         Raises:
             FeatureStoreError: one is there already, or the file cannot be written.
         """
+        rest = iter(features)
         with writing(self.path) as connection:
-            known: dict[int, bytes] = dict(connection.execute("SELECT token_id, bytes FROM tokens"))
-            for feature in features:
-                details = details_of(feature)
-                fresh = {token_id: token_bytes(token_id) for token_id in details.token_ids() - known.keys()}
-                known |= fresh
-                connection.executemany("INSERT INTO tokens VALUES (?, ?)", fresh.items())
-                _insert_feature(connection, feature, details, known)
+            vocabulary = Vocabulary(connection, token_bytes)
+            while batch := list(islice(rest, _BATCH)):
+                vocabulary.add(token for feature in batch for token in details_of(feature).tokens())
+                for feature in batch:
+                    _insert_feature(connection, feature, vocabulary)
 
     def write_calibrations(self, calibrations: Mapping[int, Calibration]) -> None:
         """Keep what features do when they are pushed, in place of what was known."""
@@ -150,64 +150,63 @@ class FeatureStore:
 
     def feature(self, feature: int) -> StoredFeature | None:
         """Return all that is known of a feature; None for nothing."""
-        with self._reading() as connection:
-            row = connection.execute(
-                "SELECT num_active, maximum, mean, content FROM features JOIN details USING (feature) WHERE feature = ?",
-                (feature,),
-            ).fetchone()
-            labels = _current_labels(connection, feature)
+        with reading(self.path) as connection:
+            harvested, token_bytes = self._harvested(connection, feature)
+            labels = current_labels(connection, feature)
             calibration = _calibration(connection, feature)
-            if row is None and not labels and calibration is None:
-                return None
-            harvested, texts = None, dict[int, bytes]()
-            if row is not None:
-                details = self._unpack(row[3])
-                num_tokens = _num_tokens(connection)
-                harvested = _feature(feature, num_tokens, row, details, labels)
-                texts = _token_bytes(connection, details.token_ids())
-        return StoredFeature(feature, harvested, calibration, labels[0] if labels else None, labels, texts)
+        if harvested is None and not labels and calibration is None:
+            return None
+        best = labels[0] if labels else None
+        return StoredFeature(feature, harvested, calibration, best, labels, token_bytes)
 
-    def features(self) -> Iterator[StoredFeature]:
-        """Go through all features that anything is known of, in order."""
-        with self._reading() as connection:
-            query = "SELECT feature FROM features UNION SELECT feature FROM labels UNION SELECT feature FROM calibrations"
-            numbers = [number for (number,) in connection.execute(f"{query} ORDER BY feature")]
-        for number in numbers:
-            if (found := self.feature(number)) is not None:
-                yield found
+    def feature_numbers(self) -> list[int]:
+        """Return all features that anything is known of, in order."""
+        query = (
+            "SELECT feature FROM features UNION SELECT rowid FROM label_index UNION SELECT feature FROM calibrations"
+        )
+        with reading(self.path) as connection:
+            return [number for (number,) in connection.execute(f"{query} ORDER BY 1")]
 
     def calibration(self, feature: int) -> Calibration | None:
         """Return what a feature does when it is pushed."""
-        with self._reading() as connection:
+        with reading(self.path) as connection:
             return _calibration(connection, feature)
 
     def calibrations(self) -> dict[int, Calibration]:
-        """Return all of them."""
-        with self._reading() as connection:
+        """Return what each feature does that was calibrated."""
+        with reading(self.path) as connection:
             rows = connection.execute("SELECT feature, dose, output_score FROM calibrations").fetchall()
         return {feature: Calibration(dose, score) for feature, dose, score in rows}
 
     def maximum(self, feature: int) -> float | None:
         """Return a feature's largest activation; None where there was no harvest, 0 for a dead feature."""
-        with self._reading() as connection:
+        with reading(self.path) as connection:
             row = connection.execute("SELECT maximum FROM features WHERE feature = ?", (feature,)).fetchone()
         return None if row is None else float(row[0])
 
     def set_label(self, feature: int, label: Label | None) -> None:
-        """Give a feature a label, in place of the one of the same origin; None takes a person's away."""
+        """Give a feature a label, in place of the one of the same origin; None takes a person's away.
+
+        Raises:
+            FeatureStoreError: the file cannot be written.
+        """
         self.set_labels({feature: label})
 
     def set_labels(self, labels: Mapping[int, Label | None]) -> None:
-        """Give features labels, all or none."""
+        """Give features labels, all or none; one without a time gets the present one.
+
+        Raises:
+            FeatureStoreError: the file cannot be written.
+        """
+        now = time.time()
         with writing(self.path) as connection:
             for feature, label in labels.items():
-                _set_label(connection, feature, label)
+                put_label(connection, feature, label and replace(label, created=label.created or now))
 
     def label_history(self, feature: int) -> tuple[Label, ...]:
         """Return every label that a feature ever had, the newest first."""
-        with self._reading() as connection:
-            query = f"SELECT {_LABEL_COLUMNS} FROM labels WHERE feature = ? ORDER BY number DESC"  # noqa: S608 a constant
-            return tuple(Label(*row) for row in connection.execute(query, (feature,)))
+        with reading(self.path) as connection:
+            return label_history(connection, feature)
 
     def labels(self, features: Iterable[int]) -> dict[int, str]:
         """Return the winning labels of those features that have one, from memory: an event loop may call it.
@@ -216,10 +215,10 @@ class FeatureStore:
         """
         with self._labels_lock:
             stamp = self._stamp()
-            if stamp != self._labels_of:
+            if stamp != self._labels_stamp:
                 with contextlib.suppress(FeatureStoreError), reading(self.path, timeout_s=0) as connection:
                     self._labels = dict(connection.execute("SELECT rowid, label FROM label_index"))
-                    self._labels_of = stamp
+                    self._labels_stamp = stamp
             known = self._labels
         return {feature: known[feature] for feature in features if feature in known}
 
@@ -232,37 +231,56 @@ class FeatureStore:
             InvalidRequestError: the query has too many words.
         """
         statement = search_statement(query, sort, limit + 1, offset)
-        with self._reading() as connection:
+        with reading(self.path) as connection:
             rows = connection.execute(statement.sql, statement.values).fetchall()
             num_tokens = _num_tokens(connection)
-            found = [self._found(connection, row, num_tokens) for row in rows[:limit]]
-        return found, len(rows) > limit
+            return [self._found(connection, row, num_tokens) for row in rows[:limit]], len(rows) > limit
 
     def carry_over(self, older: FeatureStore) -> None:
         """Take the calibrations of a store of the same dictionary, and its labels with their history.
 
         Of the automatic labels only the history is taken: those here were made from newer text.
         """
-        with older._reading() as connection:  # noqa: SLF001 another object of this class
-            calibrations = connection.execute("SELECT feature, dose, output_score FROM calibrations").fetchall()
-            labels = connection.execute(
-                f"SELECT feature, is_current, {_LABEL_COLUMNS} FROM labels ORDER BY number"  # noqa: S608 a constant
-            ).fetchall()
+        calibrations = older.calibrations()
+        with reading(older.path) as connection:
+            labels = kept_labels(connection)
         with writing(self.path) as connection:
-            connection.executemany("INSERT OR IGNORE INTO calibrations VALUES (?, ?, ?)", calibrations)
-            for feature, is_current, *columns in labels:
-                keeps = bool(is_current) and columns[1] not in AUTOMATIC_ORIGINS
-                _insert_label(connection, feature, Label(*columns), is_current=keeps)
-            for feature in {row[0] for row in labels}:
-                _choose_best(connection, feature)
+            connection.executemany(
+                "INSERT OR IGNORE INTO calibrations VALUES (?, ?, ?)",
+                [(feature, found.dose, found.output_score) for feature, found in calibrations.items()],
+            )
+            take_labels(connection, labels)
+
+    def _harvested(self, connection: sqlite3.Connection, feature: int) -> tuple[Feature | None, Mapping[int, bytes]]:
+        row = connection.execute(
+            "SELECT num_active, maximum, mean, content FROM features JOIN details USING (feature) WHERE feature = ?",
+            (feature,),
+        ).fetchone()
+        if row is None:
+            return None, {}
+        num_active, maximum, mean, content = row
+        details, token_bytes = self._with_ids(connection, self._unpack(content))
+        activity = Activity(_num_tokens(connection), num_active, maximum, mean, details.quantiles, details.histogram)
+        return Feature(
+            feature=feature,
+            activity=activity,
+            windows=details.windows,
+            peak_tokens=details.peak_tokens,
+            promoted=details.promoted,
+            suppressed=details.suppressed,
+            neighbours=details.neighbours,
+        ), token_bytes
 
     def _found(self, connection: sqlite3.Connection, row: tuple[Any, ...], num_tokens: int) -> FoundFeature:
         feature, relevance, num_active, maximum, dose, output_score = row
-        labels = _current_labels(connection, feature)
+        labels = current_labels(connection, feature)
         stored = connection.execute("SELECT content FROM details WHERE feature = ?", (feature,)).fetchone()
-        details = None if stored is None else self._unpack(stored[0])
-        example = details.windows[0] if details is not None and details.windows else None
-        promoted = tuple(token_id for token_id, _ in details.promoted) if details is not None else ()
+        shown: Details | None = None
+        token_bytes: Mapping[int, bytes] = {}
+        if stored is not None:
+            details = self._unpack(stored[0])
+            shown = replace(details, windows=details.windows[:1], peak_tokens=(), suppressed=())
+            shown, token_bytes = self._with_ids(connection, shown)
         return FoundFeature(
             feature=feature,
             label=labels[0] if labels else None,
@@ -270,13 +288,10 @@ class FeatureStore:
             maximum=maximum,
             calibration=None if dose is None else Calibration(dose, output_score),
             relevance=relevance,
-            example=example,
-            promoted=promoted,
-            token_bytes=_token_bytes(connection, {*promoted, *(example.token_ids if example is not None else ())}),
+            example=shown.windows[0] if shown is not None and shown.windows else None,
+            promoted=tuple(token_id for token_id, _ in shown.promoted) if shown is not None else (),
+            token_bytes=token_bytes,
         )
-
-    def _reading(self) -> contextlib.AbstractContextManager[sqlite3.Connection]:
-        return reading(self.path)
 
     def _unpack(self, content: bytes) -> Details:
         try:
@@ -284,7 +299,16 @@ class FeatureStore:
         except ValueError as error:
             raise unusable(self.path, f"a feature in it cannot be read ({error})") from error
 
+    def _with_ids(self, connection: sqlite3.Connection, details: Details) -> tuple[Details, Mapping[int, bytes]]:
+        """Name the tokens by the model's ids, and say what these stand for."""
+        ids, token_bytes = tokens_of(connection, set(details.tokens()))
+        try:
+            return details.renamed(ids), token_bytes
+        except KeyError as error:
+            raise unusable(self.path, f"its token {error} is missing") from error
+
     def _stamp(self) -> tuple[int, bytes]:
+        """Return what changes whenever the file does."""
         try:
             with self.path.open("rb") as file:
                 return os.fstat(file.fileno()).st_ino, file.read(_COUNTER.stop)[_COUNTER]
@@ -292,74 +316,30 @@ class FeatureStore:
             return 0, b""
 
 
-def _insert_feature(
-    connection: sqlite3.Connection, feature: Feature, details: Details, known: Mapping[int, bytes]
-) -> None:
-    activity = feature.activity
+def _insert_feature(connection: sqlite3.Connection, feature: Feature, vocabulary: Vocabulary) -> None:
+    number, activity = feature.feature, feature.activity
     connection.execute(
-        "INSERT INTO features VALUES (?, ?, ?, ?)",
-        (feature.feature, activity.num_active, activity.maximum, activity.mean),
+        "INSERT INTO features VALUES (?, ?, ?, ?)", (number, activity.num_active, activity.maximum, activity.mean)
     )
-    connection.execute("INSERT INTO details VALUES (?, ?)", (feature.feature, pack_details(details)))
-    named = [token_id for pairs in (feature.peak_tokens, feature.promoted) for token_id, _ in pairs]
-    tokens = " ".join(_text([token_id], known) for token_id in named)
-    peaks = " ".join(_text(_near_peak(window), known) for window in feature.windows)
-    texts = " ".join(_text(window.token_ids, known) for window in feature.windows)
+    content = pack_details(details_of(feature).renamed(vocabulary.number_of))
+    connection.execute("INSERT INTO details VALUES (?, ?)", (number, content))
+    tokens = [token_id for pairs in (feature.peak_tokens, feature.promoted) for token_id, _ in pairs]
+    near = [
+        window.token_ids[max(0, window.peak - _PEAK_REACH) : window.peak + _PEAK_REACH + 1]
+        for window in feature.windows
+    ]
     connection.execute(
         "INSERT INTO peak_index (rowid, tokens, peaks) VALUES (?, ?, ?)",
-        (feature.feature, indexed(tokens), indexed(peaks)),
+        (
+            number,
+            indexed(" ".join(vocabulary.text([token_id]) for token_id in tokens)),
+            indexed(" ".join(map(vocabulary.text, near))),
+        ),
     )
-    connection.execute("INSERT INTO text_index (rowid, text) VALUES (?, ?)", (feature.feature, indexed(texts)))
+    texts = indexed(" ".join(vocabulary.text(window.token_ids) for window in feature.windows))
+    connection.execute("INSERT INTO text_index (rowid, text) VALUES (?, ?)", (number, texts))
     for label in feature.labels:
-        _set_label(connection, feature.feature, label)
-
-
-def _near_peak(window: Window) -> Sequence[int]:
-    return window.token_ids[max(0, window.peak - _PEAK_REACH) : window.peak + _PEAK_REACH + 1]
-
-
-def _text(token_ids: Iterable[int], known: Mapping[int, bytes]) -> str:
-    return b"".join(known[token_id] for token_id in token_ids).decode("utf-8", errors="replace")
-
-
-def _set_label(connection: sqlite3.Connection, feature: int, label: Label | None) -> None:
-    origin = label.origin if label is not None else "person"
-    connection.execute(
-        "UPDATE labels SET is_current = 0, is_best = 0 WHERE feature = ? AND origin = ?", (feature, origin)
-    )
-    if label is not None:
-        _insert_label(connection, feature, label, is_current=True)
-    _choose_best(connection, feature)
-
-
-def _insert_label(connection: sqlite3.Connection, feature: int, label: Label, *, is_current: bool) -> None:
-    connection.execute(
-        f"INSERT INTO labels (feature, {_LABEL_COLUMNS}, is_current, is_best) "  # noqa: S608 a constant
-        "VALUES (?, ?, ?, ?, ?, ?, ?, 0)",
-        (feature, label.text, label.origin, label.score, label.created or time.time(), label.author, is_current),
-    )
-
-
-def _choose_best(connection: sqlite3.Connection, feature: int) -> None:
-    connection.execute("UPDATE labels SET is_best = 0 WHERE feature = ? AND is_best", (feature,))
-    connection.execute("DELETE FROM label_index WHERE rowid = ?", (feature,))
-    best = connection.execute(
-        "SELECT number, text FROM labels WHERE feature = ? AND is_current "  # noqa: S608 a constant
-        f"ORDER BY {_BEST_FIRST}, number DESC LIMIT 1",
-        (feature,),
-    ).fetchone()
-    if best is not None:
-        connection.execute("UPDATE labels SET is_best = 1 WHERE number = ?", (best[0],))
-        connection.execute("INSERT INTO label_index (rowid, label) VALUES (?, ?)", (feature, best[1]))
-
-
-def _current_labels(connection: sqlite3.Connection, feature: int) -> tuple[Label, ...]:
-    rows = connection.execute(
-        f"SELECT {_LABEL_COLUMNS} FROM labels WHERE feature = ? AND is_current "  # noqa: S608 constants
-        f"ORDER BY {_BEST_FIRST}, number DESC",
-        (feature,),
-    )
-    return tuple(Label(*row) for row in rows)
+        put_label(connection, number, label)
 
 
 def _calibration(connection: sqlite3.Connection, feature: int) -> Calibration | None:
@@ -371,27 +351,6 @@ def _calibration(connection: sqlite3.Connection, feature: int) -> Calibration | 
 def _num_tokens(connection: sqlite3.Connection) -> int:
     (value,) = connection.execute("SELECT value FROM meta WHERE key = 'num_tokens'").fetchone()
     return int(json.loads(value))
-
-
-def _token_bytes(connection: sqlite3.Connection, token_ids: Iterable[int]) -> dict[int, bytes]:
-    query = "SELECT token_id, bytes FROM tokens JOIN json_each(?) ON token_id = value"
-    return dict(connection.execute(query, (json.dumps(sorted(token_ids)),)))
-
-
-def _feature(
-    feature: int, num_tokens: int, row: tuple[Any, ...], details: Details, labels: tuple[Label, ...]
-) -> Feature:
-    num_active, maximum, mean, _ = row
-    return Feature(
-        feature=feature,
-        activity=Activity(num_tokens, num_active, maximum, mean, details.quantiles, details.histogram),
-        windows=details.windows,
-        peak_tokens=details.peak_tokens,
-        promoted=details.promoted,
-        suppressed=details.suppressed,
-        neighbours=details.neighbours,
-        labels=tuple(label for label in labels if label.origin in AUTOMATIC_ORIGINS),
-    )
 
 
 def _meta(rows: Mapping[str, str], path: Path) -> StoreMeta:
