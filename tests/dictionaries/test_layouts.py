@@ -211,11 +211,9 @@ def test_a_dictionary_learning_dictionary_equals_saelens_own_converter(
     convert(folder)
     local_hub(tmp_path)
 
-    def converter(path: Path, device: str, cfg_overrides: dict[str, Any] | None) -> tuple[dict[str, Any], Any]:
-        loaded = theirs.dictionary_learning_sae_huggingface_loader_1(
-            "run", path.name, device, cfg_overrides=cfg_overrides
-        )
-        return loaded[:2]
+    def converter(path: Path, device: str, cfg_overrides: dict[str, Any] | None) -> Any:  # noqa: ANN401 SAELens' own
+        read = theirs.dictionary_learning_sae_huggingface_loader_1
+        return read("run", path.name, device, cfg_overrides=cfg_overrides)[:2]
 
     assert_same(load(llama, folder), SAE.load_from_disk(folder, dtype="float32", converter=converter))
 
