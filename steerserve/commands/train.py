@@ -73,9 +73,12 @@ def train_command(
     ] = None,
     tokens: Annotated[int, typer.Option(help="Tokens of text that are used.")] = 1_000_000,
     epochs: Annotated[
-        int | None, typer.Option(help="How often each token is seen; 6 with --storage disk, 1 with buffer.")
+        int | None,
+        typer.Option(help="How often each token is seen; 6 if not given (3 below 200,000 tokens, 1 with a buffer)."),
     ] = None,
-    batch_size: Annotated[int, typer.Option(help="Tokens a step.")] = 2048,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Tokens a step; 2048 if not given, down to 512 in a short run.")
+    ] = None,
     lr: Annotated[float, typer.Option(help="Adam's learning rate.")] = 8e-4,
     seed: Annotated[int, typer.Option(help="Of the first weights, the order of tokens and resampling.")] = 0,
     context_size: Annotated[int, typer.Option(help="Tokens a window of text.")] = 128,

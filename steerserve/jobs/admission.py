@@ -104,7 +104,7 @@ def room_for(options: TrainOptions, widths: Mapping[str, int]) -> Room:
         disk += sum(options.tokens * widths[hook] * _FLOAT16_BYTES for hook in options.hooks)
     if any(entry == OWN_TEXT or entry.startswith("hf:") for entry in options.corpus):
         disk += options.tokens * _TEXT_BYTES_PER_TOKEN
-    batch = options.batch_size * max(one.d_sae for one in options.dictionaries) * _FLOAT32_BYTES
+    batch = options.tokens_a_step * max(one.d_sae for one in options.dictionaries) * _FLOAT32_BYTES
     buffer = options.buffer_mb * 1_000_000 if options.storage == "buffer" else 0
     return Room(disk, weights * _TRAINING_COPIES + batch * _BATCH_COPIES + buffer)
 

@@ -147,10 +147,10 @@ def _activations(lens: LensModel, options: TrainOptions, corpus: Corpus, observe
 
     if options.storage == "disk":
         cache = fill_cache(open_text(), options.run_dir / "activations", options.tokens, observer)
-        return CachedBatches(cache, options.batch_size, options.num_epochs, options.seed)
+        return CachedBatches(cache, options.tokens_a_step, options.num_epochs, options.seed)
     total = options.tokens * options.num_epochs
     num_bytes = options.buffer_mb * 1_000_000
-    batches = BufferedBatches(open_text, total, options.batch_size, num_bytes=num_bytes, seed=options.seed)
+    batches = BufferedBatches(open_text, total, options.tokens_a_step, num_bytes=num_bytes, seed=options.seed)
     if saved := last_checkpoint(options.run_dir):
         batches.load(saved / BATCHES_FOLDER)
     else:
@@ -220,7 +220,7 @@ def _judge(
         )
         for one in options.dictionaries
     ]
-    found = evaluate_splices(lens, judged, text, options.heldout_tokens, observer)
+    found = evaluate_splices(lens, judged, text, options.num_heldout_tokens, observer)
     return {one.id: metrics for one, metrics in zip(options.dictionaries, found, strict=True)}
 
 

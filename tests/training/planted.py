@@ -53,7 +53,7 @@ def scale_of(rows: NDArray[np.float16]) -> float:
 def batches_of(rows: NDArray[np.float16], options: TrainOptions) -> CachedBatches:
     calibration = Calibration({HOOK: np.inf}, {HOOK: rows.shape[1]}, "float16")
     return CachedBatches(
-        CachedActivations({HOOK: rows}, calibration, 0), options.batch_size, options.num_epochs, options.seed
+        CachedActivations({HOOK: rows}, calibration, 0), options.tokens_a_step, options.num_epochs, options.seed
     )
 
 

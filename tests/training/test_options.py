@@ -82,3 +82,19 @@ def test_options_survive_being_written_as_json() -> None:
     dictionaries = (DictionaryOptions("a", resample=(0.5,)), DictionaryOptions("b", d_sae=64))
     options = TrainOptions(out=Path("out"), corpus=("text", "self"), dictionaries=dictionaries, epochs=3)
     assert TrainOptions.from_json(json.loads(json.dumps(options.to_json()))) == options
+
+
+def test_short_runs_take_smaller_batches_and_measure_less() -> None:
+    def options(tokens: int, **more: object) -> TrainOptions:
+        settings: dict[str, Any] = {"out": Path("out"), "corpus": ("text",), "tokens": tokens, **more}
+        return TrainOptions(dictionaries=(DictionaryOptions("a"),), **settings)
+
+    assert (options(60_000).num_epochs, options(60_000).tokens_a_step, options(60_000).num_heldout_tokens) == (
+        3,
+        512,
+        3000,
+    )
+    assert (options(1_000_000).num_epochs, options(1_000_000).tokens_a_step) == (6, 2048)
+    assert options(1_000_000).num_heldout_tokens == 16_384
+    assert options(60_000, batch_size=4096, heldout_tokens=10, epochs=1).tokens_a_step == 4096
+    assert options(60_000, storage="buffer").num_epochs == 1

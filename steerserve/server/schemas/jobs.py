@@ -83,7 +83,9 @@ class TrainRequest(StrictRequestModel):
         description="`self` (text that the model writes), `path:FOLDER_OR_FILE` below one of `corpus_dirs`, or "
         "`hf:OWNER/NAME[@CONFIG][:SPLIT]`; or several of them.",
     )
-    batch_size: int = Field(default=2048, ge=1, le=2**17, description="Tokens a step.")
+    batch_size: int | None = Field(
+        default=None, ge=1, le=2**17, description="Tokens a step; 2048 if left out, down to 512 in a short run."
+    )
     lr: float = Field(default=8e-4, gt=0, lt=1, description="Adam's learning rate.")
     seed: int = Field(default=0, ge=0, le=2**32 - 1, description="Of the first weights and the order of the tokens.")
     resample: bool | Annotated[list[Share], Field(max_length=MAX_SHARES)] | None = Field(
