@@ -19,6 +19,8 @@ from steerserve.dictionaries.sources import locate_dictionary
 from steerserve.engine.engine import Engine
 from steerserve.engine.runner import Runner, default_chunk
 from steerserve.engine.selfcheck import check_cache
+from steerserve.features.vectors import FOLDER as VECTORS_FOLDER
+from steerserve.features.vectors import VectorStore
 from steerserve.jobs.supervisor import Supervisor
 from steerserve.model.lens import load_lens
 from steerserve.model.names import model_names
@@ -62,7 +64,10 @@ class Runtime:
         self._is_started = False
         self._is_stopping = False
         widths = {hook_name: lens.width(hook_name) for hook_name in lens.hook_names}
-        self._resolver = SteeringResolver(widths, settings.engine.max_edits)
+        self.vectors = VectorStore(settings.dictionary_dirs[0] / VECTORS_FOLDER)
+        self._resolver = SteeringResolver(
+            widths, settings.engine.max_edits, model_id=self.model_id, vectors=self.vectors
+        )
 
     def __enter__(self) -> Self:
         """Start the engine."""

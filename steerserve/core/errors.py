@@ -119,6 +119,12 @@ class DictionarySourceError(StartupError):
         super().__init__(message, param=param, code=code)
 
 
+class VectorError(StartupError):
+    """A stored steering vector, or a file to be imported as one, that cannot be used."""
+
+    default_code = "invalid_vector"
+
+
 class CorpusError(StartupError):
     """Text for training or evaluation that cannot be found or read."""
 

@@ -51,14 +51,14 @@ class Runner:
         """Run `lens` over `num_slots` slots of `context` tokens; `median_norms` tells sinks at each hook point."""
         self.lens = lens
         self.cache = SlotCache(lens, max(num_slots, MIN_ROWS), context)
-        self._median_norms = median_norms
+        self.median_norms = median_norms
         self._plan: BatchPlan | None = None
         self._planned: list[Sequence] = []
 
     def open_edits(self, sequence: Sequence) -> None:
         """Gather what the sequence's edits need."""
         if sequence.request.steering is not None:
-            sequence.edits = SequenceEdits(sequence.request.steering, self._median_norms, self.lens.device)
+            sequence.edits = SequenceEdits(sequence.request.steering, self.median_norms, self.lens.device)
 
     def prefill(self, sequence: Sequence, start: int, stop: int) -> Tensor | None:
         """Compute prompt tokens `[start, stop)`; return the logits `[vocab]` after the prompt once it is whole.

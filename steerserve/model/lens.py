@@ -124,11 +124,14 @@ class LensModel:
 
     @torch.inference_mode()
     def read(
-        self, ids: Int[Tensor, "rows pos"], hook_names: Iterable[str]
+        self,
+        ids: Int[Tensor, "rows pos"],
+        hook_names: Iterable[str],
+        cache: Any = None,  # noqa: ANN401 any of transformers' own
     ) -> dict[str, Float[Tensor, "rows pos width"]]:
-        """Return the values at some hook points, of whole rows without padding or cache.
+        """Return the values at some hook points, of rows without padding.
 
-        The model runs only as far as the last of them.
+        The model runs only as far as the last of them. With `cache` the rows go on where it ends, and it grows.
 
         Raises:
             KeyError: the model has no such hook point.
@@ -144,7 +147,8 @@ class LensModel:
         with contextlib.ExitStack() as stack, contextlib.suppress(_AllReadError):
             for hook_name in wanted:
                 stack.enter_context(self.hooked(hook_name, functools.partial(keep, hook_name=hook_name)))
-            self.forward(ids.to(self.device), use_cache=False)
+            past = {} if cache is None else {"past_key_values": cache}
+            self.forward(ids.to(self.device), use_cache=cache is not None, **past)
         return found
 
 

@@ -56,6 +56,7 @@ def _edit_json(edit: ResolvedEdit, tally: EditTally) -> dict[str, Any]:
         "dictionary": edit.dictionary.id if edit.dictionary is not None else None,
         "sha256": edit.sha256,
         "hook": edit.hook_name,
+        **({"vector": edit.vector_name} if edit.vector_name is not None else {}),
         "feature": edit.feature,
         "label": None,
         "mode": edit.mode,

@@ -12,7 +12,7 @@ import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from steerserve.core.errors import InvalidRequestError, UnsupportedParameterError
+from steerserve.core.errors import InvalidRequestError, NotFoundError, UnsupportedParameterError, VectorError
 from steerserve.model.hook_names import describe_hook_names
 from steerserve.steering.edits import (
     MAX_SCALE,
@@ -26,10 +26,11 @@ from steerserve.steering.edits import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from steerserve.dictionaries.dictionary import Dictionary
     from steerserve.dictionaries.registry import RegistrySnapshot
+    from steerserve.steering.vectors import VectorLookup
 
 _LEAST_NORM = 1e-6
 _FORMATS = {"float16": "e", "float32": "f", "float64": "d"}
@@ -52,6 +53,8 @@ class ResolvedEdit:
     start: int
     stop: int | None
     special_tokens: bool
+    vector_name: str | None = None
+    """Of a stored vector; the values are those that were stored when the request came."""
 
     @property
     def sha256(self) -> str:
@@ -120,10 +123,26 @@ class ResolvedSteering:
 class SteeringResolver:
     """Checks the `steering` of requests against a model and its dictionaries. No torch; any thread."""
 
-    def __init__(self, widths: Mapping[str, int], max_edits: int) -> None:
-        """Take the width of the vectors at each hook point of the model, and the limit of edits in a request."""
+    def __init__(
+        self,
+        widths: Mapping[str, int],
+        max_edits: int,
+        *,
+        model_id: str | None = None,
+        vectors: VectorLookup | None = None,
+    ) -> None:
+        """Check edits against a model.
+
+        Args:
+            widths: Of the vectors at each hook point of the model.
+            max_edits: In one request, a stored vector counting once for each of its hook points.
+            model_id: What stored vectors name as the model that they were made for; None takes them all.
+            vectors: Where these are found.
+        """
         self._widths = widths
         self._max_edits = max_edits
+        self._model_id = model_id
+        self._vectors = vectors
 
     def resolve(self, value: object, snapshot: RegistrySnapshot) -> ResolvedSteering | None:
         """Return what the JSON value of `steering` asks for; None where it asks for nothing.
@@ -135,15 +154,25 @@ class SteeringResolver:
         if steering is None or (not steering.edits and not steering.presets):
             return None
         _refuse_presets(steering)
-        edits = tuple(
-            self._resolve_edit(edit, f"steering.edits[{place}]", snapshot) for place, edit in enumerate(steering.edits)
-        )
-        _refuse_contradictions(edits)
-        return ResolvedSteering(edits, steering.strength)
+        placed = [
+            (place, resolved)
+            for place, edit in enumerate(steering.edits)
+            for resolved in self._resolve_edit(edit, f"steering.edits[{place}]", snapshot)
+        ]
+        _refuse_contradictions(placed)
+        if len(placed) > self._max_edits:
+            message = (
+                f"A request may carry at most {self._max_edits} edits, and this one comes to {len(placed)}: a stored "
+                "vector counts once for each of its hook points."
+            )
+            raise InvalidRequestError(message, param="steering.edits")
+        return ResolvedSteering(tuple(edit for _, edit in placed), steering.strength)
 
-    def _resolve_edit(self, edit: Edit, path: str, snapshot: RegistrySnapshot) -> ResolvedEdit:
+    def _resolve_edit(self, edit: Edit, path: str, snapshot: RegistrySnapshot) -> list[ResolvedEdit]:
+        """Return what an edit comes to: one, or with a stored vector one at each of its hook points."""
         _refuse_later_fields(edit, path)
-        dictionary, vector = None, None
+        dictionary = None
+        layers: list[tuple[str, tuple[float, ...] | None]]
         if edit.feature is not None:
             dictionary = snapshot.find(edit.dictionary, f"{path}.dictionary")
             if not 0 <= edit.feature < dictionary.d_sae:
@@ -152,29 +181,45 @@ class SteeringResolver:
                     f"and not {_short(edit.feature)}."
                 )
                 raise InvalidRequestError(message, param=f"{path}.feature")
-            hook_name = dictionary.hook_name
+            layers = [(dictionary.hook_name, None)]
+        elif isinstance(edit.vector, InlineVector):
+            layers = [self._resolve_vector(edit.vector, f"{path}.vector")]
         else:
-            hook_name, vector = self._resolve_vector(edit.vector, f"{path}.vector")
+            layers = [*self._find_vector(edit.vector or "", f"{path}.vector")]
         if edit.mode == "remove":
-            _refuse_no_direction(dictionary, edit.feature, vector, path)
-        return ResolvedEdit(
-            hook_name=hook_name,
-            dictionary=dictionary,
-            feature=edit.feature,
-            vector=vector,
-            mode=edit.mode,
-            scale=edit.scale,
-            raw_scale=edit.scale,
-            positions=edit.positions,
-            start=edit.start,
-            stop=edit.stop,
-            special_tokens=edit.special_tokens,
-        )
+            for _, vector in layers:
+                _refuse_no_direction(dictionary, edit.feature, vector, path)
+        return [
+            ResolvedEdit(
+                hook_name=hook_name,
+                dictionary=dictionary,
+                feature=edit.feature,
+                vector=vector,
+                mode=edit.mode,
+                scale=edit.scale,
+                raw_scale=edit.scale,
+                positions=edit.positions,
+                start=edit.start,
+                stop=edit.stop,
+                special_tokens=edit.special_tokens,
+                vector_name=edit.vector if isinstance(edit.vector, str) else None,
+            )
+            for hook_name, vector in layers
+        ]
 
-    def _resolve_vector(self, vector: str | InlineVector | None, path: str) -> tuple[str, tuple[float, ...]]:
-        if not isinstance(vector, InlineVector):
-            message = f"There is no stored vector {vector!r}; this server stores none yet. Send the values inline."
+    def _find_vector(self, name: str, path: str) -> Iterable[tuple[str, tuple[float, ...]]]:
+        if self._vectors is None:
+            message = f"There is no stored vector {name!r}; this server stores none. Send the values inline."
             raise InvalidRequestError(message, param=path)
+        try:
+            found = self._vectors.find(name)
+        except (NotFoundError, VectorError) as error:
+            raise InvalidRequestError(f"{path}: {error.message}", param=path) from error
+        if (misfit := found.misfit(self._model_id, self._widths)) is not None:
+            raise InvalidRequestError(f"{path}: {misfit}", param=path)
+        return found.layers.items()
+
+    def _resolve_vector(self, vector: InlineVector, path: str) -> tuple[str, tuple[float, ...]]:
         width = self._widths.get(vector.hook)
         if width is None:
             near = difflib.get_close_matches(vector.hook, self._widths, n=1)
@@ -237,9 +282,9 @@ def _refuse_later_fields(edit: Edit, path: str) -> None:
         raise UnsupportedParameterError(message, param=f"{path}.when")
 
 
-def _refuse_contradictions(edits: tuple[ResolvedEdit, ...]) -> None:
+def _refuse_contradictions(placed: Iterable[tuple[int, ResolvedEdit]]) -> None:
     setters: dict[tuple[str, int | None], int] = {}
-    for place, edit in enumerate(edits):
+    for place, edit in placed:
         if edit.dictionary is None or edit.mode not in SETTING_MODES:
             continue
         first = setters.setdefault((edit.dictionary.id, edit.feature), place)

@@ -1,0 +1,110 @@
+"""Two sets of texts against each other: the features that tell them apart, and edits that lead to the first."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from steerserve.features.reading import encode_kept, pieces_of, read_all
+from steerserve.features.separation import rank_features
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    import numpy as np
+    from jaxtyping import Float
+    from numpy.typing import NDArray
+
+    from steerserve.dictionaries.dictionary import Dictionary
+    from steerserve.engine.engine import Engine
+    from steerserve.features.reading import Span
+    from steerserve.features.records import Calibration
+    from steerserve.features.separation import Candidate
+    from steerserve.features.text_sets import TextSets
+
+SIGNIFICANT = 0.05
+"""Largest p-value of a feature that is proposed for steering."""
+_CHANCE = 0.5
+_NORM_OF_A_DOSE = 0.27
+"""Of the mean norm: where a change of any direction comes to about one dose. Source: training.md."""
+_DIGITS = 2
+
+
+async def contrast(engine: Engine, dictionary: Dictionary, sets: TextSets, limit: int) -> list[Candidate]:
+    """Return the features that tell the sets apart, the best first.
+
+    Raises:
+        InvalidRequestError: a text has no token that the dictionary reads.
+        QueueFullError: too many others read activations.
+    """
+    acts = await pooled_activations(engine, dictionary, sets)
+    return await asyncio.to_thread(rank_features, acts, sets.num_positive, limit)
+
+
+async def pooled_activations(
+    engine: Engine, dictionary: Dictionary, sets: TextSets
+) -> Float[NDArray[np.float32], "texts features"]:
+    """Return each feature's largest activation on each text, special tokens and sinks left out.
+
+    Raises:
+        InvalidRequestError: a text has no token that the dictionary reads.
+        QueueFullError: too many others read activations.
+    """
+    lens = engine.runner.lens
+    special_ids = lens.tokenizer.special_ids
+    pooled = torch.full((len(sets.rows), dictionary.d_sae), -torch.inf)
+
+    def take(span: Span) -> None:
+        _, parts = encode_kept(dictionary, span, special_ids)
+        for acts in parts:
+            pooled[span.row] = torch.maximum(pooled[span.row], acts.amax(0).cpu())
+
+    await read_all(engine, pieces_of(lens, sets.rows, [dictionary.hook_name], take))
+    unread = torch.isinf(pooled[:, 0]).nonzero().flatten().tolist()
+    if unread:
+        raise sets.unreadable(unread[0])
+    values: NDArray[np.float32] = pooled.numpy()
+    return values
+
+
+def ready_steering(
+    candidates: Sequence[Candidate],
+    dictionary: Dictionary,
+    calibrations: Mapping[int, Calibration],
+    max_edits: int,
+) -> list[dict[str, Any]]:
+    """Return edits that lead towards the first set: of features that chance does not explain, what writes first.
+
+    Together they come to about one dose: directions are nearly orthogonal, so k of them get 1/sqrt(k) each. Where a
+    feature has no calibration, `norm` gives its change the size that a dose has for most directions.
+    """
+    proven = [
+        candidate
+        for candidate in candidates
+        if candidate.p_value <= SIGNIFICANT
+        and candidate.auc > _CHANCE
+        and candidate.feature not in dictionary.zero_directions
+    ]
+    chosen = sorted(proven, key=lambda candidate: _reluctance(calibrations.get(candidate.feature)))[:max_edits]
+    share = 1 / math.sqrt(max(len(chosen), 1))
+    return [_edit(candidate.feature, dictionary, share, calibrations.get(candidate.feature)) for candidate in chosen]
+
+
+def _reluctance(calibration: Calibration | None) -> int:
+    if calibration is None:
+        return 1
+    return 0 if calibration.writes else 2
+
+
+def _edit(feature: int, dictionary: Dictionary, share: float, calibration: Calibration | None) -> dict[str, Any]:
+    unit, whole = ("norm", _NORM_OF_A_DOSE) if calibration is None else ("dose", 1.0)
+    return {
+        "dictionary": dictionary.id,
+        "feature": feature,
+        "mode": "add",
+        "scale": round(whole * share, _DIGITS),
+        "unit": unit,
+    }

@@ -1,0 +1,68 @@
+"""A steering vector from two sets of texts: the difference between the means of their residual streams."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import torch
+
+from steerserve.core.errors import InvalidRequestError
+from steerserve.features.reading import kept_tokens, pieces_of, read_all
+from steerserve.features.separation import held_out_projection
+
+if TYPE_CHECKING:
+    from steerserve.engine.engine import Engine
+    from steerserve.features.reading import Span
+    from steerserve.features.text_sets import TextSets
+
+Pooling = Literal["mean", "last"]
+"""Which tokens of a text count: all but special ones and sinks, or the last of these."""
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """A vector from the mean of the negative texts to that of the positive ones."""
+
+    hook_name: str
+    values: tuple[float, ...]
+    held_out_auc: float
+    """How well the projection on such a vector tells apart texts that it was not made from; .5 is chance."""
+
+
+async def difference_of_means(
+    engine: Engine, hook_name: str, median_norm: float, sets: TextSets, pooling: Pooling
+) -> Difference:
+    """Return the vector at a hook point, each text weighing the same.
+
+    Source: ActAdd (Turner et al. 2023) and CAA (Rimsky et al. 2024), over whole texts or their last tokens.
+
+    Raises:
+        InvalidRequestError: a text has no token that counts, or the sets do not differ there.
+        QueueFullError: too many others read activations.
+    """
+    lens = engine.runner.lens
+    special_ids = lens.tokenizer.special_ids
+    sums = torch.zeros(len(sets.rows), lens.width(hook_name), dtype=torch.float64)
+    counts = torch.zeros(len(sets.rows), 1, dtype=torch.float64)
+
+    def take(span: Span) -> None:
+        keep = kept_tokens(span, hook_name, median_norm, special_ids)
+        x = span.values[hook_name][keep].double().cpu()
+        if pooling == "mean":
+            sums[span.row] += x.sum(0)
+            counts[span.row] += len(x)
+        elif len(x):
+            sums[span.row] = x[-1]
+            counts[span.row] = 1
+
+    await read_all(engine, pieces_of(lens, sets.rows, [hook_name], take))
+    unread = (counts[:, 0] == 0).nonzero().flatten().tolist()
+    if unread:
+        raise sets.unreadable(unread[0])
+    x = (sums / counts).numpy()
+    direction = x[: sets.num_positive].mean(0) - x[sets.num_positive :].mean(0)
+    if not direction.any():
+        message = f"The two sets of texts do not differ at {hook_name}, so there is no direction between them."
+        raise InvalidRequestError(message, param="negative")
+    return Difference(hook_name, tuple(direction.tolist()), held_out_projection(x, sets.num_positive))
