@@ -132,19 +132,73 @@ def dictionaries_check(
         typer.echo(f"But it {reservation}.")
 
 
+@dictionaries_app.command("judge")
+def dictionaries_judge(
+    source: Source,
+    corpus: Annotated[
+        list[str], typer.Option("--corpus", help="Text: a folder or a .txt, .md or .jsonl file. Repeatable.")
+    ],
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for report.json and report.html.", show_default=False)
+    ] = None,
+    model: Annotated[str, typer.Option(help="The model that it reads, as for serve.")] = DEFAULT_MODEL,
+    context_size: Annotated[int, typer.Option(help="Tokens a window of text.", min=16)] = 128,
+    heldout_tokens: Annotated[int, typer.Option(help="Tokens that reconstructions are measured on.", min=1)] = 16_384,
+    feature_tokens: Annotated[int, typer.Option(help="Tokens that features are counted on.", min=1)] = 200_000,
+) -> None:
+    """Measure how much of the model a dictionary keeps on a text, as the report of a training does."""
+    from steerserve.dictionaries.loader import DictionaryLoader
+    from steerserve.model.lens import load_lens
+    from steerserve.model.names import model_names
+    from steerserve.model.norms import measure_norms
+    from steerserve.model.source import fetch_model
+    from steerserve.training.corpus import load_corpus
+    from steerserve.training.judge import judge
+    from steerserve.training.progress import TerminalObserver
+    from steerserve.training.report import save_report
+
+    text = load_corpus(corpus)
+    settings = environment_settings()
+    files = fetch_model(model, cache_dir=settings.cache_dir)
+    lens = load_lens(files)
+    loader = DictionaryLoader(
+        lens, model_names(files), measure_norms(lens), _readable_dirs(source), settings.max_dictionary_bytes
+    )
+    dictionary = loader.load(_name_of(source), source)
+    with TerminalObserver() as observer:
+        report = judge(
+            lens,
+            dictionary,
+            text,
+            context_size=context_size,
+            heldout_tokens=heldout_tokens,
+            feature_tokens=feature_tokens,
+            observer=observer,
+        )
+    for name in _FIGURES:
+        typer.echo(f"{name:{_LABEL_WIDTH}}{report[name]:.4g}")
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        save_report(report, out)
+        typer.echo(f"{out}/report.html says more.")
+
+
 def _read(source: str) -> StoredDictionary:
     from steerserve.dictionaries.layouts import StoredDictionary
     from steerserve.dictionaries.saelens import read_config
     from steerserve.dictionaries.sources import read_source
     from steerserve.dictionaries.weights import Room
 
-    settings = environment_settings()
-    kind, _, name = source.partition(":")
-    # Who types a folder can read it.
-    own = [Path(name)] if kind == "path" else []
-    stored = read_source(source, [*settings.dictionary_dirs, *own], Room(settings.max_dictionary_bytes))
+    room = Room(environment_settings().max_dictionary_bytes)
+    stored = read_source(source, _readable_dirs(source), room)
     config = read_config(stored.config, source)
     return StoredDictionary(source, config, stored.tensors, stored.sha256, stored.report, stored.plain)
+
+
+def _readable_dirs(source: str) -> tuple[Path, ...]:
+    """Return the folders that a source may lie in: also its own, since who types a folder can read it."""
+    kind, _, name = source.partition(":")
+    return (*environment_settings().dictionary_dirs, *((Path(name),) if kind == "path" else ()))
 
 
 def _metadata(stored: StoredDictionary) -> Mapping[str, object]:
