@@ -38,13 +38,13 @@ _TWO, _THREE = 208, 248
 class Details:
     """What a blob holds. Tokens are named by the small numbers of the store's vocabulary, or by the model's ids."""
 
-    quantiles: tuple[float, ...]
-    histogram: tuple[int, ...]
-    windows: tuple[Window, ...]
-    peak_tokens: tuple[tuple[int, int], ...]
-    promoted: Pairs
-    suppressed: Pairs
-    neighbours: Pairs
+    quantiles: tuple[float, ...] = ()
+    histogram: tuple[int, ...] = ()
+    windows: tuple[Window, ...] = ()
+    peak_tokens: tuple[tuple[int, int], ...] = ()
+    promoted: Pairs = ()
+    suppressed: Pairs = ()
+    neighbours: Pairs = ()
 
     def tokens(self) -> Iterator[int]:
         """Give every token that is named, as often as it is."""
@@ -66,6 +66,15 @@ class Details:
             promoted=tuple((names[token], score) for token, score in self.promoted),
             suppressed=tuple((names[token], score) for token, score in self.suppressed),
         )
+
+    def split(self) -> tuple[Details, Details]:
+        """Return what lists show of a feature, its strongest window and the tokens it promotes, and the rest."""
+        head = Details(windows=self.windows[:1], promoted=self.promoted)
+        return head, replace(self, windows=self.windows[1:], promoted=())
+
+    def with_head(self, head: Details) -> Details:
+        """Put together again what `split` took apart."""
+        return replace(self, windows=head.windows + self.windows, promoted=head.promoted)
 
 
 def details_of(feature: Feature) -> Details:

@@ -32,6 +32,8 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
             maximum REAL NOT NULL,
             mean REAL NOT NULL
         )""",
+        # What lists show of a feature, and the rest: see `Details.split`.
+        "CREATE TABLE heads (feature INTEGER PRIMARY KEY, content BLOB NOT NULL)",
         "CREATE TABLE details (feature INTEGER PRIMARY KEY, content BLOB NOT NULL)",
         "CREATE TABLE tokens (number INTEGER PRIMARY KEY, token_id INTEGER NOT NULL, bytes BLOB NOT NULL)",
         "CREATE TABLE calibrations (feature INTEGER PRIMARY KEY, dose REAL NOT NULL, output_score REAL NOT NULL)",

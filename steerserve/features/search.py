@@ -1,4 +1,4 @@
-"""What a search asks of the SQLite file: words to index queries, matches to an order.
+"""Searching a feature store: words to index queries, matches to an order.
 
 A feature matches where each word of the query is in its label, among its promoted and peak tokens, or in its windows.
 The last word may be the beginning of one.
@@ -9,15 +9,20 @@ from __future__ import annotations
 import re
 import unicodedata
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from steerserve.core.errors import InvalidRequestError
 from steerserve.features.records import WRITES_SCORE
 
+if TYPE_CHECKING:
+    import sqlite3
+
 Sort = Literal["relevance", "steerability", "density", "max", "feature"]
 
 MAX_WORDS = 16
-_LEAST_PREFIX_CHARS = 2
+_LEAST_PREFIX_CHARS = 3
+_COMMON = 0.5
+"""BM25 gives nothing for words that are in a larger share of all features, and takes its time for it."""
 _WORD = re.compile(r"[^\W_]+")
 _UNSPACED = re.compile(
     "([\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff])"
@@ -32,30 +37,39 @@ _ORDERS: dict[Sort, str] = {
     "max": "coalesce(maximum, -1) DESC",
     "feature": "feature",
 }
-_COLUMNS = "feature, relevance, num_active, maximum, dose, output_score"
 _ALL = "SELECT feature, NULL AS score FROM features UNION SELECT rowid, NULL FROM label_index"
-_PER_WORD = (
-    "SELECT ?, rowid, -3.0 * bm25(label_index) FROM label_index WHERE label_index MATCH ?",
-    "SELECT ?, rowid, -bm25(peak_index, 1.0, 2.0) FROM peak_index WHERE peak_index MATCH ?",
-    "SELECT ?, rowid, 0.05 FROM text_index WHERE text_index MATCH ?",
+_IN_ANY = """(
+    feature IN (SELECT rowid FROM label_index WHERE label_index MATCH ?)
+    OR feature IN (SELECT rowid FROM text_index WHERE text_index MATCH ?)
+)"""
+_IN_LABEL = (
+    "SELECT rowid AS feature, -3.0 * bm25(label_index) AS score, 0 AS is_match FROM label_index "
+    "WHERE label_index MATCH ?"
 )
-"""A rare word has a BM25 score of a few units; in a label it counts three times, near a peak twice, and only a little
-where it is somewhere in a window."""
+_NEAR_PEAK = (
+    "SELECT rowid AS feature, -bm25(peak_index, 1.0, 2.0) AS score, 0 AS is_match FROM peak_index "
+    "WHERE peak_index MATCH ?"
+)
+"""A rare word has a BM25 score of a few units: three times that in a label, twice near a peak."""
 
 
 @dataclass(frozen=True, slots=True)
-class Statement:
-    """A query of the database and its values."""
+class Match:
+    """A feature that matches, with the figures that it can be ordered by."""
 
-    sql: str
-    values: tuple[object, ...]
+    feature: int
+    relevance: float | None
+    num_active: int | None
+    maximum: float | None
+    dose: float | None
+    output_score: float | None
 
 
-def search_statement(query: str, sort: Sort, limit: int, offset: int) -> Statement:
-    """Return the query for the features that match; for an empty `query` all of them.
+def search(connection: sqlite3.Connection, query: str, sort: Sort, limit: int, offset: int) -> list[Match]:
+    """Return the features that match, in order; for an empty `query` all of them, without a relevance.
 
     A match that writes what it promotes counts up to twice: its score is multiplied by `1 + o / (o + WRITES_SCORE)`,
-    with `o` its output score.
+    with `o` its output score. Ties are in the order of features.
 
     Raises:
         InvalidRequestError: there are too many words.
@@ -64,16 +78,19 @@ def search_statement(query: str, sort: Sort, limit: int, offset: int) -> Stateme
     if len(words) > MAX_WORDS:
         message = f"q has {len(words)} words, and at most {MAX_WORDS} are searched for."
         raise InvalidRequestError(message, param="q")
-    matched, values = _matches(words) if query.strip() else (_ALL, [])
-    boosted = f"score * (1 + {_STEERABILITY} / ({_STEERABILITY} + {WRITES_SCORE}))"
-    sql = (
-        f"WITH matched (feature, score) AS ({matched}) "  # noqa: S608 constants
-        f"SELECT {_COLUMNS} FROM (SELECT matched.feature AS feature, {boosted} AS relevance, num_active, maximum, dose, "
-        "output_score FROM matched LEFT JOIN features ON features.feature = matched.feature "
-        "LEFT JOIN calibrations ON calibrations.feature = matched.feature) "
-        f"ORDER BY {_ORDERS[sort]}, feature LIMIT ? OFFSET ?"
+    if query.strip() and not words:  # no index holds punctuation
+        return []
+    scored, values = _scored(connection, words) if words else (_ALL, list[str]())
+    relevance = f"score * (1 + {_STEERABILITY} / ({_STEERABILITY} + {WRITES_SCORE}))"
+    rows = connection.execute(
+        f"WITH scored (feature, score) AS ({scored}) "  # noqa: S608 constants
+        f"SELECT scored.feature AS feature, {relevance} AS relevance, num_active, maximum, dose, output_score "
+        "FROM scored LEFT JOIN features ON features.feature = scored.feature "
+        "LEFT JOIN calibrations ON calibrations.feature = scored.feature "
+        f"ORDER BY {_ORDERS[sort]}, scored.feature LIMIT ? OFFSET ?",
+        (*values, limit, offset),
     )
-    return Statement(sql, (*values, limit, offset))
+    return [Match(*row) for row in rows]
 
 
 def indexed(text: str) -> str:
@@ -81,19 +98,31 @@ def indexed(text: str) -> str:
     return _UNSPACED.sub(r" \1 ", unicodedata.normalize("NFC", text))
 
 
-def _matches(words: list[str]) -> tuple[str, list[object]]:
-    if not words:  # punctuation alone: no index holds any
-        return "SELECT NULL, NULL WHERE FALSE", []
-    hits, values = [], list[object]()
-    for place, word in enumerate(words):
-        expression = f'"{word}"'
-        if place == len(words) - 1 and len(word) >= _LEAST_PREFIX_CHARS:
-            expression = f'"{word}" OR "{word}"*'  # the whole word counts twice
-        for part in _PER_WORD:
-            hits.append(part)
-            values += [place, expression]
-    matched = (
-        f"WITH hits (word, feature, score) AS ({' UNION ALL '.join(hits)}) "  # noqa: S608 constants
-        "SELECT feature, sum(score) FROM hits GROUP BY feature HAVING count(DISTINCT word) = ?"
+def _scored(connection: sqlite3.Connection, words: list[str]) -> tuple[str, list[str]]:
+    """Return the query for the features that have all words, with their scores."""
+    terms = [f'"{word}"' for word in words]
+    if len(words[-1]) >= _LEAST_PREFIX_CHARS:
+        terms[-1] = f"({terms[-1]} OR {terms[-1]}*)"  # the whole word counts twice
+    every, some = " AND ".join(terms), " OR ".join(terms)
+    # Labels that have one of the words are few, so that looking for the others costs nothing.
+    matching = (
+        "WITH labelled AS MATERIALIZED (SELECT rowid AS feature FROM label_index WHERE label_index MATCH ?) "  # noqa: S608
+        "SELECT rowid, 0.05 FROM text_index WHERE text_index MATCH ? "
+        f"UNION SELECT feature, 0.05 FROM labelled WHERE {' AND '.join([_IN_ANY] * len(terms))}"
     )
-    return matched, [*values, len(words)]
+    values = [some, every, *(term for term in terms for _ in range(2))]
+    parts = []
+    (num_features,) = connection.execute("SELECT count(*) FROM features").fetchone()
+    for index, part in (("label_index", _IN_LABEL), ("peak_index", _NEAR_PEAK)):
+        count = f"SELECT count(*) FROM {index} WHERE {index} MATCH ?"  # noqa: S608 constants
+        telling = [term for term in terms if connection.execute(count, (term,)).fetchone()[0] <= _COMMON * num_features]
+        if telling:
+            parts.append(part)
+            values.append(" OR ".join(telling))
+    # What only stands somewhere in a window still comes, last.
+    parts.append("SELECT feature, score, 1 AS is_match FROM matching")
+    scored = (
+        f"WITH matching (feature, score) AS MATERIALIZED ({matching}) SELECT feature, sum(score) "  # noqa: S608 constants
+        f"FROM ({' UNION ALL '.join(parts)}) GROUP BY feature HAVING max(is_match)"
+    )
+    return scored, values

@@ -13,16 +13,16 @@ import threading
 import time
 from dataclasses import asdict, replace
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import psutil
 
 from steerserve.core.errors import FeatureStoreError
-from steerserve.features.details import details_of, pack_details, unpack_details
+from steerserve.features.details import Details, details_of, pack_details, unpack_details
 from steerserve.features.labels import current_labels, kept_labels, label_history, put_label, take_labels
 from steerserve.features.records import Activity, Calibration, Feature
 from steerserve.features.schema import check_file, compact, make_file, reading, told, unusable, writing
-from steerserve.features.search import indexed, search_statement
+from steerserve.features.search import indexed, search
 from steerserve.features.stored import FoundFeature, StoreCounts, StoredFeature, StoreMeta
 from steerserve.features.vocabulary import Vocabulary, tokens_of
 
@@ -31,9 +31,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
     from pathlib import Path
 
-    from steerserve.features.details import Details
     from steerserve.features.records import Label
-    from steerserve.features.search import Sort
+    from steerserve.features.search import Match, Sort
 
 _BATCH = 256
 """Features that are held while they are written; from the first ones comes the order of the vocabulary."""
@@ -230,11 +229,10 @@ class FeatureStore:
         Raises:
             InvalidRequestError: the query has too many words.
         """
-        statement = search_statement(query, sort, limit + 1, offset)
         with reading(self.path) as connection:
-            rows = connection.execute(statement.sql, statement.values).fetchall()
+            matches = search(connection, query, sort, limit + 1, offset)
             num_tokens = _num_tokens(connection)
-            return [self._found(connection, row, num_tokens) for row in rows[:limit]], len(rows) > limit
+            return [self._found(connection, match, num_tokens) for match in matches[:limit]], len(matches) > limit
 
     def carry_over(self, older: FeatureStore) -> None:
         """Take the calibrations of a store of the same dictionary, and its labels with their history.
@@ -253,13 +251,14 @@ class FeatureStore:
 
     def _harvested(self, connection: sqlite3.Connection, feature: int) -> tuple[Feature | None, Mapping[int, bytes]]:
         row = connection.execute(
-            "SELECT num_active, maximum, mean, content FROM features JOIN details USING (feature) WHERE feature = ?",
+            "SELECT num_active, maximum, mean, details.content, heads.content FROM features "
+            "JOIN details USING (feature) JOIN heads USING (feature) WHERE feature = ?",
             (feature,),
         ).fetchone()
         if row is None:
             return None, {}
-        num_active, maximum, mean, content = row
-        details, token_bytes = self._with_ids(connection, self._unpack(content))
+        num_active, maximum, mean, content, head = row
+        details, token_bytes = self._with_ids(connection, self._unpack(content).with_head(self._unpack(head)))
         activity = Activity(_num_tokens(connection), num_active, maximum, mean, details.quantiles, details.histogram)
         return Feature(
             feature=feature,
@@ -271,25 +270,20 @@ class FeatureStore:
             neighbours=details.neighbours,
         ), token_bytes
 
-    def _found(self, connection: sqlite3.Connection, row: tuple[Any, ...], num_tokens: int) -> FoundFeature:
-        feature, relevance, num_active, maximum, dose, output_score = row
-        labels = current_labels(connection, feature)
-        stored = connection.execute("SELECT content FROM details WHERE feature = ?", (feature,)).fetchone()
-        shown: Details | None = None
-        token_bytes: Mapping[int, bytes] = {}
-        if stored is not None:
-            details = self._unpack(stored[0])
-            shown = replace(details, windows=details.windows[:1], peak_tokens=(), suppressed=())
-            shown, token_bytes = self._with_ids(connection, shown)
+    def _found(self, connection: sqlite3.Connection, match: Match, num_tokens: int) -> FoundFeature:
+        row = connection.execute("SELECT content FROM heads WHERE feature = ?", (match.feature,)).fetchone()
+        head, token_bytes = self._with_ids(connection, self._unpack(row[0]) if row is not None else Details())
+        labels = current_labels(connection, match.feature)
+        score = match.output_score
         return FoundFeature(
-            feature=feature,
+            feature=match.feature,
             label=labels[0] if labels else None,
-            density=None if num_active is None else num_active / max(num_tokens, 1),
-            maximum=maximum,
-            calibration=None if dose is None else Calibration(dose, output_score),
-            relevance=relevance,
-            example=shown.windows[0] if shown is not None and shown.windows else None,
-            promoted=tuple(token_id for token_id, _ in shown.promoted) if shown is not None else (),
+            density=None if match.num_active is None else match.num_active / max(num_tokens, 1),
+            maximum=match.maximum,
+            calibration=Calibration(match.dose, score) if match.dose is not None and score is not None else None,
+            relevance=match.relevance,
+            example=head.windows[0] if head.windows else None,
+            promoted=tuple(token_id for token_id, _ in head.promoted),
             token_bytes=token_bytes,
         )
 
@@ -321,8 +315,9 @@ def _insert_feature(connection: sqlite3.Connection, feature: Feature, vocabulary
     connection.execute(
         "INSERT INTO features VALUES (?, ?, ?, ?)", (number, activity.num_active, activity.maximum, activity.mean)
     )
-    content = pack_details(details_of(feature).renamed(vocabulary.number_of))
-    connection.execute("INSERT INTO details VALUES (?, ?)", (number, content))
+    head, rest = details_of(feature).renamed(vocabulary.number_of).split()
+    connection.execute("INSERT INTO heads VALUES (?, ?)", (number, pack_details(head)))
+    connection.execute("INSERT INTO details VALUES (?, ?)", (number, pack_details(rest)))
     tokens = [token_id for pairs in (feature.peak_tokens, feature.promoted) for token_id, _ in pairs]
     near = [
         window.token_ids[max(0, window.peak - _PEAK_REACH) : window.peak + _PEAK_REACH + 1]
