@@ -6,7 +6,7 @@ import contextlib
 import logging
 import threading
 import time
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import torch
 
@@ -19,6 +19,7 @@ from steerserve.dictionaries.sources import locate_dictionary
 from steerserve.engine.engine import Engine
 from steerserve.engine.runner import Runner, default_chunk
 from steerserve.engine.selfcheck import check_cache
+from steerserve.features.stores import FeatureStores
 from steerserve.features.vectors import FOLDER as VECTORS_FOLDER
 from steerserve.features.vectors import VectorStore
 from steerserve.jobs.supervisor import Supervisor
@@ -61,6 +62,8 @@ class Runtime:
         self._loading_lock = threading.Lock()
         self.jobs = Supervisor(settings.dictionary_dirs[0], settings.jobs, self.load_dictionary)
         """Call it from any thread but that of an event loop."""
+        self.stores = FeatureStores(settings.dictionary_dirs, settings.allowed_dictionary_dirs)
+        """What is known of the features of each dictionary."""
         self._is_started = False
         self._is_stopping = False
         widths = {hook_name: lens.width(hook_name) for hook_name in lens.hook_names}
@@ -143,6 +146,11 @@ class Runtime:
     def dictionaries(self) -> list[Dictionary]:
         """Return what is loaded."""
         return list(self.registry.snapshot().dictionaries.values())
+
+    def describe(self, dictionary: Dictionary) -> dict[str, Any]:
+        """Return the dictionary object of the API, with what is known of its features. Not for an event loop."""
+        described = dictionary.as_json()
+        return {**described, "statistics": described["statistics"] | self.stores.statistics(dictionary)}
 
     def load_dictionary(self, dictionary_id: str, source: str, *, force: bool = False) -> Dictionary:
         """Load a dictionary while serving, in place of one of the same id where there is one.

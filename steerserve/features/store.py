@@ -83,8 +83,8 @@ class FeatureStore:
     def replacing(cls, path: Path, meta: StoreMeta) -> Iterator[FeatureStore]:
         """Give an empty store to be filled; when the block ends well it takes the place of the one at `path`.
 
-        Labels by people and language models and the calibrations of that one are kept, unless it was about other
-        weights. A block that fails, or a process that is killed, leaves the old one as it is.
+        Labels by people and language models and the calibrations of that one are kept. One that was about other
+        weights gets another name. A block that fails, or a process that is killed, leaves the old one as it is.
 
         Raises:
             FeatureStoreError: it cannot be made, or something that is no feature store is in its place.
@@ -97,13 +97,11 @@ class FeatureStore:
             stack.callback(aside.unlink, missing_ok=True)
             fresh = cls.create(aside, meta)
             yield fresh
+            compact(aside)
             if path.exists():
                 # Whoever sets a label meanwhile waits for this lock, and then finds the new file.
                 stack.enter_context(writing(path))
-                older = cls(path)
-                if older.meta().dictionary_sha256 == meta.dictionary_sha256:
-                    fresh.carry_over(older)
-            compact(aside)
+                fresh.follow(cls(path))
             with told(path):
                 aside.replace(path)
 
@@ -111,6 +109,10 @@ class FeatureStore:
         """Return which dictionary the store is about, and what it was made from."""
         with reading(self.path) as connection:
             return _meta(dict(connection.execute("SELECT key, value FROM meta")), self.path)
+
+    def is_about(self, sha256: str) -> bool:
+        """Tell whether the store is about the dictionary with these weights."""
+        return self.meta().dictionary_sha256 == sha256
 
     def counts(self) -> StoreCounts:
         """Return how much there is."""
@@ -248,6 +250,15 @@ class FeatureStore:
                 [(feature, found.dose, found.output_score) for feature, found in calibrations.items()],
             )
             take_labels(connection, labels)
+
+    def follow(self, older: FeatureStore) -> None:
+        """Take over from the store whose place this one takes; one of other weights is kept beside it."""
+        about, path = older.meta().dictionary_sha256, older.path
+        if self.is_about(about):
+            self.carry_over(older)
+        else:
+            with told(path):
+                path.replace(path.with_name(f"{path.stem}-{about[:12]}{path.suffix}"))
 
     def _harvested(self, connection: sqlite3.Connection, feature: int) -> tuple[Feature | None, Mapping[int, bytes]]:
         row = connection.execute(

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import codecs
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from steerserve.features.records import Calibration, Feature, Label, Window
 
@@ -75,3 +76,9 @@ class FoundFeature:
     """Token ids that it promotes most."""
     token_bytes: Mapping[int, bytes]
     """What the token ids of the example and of `promoted` stand for."""
+
+
+def token_texts(token_ids: Iterable[int], token_bytes: Mapping[int, bytes]) -> list[str]:
+    """Return the text of each token of a piece; a character of several tokens is written at the last of them."""
+    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+    return [decoder.decode(token_bytes[token_id]) for token_id in token_ids]

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
+    from steerserve.dictionaries.dictionary import Dictionary
     from steerserve.steering.resolve import ResolvedEdit, ResolvedSteering
 
 
@@ -30,14 +31,17 @@ class Receipt:
     steering: ResolvedSteering
     tallies: tuple[EditTally, ...]
 
-    def as_json(self) -> dict[str, Any]:
-        """Return the `steering` object of a response."""
+    def as_json(self, label_of: Callable[[Dictionary, int], str | None]) -> dict[str, Any]:
+        """Return the `steering` object of a response; `label_of` knows the features' labels."""
         dictionaries = [edit.dictionary for edit in self.steering.edits if edit.dictionary is not None]
         warnings = list(dict.fromkeys(sentence for used in dictionaries for sentence in used.warnings))
         return {
             "fingerprint": self.steering.fingerprint,
             "strength": self.steering.strength,
-            "edits": [_edit_json(edit, tally) for edit, tally in zip(self.steering.edits, self.tallies, strict=True)],
+            "edits": [
+                _edit_json(edit, tally, _label(edit, label_of))
+                for edit, tally in zip(self.steering.edits, self.tallies, strict=True)
+            ],
             **({"warnings": warnings} if warnings else {}),
         }
 
@@ -50,7 +54,11 @@ def make_receipt(steering: ResolvedSteering, sums: Sequence[Sequence[float]]) ->
     return Receipt(steering, tuple(tallies))
 
 
-def _edit_json(edit: ResolvedEdit, tally: EditTally) -> dict[str, Any]:
+def _label(edit: ResolvedEdit, label_of: Callable[[Dictionary, int], str | None]) -> str | None:
+    return None if edit.dictionary is None or edit.feature is None else label_of(edit.dictionary, edit.feature)
+
+
+def _edit_json(edit: ResolvedEdit, tally: EditTally, label: str | None) -> dict[str, Any]:
     edited = max(tally.num_edited, 1.0)
     return {
         "dictionary": edit.dictionary.id if edit.dictionary is not None else None,
@@ -58,7 +66,7 @@ def _edit_json(edit: ResolvedEdit, tally: EditTally) -> dict[str, Any]:
         "hook": edit.hook_name,
         **({"vector": edit.vector_name} if edit.vector_name is not None else {}),
         "feature": edit.feature,
-        "label": None,
+        "label": label,
         "mode": edit.mode,
         "scale": edit.scale,
         "unit": "raw" if edit.scale is not None and edit.mode != "multiply" else None,

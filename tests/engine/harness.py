@@ -56,7 +56,7 @@ def read(events: Sequence[TokenEvent]) -> Answer:
         logprobs=tuple(entry.logprob for event in events for entry in event.logprobs),
         finish_reason=last.finish_reason,
         stop_reason=last.stop_reason,
-        receipt=last.receipt.as_json() if last.receipt is not None else None,
+        receipt=last.receipt.as_json(lambda *_: None) if last.receipt is not None else None,
         num_generated=last.num_generated_tokens,
         prompt_logprobs=events[0].prompt_logprobs,
     )

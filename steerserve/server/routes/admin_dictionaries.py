@@ -11,7 +11,7 @@ from steerserve.server.body import json_body
 from steerserve.server.dependencies import RuntimeDep
 from steerserve.server.keys import require_admin
 from steerserve.server.openapi import load_responses, request_body
-from steerserve.server.routes.dictionaries import DictionaryId
+from steerserve.server.routes.dictionaries import DictionaryId, described_dictionaries
 from steerserve.server.schemas.dictionaries import DeletedDictionary, LoadDictionaryRequest
 from steerserve.server.schemas.listings import DictionaryList
 
@@ -21,7 +21,7 @@ router = APIRouter(tags=["Features"], dependencies=[Depends(require_admin)])
 @router.get("/admin/dictionaries")
 async def list_loaded(runtime: RuntimeDep) -> DictionaryList:
     """List the dictionaries that edits can name, as `/v1/dictionaries` does."""
-    return DictionaryList(data=[dictionary.as_json() for dictionary in runtime.dictionaries()])
+    return await asyncio.to_thread(described_dictionaries, runtime)
 
 
 @router.post(
@@ -38,8 +38,7 @@ async def load_dictionary(
     One of the same id is replaced, and keeps its place. What cannot be used is refused and changes nothing.
     """
     loaded = await asyncio.to_thread(runtime.load_dictionary, body.id, body.source, force=body.force)
-    described: dict[str, Any] = loaded.as_json()
-    return described
+    return await asyncio.to_thread(runtime.describe, loaded)
 
 
 @router.delete("/admin/dictionaries/{dictionary_id}")

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
     from steerserve.engine.request import TokenEvent
-    from steerserve.model.tokenizer import Tokenizer
+    from steerserve.runtime import Runtime
     from steerserve.server.generation import Generation
     from steerserve.server.prepare import Prepared
     from steerserve.server.schemas.usage import Usage
@@ -53,7 +53,7 @@ async def create_chat_completion(
     """Continue a conversation, steered by the edits in `steering`."""
     prepared = await prepare_chat(runtime, body)
     generation = start_generation(runtime, prepared, metrics, summary_of(request))
-    writer = ChatWriter(body, prepared, generation, runtime.tokenizer)
+    writer = ChatWriter(body, prepared, generation, runtime)
     if body.stream:
         return await stream_results(request, runtime, generation, writer.chunks)
     events = await whole_results(request, generation)
@@ -64,13 +64,14 @@ class ChatWriter:
     """Writes what was generated as OpenAI's objects."""
 
     def __init__(
-        self, body: ChatCompletionRequest, prepared: Prepared, generation: Generation, tokenizer: Tokenizer
+        self, body: ChatCompletionRequest, prepared: Prepared, generation: Generation, runtime: Runtime
     ) -> None:
         """Write the answer to `body`."""
         self._body = body
         self._prepared = prepared
         self._generation = generation
-        self._tokenizer = tokenizer
+        self._tokenizer = runtime.tokenizer
+        self._label_of = runtime.stores.label
         self._service_tier: Literal["default"] | None = "default" if body.service_tier is not None else None
 
     def completion(self, events: list[TokenEvent]) -> ChatCompletion:
@@ -84,7 +85,7 @@ class ChatWriter:
             system_fingerprint=self._prepared.system_fingerprint,
             service_tier=self._service_tier,
             metadata=self._body.metadata,
-            steering=_receipt(events[0]),
+            steering=self._receipt(events[0]),
         )
 
     async def chunks(self) -> AsyncIterator[bytes]:
@@ -110,7 +111,7 @@ class ChatWriter:
         if event.text or logprobs is not None:
             yield self._chunk(ChatChunkChoice(index=index, delta=Delta(content=event.text), logprobs=logprobs))
         if event.finish_reason is not None:
-            receipt = _receipt(event)
+            receipt = self._receipt(event)
             choice = ChatChunkChoice(
                 index=index,
                 delta=Delta(),
@@ -147,9 +148,8 @@ class ChatWriter:
             logprobs=chat_logprobs(event.logprobs, self._tokenizer) if self._body.logprobs else None,
             finish_reason=event.finish_reason or "stop",
             stop_reason=event.stop_reason,
-            steering=_receipt(event) if self._body.n > 1 else None,
+            steering=self._receipt(event) if self._body.n > 1 else None,
         )
 
-
-def _receipt(event: TokenEvent) -> dict[str, object] | None:
-    return event.receipt.as_json() if event.receipt is not None else None
+    def _receipt(self, event: TokenEvent) -> dict[str, object] | None:
+        return event.receipt.as_json(self._label_of) if event.receipt is not None else None

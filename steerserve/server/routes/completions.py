@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
     from steerserve.engine.request import TokenEvent
-    from steerserve.model.tokenizer import Tokenizer
+    from steerserve.runtime import Runtime
     from steerserve.server.generation import Generation
     from steerserve.server.prepare import Prepared
     from steerserve.server.schemas.usage import Usage
@@ -51,7 +51,7 @@ async def create_completion(
     """Continue raw prompts, steered by the edits in `steering`."""
     prepared = await prepare_completion(runtime, body)
     generation = start_generation(runtime, prepared, metrics, summary_of(request))
-    writer = CompletionWriter(body, prepared, generation, runtime.tokenizer)
+    writer = CompletionWriter(body, prepared, generation, runtime)
     if body.stream:
         return await stream_results(request, runtime, generation, writer.chunks)
     events = await whole_results(request, generation)
@@ -61,15 +61,14 @@ async def create_completion(
 class CompletionWriter:
     """Writes what was generated as OpenAI's objects."""
 
-    def __init__(
-        self, body: CompletionRequest, prepared: Prepared, generation: Generation, tokenizer: Tokenizer
-    ) -> None:
+    def __init__(self, body: CompletionRequest, prepared: Prepared, generation: Generation, runtime: Runtime) -> None:
         """Write the answer to `body`."""
         self._body = body
         self._prepared = prepared
         self._generation = generation
-        self._tokenizer = tokenizer
-        self._logprobs = [CompletionLogprobWriter(tokenizer) for _ in prepared.requests]
+        self._tokenizer = runtime.tokenizer
+        self._label_of = runtime.stores.label
+        self._logprobs = [CompletionLogprobWriter(runtime.tokenizer) for _ in prepared.requests]
         self._has_echoed = [not body.echo] * len(prepared.requests)
 
     def completion(self, events: list[TokenEvent]) -> Completion:
@@ -81,7 +80,7 @@ class CompletionWriter:
             choices=[self._choice(index, event) for index, event in enumerate(events)],
             usage=usage_of(self._prepared, self._generation),
             system_fingerprint=self._prepared.system_fingerprint,
-            steering=_receipt(events[0]),
+            steering=self._receipt(events[0]),
         )
 
     async def chunks(self) -> AsyncIterator[bytes]:
@@ -98,7 +97,7 @@ class CompletionWriter:
         if text or logprobs is not None:
             yield self._chunk(CompletionChoice(index=index, text=text, logprobs=logprobs))
         if event.finish_reason is not None:
-            receipt = _receipt(event)
+            receipt = self._receipt(event)
             choice = CompletionChoice(
                 index=index,
                 text="",
@@ -118,7 +117,7 @@ class CompletionWriter:
             logprobs=logprobs,
             finish_reason=event.finish_reason,
             stop_reason=event.stop_reason,
-            steering=_receipt(event) if self._generation.num_choices > 1 else None,
+            steering=self._receipt(event) if self._generation.num_choices > 1 else None,
         )
 
     def _text_and_logprobs(self, index: int, event: TokenEvent) -> tuple[str, CompletionLogprobs | None]:
@@ -159,6 +158,5 @@ class CompletionWriter:
         )
         return CompletionUsageChunk(**dict(chunk), usage=usage) if self._body.include_usage else chunk
 
-
-def _receipt(event: TokenEvent) -> dict[str, object] | None:
-    return event.receipt.as_json() if event.receipt is not None else None
+    def _receipt(self, event: TokenEvent) -> dict[str, object] | None:
+        return event.receipt.as_json(self._label_of) if event.receipt is not None else None

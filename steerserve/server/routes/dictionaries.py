@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import APIRouter, Depends, Path
@@ -26,27 +27,36 @@ router = APIRouter(tags=["Features"], dependencies=[Depends(require_inference)])
 @router.get("/v1/dictionaries")
 async def list_dictionaries(runtime: RuntimeDep) -> DictionaryList:
     """List the dictionaries that edits can name."""
-    return DictionaryList(data=[dictionary.as_json() for dictionary in runtime.dictionaries()])
+    return await asyncio.to_thread(described_dictionaries, runtime)
 
 
 @router.get("/v1/dictionaries/{dictionary_id}")
 async def get_dictionary(dictionary_id: DictionaryId, runtime: RuntimeDep) -> dict[str, Any]:
     """Describe one dictionary: hook point, architecture, sizes, source, contents and training report."""
-    found: dict[str, Any] = _find(runtime, dictionary_id).as_json()
-    return found
+    return await asyncio.to_thread(runtime.describe, find_dictionary(runtime, dictionary_id))
 
 
 @router.get("/v1/dictionaries/{dictionary_id}/report", response_class=HTMLResponse)
 async def get_dictionary_report(dictionary_id: DictionaryId, runtime: RuntimeDep) -> HTMLResponse:
     """Give the dictionary's report as a page: figures, training curves, how often features are active."""
-    report = _find(runtime, dictionary_id).report
+    report = find_dictionary(runtime, dictionary_id).report
     if report is None:
         message = f"The dictionary {dictionary_id!r} has no report. `steerserve dictionaries judge` writes one."
         raise NotFoundError(message, param="dictionary_id", code="report_not_found")
     return HTMLResponse(render_report(report))
 
 
-def _find(runtime: Runtime, dictionary_id: str) -> Dictionary:
+def described_dictionaries(runtime: Runtime) -> DictionaryList:
+    """Return all that is loaded. Not for an event loop."""
+    return DictionaryList(data=[runtime.describe(dictionary) for dictionary in runtime.dictionaries()])
+
+
+def find_dictionary(runtime: Runtime, dictionary_id: str) -> Dictionary:
+    """Return the dictionary that a path names.
+
+    Raises:
+        NotFoundError: there is none of that id, with the nearest name.
+    """
     loaded = {dictionary.id: dictionary for dictionary in runtime.dictionaries()}
     if dictionary_id not in loaded:
         message = unknown_dictionary_message(dictionary_id, loaded)
