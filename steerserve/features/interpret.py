@@ -1,0 +1,200 @@
+"""A whole interpretation: text, what features do in it, labels, the store, calibration. The entry that others call."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from steerserve.core.errors import ConfigError, DictionarySourceError
+from steerserve.core.files import read_json, write_json
+from steerserve.dictionaries.loader import DictionaryLoader
+from steerserve.features.autolabels import Labeller
+from steerserve.features.directions import direction_facts
+from steerserve.features.harvest import harvest
+from steerserve.features.location import locate_store
+from steerserve.features.records import Feature
+from steerserve.features.store import FeatureStore
+from steerserve.features.stored import StoreMeta
+from steerserve.model.lens import load_lens
+from steerserve.model.names import model_names
+from steerserve.model.norms import measure_norms
+from steerserve.model.source import fetch_model
+from steerserve.training.corpus import load_corpus
+from steerserve.training.report import library_versions
+from steerserve.training.windows import Windower, batch_windows
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from pathlib import Path
+
+    from steerserve.dictionaries.dictionary import Dictionary
+    from steerserve.features.interpret_options import InterpretedSource, InterpretOptions
+    from steerserve.features.tally import Tally
+    from steerserve.model.lens import LensModel
+    from steerserve.training.corpus import Corpus
+    from steerserve.training.observer import Observer
+
+_NUM_PEAK_TOKENS = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Interpreted:
+    """What came out for one dictionary."""
+
+    id: str
+    source: str
+    sha256: str
+    store: Path
+    num_tokens: int
+    num_features: int
+    num_live: int
+    num_labelled: int
+    num_calibrated: int
+
+    def as_json(self) -> dict[str, Any]:
+        """Return it as a job's result shows it."""
+        return {name: getattr(self, name) for name in self.__slots__} | {"store": str(self.store)}
+
+
+def interpret(options: InterpretOptions, observer: Observer) -> tuple[Interpreted, ...]:
+    """Fill the dictionaries' stores; labels by people and language models, and calibrations, outlive it.
+
+    Called again after a stop, an interrupt or a kill, with the same options and text, it goes on where the last run
+    was. What is left of a run with others is dropped.
+
+    Raises:
+        ConfigError: the folder for what is unfinished cannot be written.
+        CorpusError: the text cannot be read or is too short.
+        DictionarySourceError: a dictionary cannot be used, or its weights are not those that were meant.
+        FeatureStoreError: a store cannot be written.
+        ModelSourceError: the model cannot be loaded.
+        StoppedError: the observer asked for it; what was done is kept.
+    """
+    corpus = load_corpus(options.prepared or options.corpus)
+    files = fetch_model(options.model)
+    lens = load_lens(files, device=options.device, dtype=options.dtype)
+    loader = DictionaryLoader(
+        lens=lens,
+        model_names=model_names(files),
+        norms=measure_norms(lens),
+        allowed_dirs=options.allowed_dirs,
+        max_bytes=options.max_dictionary_bytes,
+    )
+    dictionaries = {one.id: _load(loader, one) for one in options.dictionaries}
+    _claim(options, corpus, dictionaries)
+    stores = {name: _store_path(options, dictionary) for name, dictionary in dictionaries.items()}
+    unwritten = {
+        name: dictionary
+        for name, dictionary in dictionaries.items()
+        if not (_mark(options, name).is_file() and stores[name].is_file())
+    }
+    if unwritten:
+        _harvest(lens, options, corpus, unwritten, stores, observer)
+    found = tuple(_interpreted(dictionary, stores[name]) for name, dictionary in dictionaries.items())
+    shutil.rmtree(options.run_dir, ignore_errors=True)
+    return found
+
+
+def _load(loader: DictionaryLoader, wanted: InterpretedSource) -> Dictionary:
+    dictionary = loader.load(wanted.id, wanted.source, force=wanted.force)
+    if wanted.sha256 not in {None, dictionary.sha256}:
+        message = (
+            f"The dictionary source {wanted.source!r} has changed: its weights are no longer those that {wanted.id!r} "
+            "was loaded with. Load it anew and ask again."
+        )
+        raise DictionarySourceError(message)
+    return dictionary
+
+
+def _claim(options: InterpretOptions, corpus: Corpus, dictionaries: Mapping[str, Dictionary]) -> None:
+    """Make the run's folder anew, unless the unfinished run in it is this one."""
+    contents = {name: dictionary.contents for name, dictionary in dictionaries.items()}
+    shaping = {**options.what_shapes_the_result(), "corpus_sha256": corpus.digest, "dictionaries": contents}
+    wanted = json.loads(json.dumps(shaping))
+    claim = options.run_dir / "options.json"
+    try:
+        if claim.is_file() and read_json(claim) == wanted:
+            return
+        shutil.rmtree(options.run_dir, ignore_errors=True)
+        options.run_dir.mkdir(parents=True)
+        write_json(claim, wanted)
+    except OSError as error:
+        message = f"{options.run_dir} cannot be written: {error.strerror}"
+        raise ConfigError(message, param="dictionary_dirs") from error
+
+
+def _store_path(options: InterpretOptions, dictionary: Dictionary) -> Path:
+    """Return where the store is to be; what came with the dictionary lies there too, so that labels are kept."""
+    location = locate_store(dictionary.source, dictionary.sha256, options.dictionary_dirs, options.allowed_dirs)
+    return location.prepare()
+
+
+def _harvest(
+    lens: LensModel,
+    options: InterpretOptions,
+    corpus: Corpus,
+    dictionaries: Mapping[str, Dictionary],
+    stores: Mapping[str, Path],
+    observer: Observer,
+) -> None:
+    """Read the text, and write what was found into new stores that take the place of the old ones."""
+    windows = Windower(lens.tokenizer, options.context_size).windows((*corpus.training, *corpus.heldout))
+    batches = batch_windows(windows, lens.tokenizer.special_ids)
+    tallies = harvest(lens, dictionaries, batches, options.tokens, options.run_dir / "tally.safetensors", observer)
+    for name, dictionary in dictionaries.items():
+        tally = tallies.pop(name)
+        stores[name].parent.mkdir(parents=True, exist_ok=True)
+        meta = StoreMeta(
+            dictionary_sha256=dictionary.sha256,
+            d_sae=dictionary.d_sae,
+            model=lens.id,
+            num_tokens=int(tally.spread.num_tokens),
+            sources=tuple(corpus.sources()),
+            versions=library_versions(),
+            created=time.time(),
+        )
+        features = _features(lens, dictionary, tally, meta.created, observer)
+        with FeatureStore.replacing(stores[name], meta) as store:
+            store.write_features(features, lens.tokenizer.token_bytes)
+        _mark(options, name).touch()
+
+
+def _mark(options: InterpretOptions, name: str) -> Path:
+    """Return the file that says that this run has written the store of a dictionary."""
+    return options.run_dir / f"{name}.written"
+
+
+def _features(
+    lens: LensModel, dictionary: Dictionary, tally: Tally, created: float, observer: Observer
+) -> Iterator[Feature]:
+    """Yield the features' records, in order, with their labels."""
+    facts = direction_facts(lens, dictionary, observer)
+    peak_tokens = tally.peak_tokens.most_frequent(_NUM_PEAK_TOKENS)
+    labeller = Labeller(lens.tokenizer.token_bytes, lens.tokenizer.special_ids, created)
+    for feature, windows in enumerate(tally.windows()):
+        labeller.read(feature, windows)
+    rows = zip(tally.spread.activities(), tally.windows(), peak_tokens, facts, strict=True)
+    with observer.stage("Writing features", dictionary.d_sae) as progress:
+        for feature, (activity, windows, peaks, directions) in enumerate(rows):
+            found = Feature(feature, activity, windows, peaks, *directions)
+            yield replace(found, labels=labeller.labels(found))
+            progress.update(feature + 1)
+
+
+def _interpreted(dictionary: Dictionary, path: Path) -> Interpreted:
+    store = FeatureStore.open(path)
+    counts = store.counts()
+    return Interpreted(
+        id=dictionary.id,
+        source=dictionary.source,
+        sha256=dictionary.sha256,
+        store=path,
+        num_tokens=store.meta().num_tokens,
+        num_features=counts.num_features,
+        num_live=counts.num_live,
+        num_labelled=counts.num_labelled,
+        num_calibrated=counts.num_calibrated,
+    )

@@ -1,0 +1,59 @@
+"""What a direction in the residual stream adds to the logits, up to the scale that the final norm gives each token."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+    from torch import Tensor, nn
+
+
+@dataclass(frozen=True, slots=True)
+class Unembedding:
+    """The linear part of final norm and unembedding."""
+
+    gain: Float[Tensor, " d_model"]
+    """What the norm multiplies each component with."""
+    is_centred: bool
+    """Whether the norm takes the mean away first."""
+    head: nn.Module
+
+    @property
+    def width(self) -> int:
+        """Size of the vectors that are unembedded."""
+        return int(getattr(self.head, "in_features", len(self.gain)))
+
+    def logits(self, directions: Float[Tensor, "rows d_model"]) -> Float[Tensor, "rows vocab"]:
+        """Return what each direction adds to the logits."""
+        if self.is_centred:
+            directions = directions - directions.mean(dim=-1, keepdim=True)
+        scaled = directions * self.gain
+        # Less what the head gives for nothing: its bias.
+        both = self.head(torch.cat([scaled, torch.zeros_like(scaled[:1])]))
+        logits: Tensor = both[:-1] - both[-1:]
+        return logits
+
+
+@torch.inference_mode()
+def find_unembedding(norm: nn.Module | None, head: nn.Module, like: Float[Tensor, " d_model"]) -> Unembedding:
+    """Return the linear part of a norm and a head.
+
+    The gain is measured rather than read, since one architecture keeps it as it is and another less 1.
+
+    Args:
+        norm: The final norm; None for a model without one.
+        head: From the normed stream to the logits.
+        like: Any vector of the model's width, type and device.
+    """
+    if norm is None:
+        return Unembedding(torch.ones_like(like), is_centred=False, head=head)
+    # Of mean 0 and mean square 1, so that a norm changes nothing in it but by its gain and its bias.
+    signs = torch.ones_like(like)
+    signs[1::2] = -1.0
+    plus, minus = norm(signs[None])[0], norm(-signs[None])[0]
+    shifted = norm(signs[None] + 1)[0]
+    return Unembedding((plus - minus) / 2 * signs, bool(torch.allclose(shifted, plus, rtol=1e-2)), head)
