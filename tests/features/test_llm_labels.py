@@ -1,0 +1,204 @@
+"""Labels by a language model over a real socket: what it is shown, how it is scored, what a stop or a budget keeps."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import socket
+import threading
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import uvicorn
+from starlette.applications import Starlette
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from steerserve.features.endpoint import ChatEndpoint, EndpointError
+from steerserve.features.llm_labels import Labelled, label_features
+from steerserve.features.records import Activity, Feature, Label, Window
+from steerserve.features.store import FeatureStore
+from steerserve.features.stored import StoreMeta
+from steerserve.training.observer import StoppedError
+from tests.training.quiet import Quiet
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from starlette.requests import Request
+
+NUM_FEATURES = 8
+
+
+@dataclass
+class Clever:
+    """A model that names the marked token, and finds it again; it can be told to misbehave."""
+
+    statuses: list[int] = field(default_factory=list)
+    """Answered first, one a request."""
+    says: str | None = None
+    """In place of a label."""
+    bodies: list[dict[str, Any]] = field(default_factory=list)
+    keys: set[str] = field(default_factory=set)
+
+    async def complete(self, request: Request) -> Response:
+        body = await request.json()
+        self.bodies.append(body)
+        self.keys.add(request.headers.get("authorization", ""))
+        if self.statuses:
+            return JSONResponse({"error": {"message": "no"}}, self.statuses.pop(0), {"retry-after": "0"})
+        text = body["messages"][1]["content"]
+        if description := re.match(r"Description: about (\w)", text):
+            pieces = re.findall(r"^(\d+)\. (.*)$", text, re.MULTILINE)
+            answer = ", ".join(number for number, piece in pieces if description[1] in piece) or "none"
+        else:
+            marked = re.search(r"<<(\w)>>", text)
+            answer = self.says if self.says is not None else f'"about {marked[1] if marked else "nothing"}."'
+        return JSONResponse({"choices": [{"message": {"content": answer}}], "usage": {"total_tokens": 100}})
+
+
+@contextlib.contextmanager
+def answering(model: Clever) -> Iterator[str]:
+    listener = socket.create_server(("127.0.0.1", 0))
+    app = Starlette(routes=[Route("/v1/chat/completions", model.complete, methods=["POST"])])
+    server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False, lifespan="off"))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> FeatureStore:
+    """Feature n fires on the letter n (a, b, c, ...), and its windows differ in what is around it."""
+    made = FeatureStore.create(
+        tmp_path / "features.sqlite3", StoreMeta("0" * 64, NUM_FEATURES, "tiny", num_tokens=1000)
+    )
+
+    def window(feature: int, place: int) -> Window:
+        ids = [ord(".")] * 5 + [ord("0") + place]
+        ids[place % 5] = ord("a") + feature
+        acts = [4.0 if token == ord("a") + feature else 0.0 for token in ids]
+        return Window(tuple(ids), tuple(acts), place % 5, None)
+
+    made.write_features(
+        (
+            Feature(
+                feature=feature,
+                activity=Activity(1000, 30, 4.0, 4.0, (4.0,) * 5, (0,) * 63 + (30,)),
+                windows=tuple(window(feature, place) for place in range(9)),
+                peak_tokens=((ord("a") + feature, 30),),
+                promoted=(),
+                suppressed=(),
+                neighbours=(),
+            )
+            for feature in range(NUM_FEATURES)
+        ),
+        lambda token_id: bytes([token_id]),
+    )
+    return made
+
+
+async def labelled(
+    store: FeatureStore, url: str, observer: Quiet | None = None, *, budget: int | None = None, key: str | None = None
+) -> Labelled:
+    endpoint = ChatEndpoint(url, "clever", key)
+    try:
+        return await label_features(
+            store,
+            range(NUM_FEATURES),
+            endpoint,
+            budget_tokens=budget,
+            concurrency=2,
+            seed=0,
+            observer=observer or Quiet(),
+        )
+    finally:
+        await endpoint.close()
+
+
+async def test_every_feature_gets_a_label_and_a_score_on_windows_that_were_not_shown(store: FeatureStore) -> None:
+    model = Clever()
+    with answering(model) as url:
+        done = await labelled(store, url, key="secret")
+
+    assert (done.num_labelled, done.num_failed, done.is_spent) == (NUM_FEATURES, 0, False)
+    assert done.num_tokens == 100 * 2 * NUM_FEATURES
+    assert model.keys == {"Bearer secret"}
+    stored = store.feature(2)
+    assert stored is not None
+    assert stored.label is not None
+    assert (stored.label.text, stored.label.origin, stored.label.author) == ("about c", "llm", "clever")
+    assert stored.label.score == 1.0
+    naming = [body["messages"][1]["content"] for body in model.bodies if "<<c>>" in body["messages"][1]["content"]]
+    choosing = [text for body in model.bodies if "about c\n" in (text := body["messages"][1]["content"])]
+    shown, heldout = set(naming[0].replace("<<", "").replace(">>", "").split("\n")), choosing[0]
+    assert len(shown) == 4
+    assert not any(piece in heldout for piece in shown)
+
+
+async def test_a_label_that_says_nothing_scores_as_chance(store: FeatureStore) -> None:
+    with answering(Clever(says="about z")) as url:
+        await labelled(store, url)
+    stored = store.feature(2)
+    assert stored is not None
+    assert stored.label is not None
+    assert stored.label.score == 0.5
+
+
+async def test_a_persons_label_wins_and_a_second_run_asks_nothing_again(store: FeatureStore) -> None:
+    store.set_label(3, Label("my own words", "person"))
+    model = Clever()
+    with answering(model) as url:
+        await labelled(store, url)
+        num_requests = len(model.bodies)
+        again = await labelled(store, url)
+    assert store.labels([3, 4]) == {3: "my own words", 4: "about e"}
+    assert again.num_labelled == 0
+    assert len(model.bodies) == num_requests
+
+
+async def test_a_budget_and_a_stop_keep_what_was_labelled(store: FeatureStore) -> None:
+    model = Clever()
+    with answering(model) as url:
+        first = await labelled(store, url, budget=500)
+        assert first.is_spent
+        assert 2 <= first.num_labelled <= 4
+        with pytest.raises(StoppedError):
+            await labelled(store, url, Quiet(stop_at=1))
+        kept = len(store.labels(range(NUM_FEATURES)))
+        assert first.num_labelled < kept < NUM_FEATURES
+        last = await labelled(store, url)
+    assert last.num_labelled == NUM_FEATURES - kept
+
+
+async def test_what_may_pass_is_tried_again_and_what_will_not_is_said(
+    store: FeatureStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("steerserve.features.endpoint._FIRST_WAIT_S", 0.0)
+    with answering(Clever(statuses=[429, 503])) as url:
+        assert (await labelled(store, url)).num_labelled == NUM_FEATURES
+    with answering(Clever(statuses=[401] * 9)) as url, pytest.raises(EndpointError, match=r"refuses requests .*401"):
+        await _again(store, url)
+    with pytest.raises(EndpointError, match="does not answer"):
+        await _again(store, "http://127.0.0.1:9/v1")
+
+
+async def _again(store: FeatureStore, url: str) -> None:
+    endpoint = ChatEndpoint(url, "another", None)
+    try:
+        await label_features(store, [0], endpoint, budget_tokens=None, concurrency=1, seed=0, observer=Quiet())
+    finally:
+        await endpoint.close()
+
+
+async def test_an_empty_answer_labels_nothing(store: FeatureStore) -> None:
+    with answering(Clever(says="  ")) as url:
+        done = await labelled(store, url)
+    assert (done.num_labelled, done.num_failed) == (0, NUM_FEATURES)
+    assert store.labels(range(NUM_FEATURES)) == {}
