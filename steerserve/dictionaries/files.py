@@ -10,7 +10,7 @@ import math
 import os
 import stat
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 import jiter
 
@@ -18,6 +18,7 @@ from steerserve.core.errors import DictionarySourceError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+    from io import BufferedReader
     from pathlib import Path
 
 MAX_JSON_BYTES = 1 << 20
@@ -50,7 +51,7 @@ class SourceFolder:
             raise refusal(self.source, f"has a folder that cannot be read: {error}") from error
 
     @contextlib.contextmanager
-    def opened(self, name: str) -> Iterator[tuple[BinaryIO, int]]:
+    def opened(self, name: str) -> Iterator[tuple[BufferedReader, int]]:
         """Open a file; yields it and its size.
 
         Raises:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import hashlib
 from typing import TYPE_CHECKING
 
 from sae_lens import SAE
@@ -15,7 +16,7 @@ from steerserve.dictionaries.files import refusal
 from steerserve.dictionaries.hub import hub_refusals
 from steerserve.dictionaries.layouts import StoredDictionary
 from steerserve.dictionaries.saelens import read_config
-from steerserve.dictionaries.weights import dump_weights, parse_weights
+from steerserve.dictionaries.weights import dump_weights
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -69,10 +70,10 @@ def read_release(name: str, source: str, room: Room) -> StoredDictionary:
     described = sae.cfg.to_dict()
     state = sae.state_dict()
     sae.process_state_dict_for_saving(state)
-    data = dump_weights(state)
-    del sae, state  # which may be views of a mapped file
-    weights = parse_weights(data)
-    return StoredDictionary(source, described, weights.tensors, weights.sha256)
+    # Copied, since they may be views of a mapped file.
+    tensors = {name: tensor.detach().clone() for name, tensor in state.items()}
+    del sae, state
+    return StoredDictionary(source, described, tensors, hashlib.sha256(dump_weights(tensors)).hexdigest())
 
 
 def _find_repo(release: str, sae_id: str, source: str) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeGuard
 
 import jiter
 import safetensors.torch
@@ -19,7 +19,7 @@ from steerserve.model.fitness import free_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from typing import BinaryIO
+    from io import BufferedReader
 
     from torch import Tensor
 
@@ -29,7 +29,20 @@ if TYPE_CHECKING:
 _LENGTH_BYTES = 8
 _MAX_HEADER_BYTES = 1 << 20
 _MAX_DIMENSIONS = 8
-_ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
+_LARGEST_SIZE = 1 << 48
+_NUM_OFFSETS = 2
+_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
 _FLOAT32_BYTES = 4
 _CPU = torch.device("cpu")
 
@@ -39,7 +52,7 @@ class Weights:
     """Tensors, and the name of their contents."""
 
     tensors: dict[str, Tensor]
-    """As they are stored, in memory of their own."""
+    """As they are stored, in memory that nothing else can change."""
     sha256: str
     """Of the file."""
 
@@ -62,38 +75,53 @@ class Room:
         if needed > self.max_bytes:
             limit = f"this server loads at most {_size(self.max_bytes)} (max_dictionary_bytes)"
             raise refusal(source, f"has {_size(needed)} as float32, and {limit}")
-        # While it is loaded there are the file's bytes, the tensors parsed from them, and those in float32.
-        for device, wanted in {self.device: needed, _CPU: 2 * stored_bytes + needed}.items():
+        # While it is loaded there are the file's bytes and the tensors in float32.
+        for device, wanted in {self.device: needed, _CPU: stored_bytes + needed}.items():
             if wanted > (free := free_bytes(device)):
                 raise refusal(source, f"takes {_size(wanted)} on {device} to load, and {_size(free)} are free")
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """A tensor in a file."""
+
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+    """In bytes after the header."""
+
+    @property
+    def num_values(self) -> int:
+        return math.prod(self.shape)
+
+    def read(self, data: Tensor) -> Tensor:
+        """Return the tensor, as a view of the bytes after the header where their place in memory allows it."""
+        part = data[self.begin : self.end]
+        is_aligned = part.storage_offset() % self.dtype.itemsize == 0
+        return (part if is_aligned else part.clone()).view(self.dtype).view(self.shape)
 
 
 def read_weights(folder: SourceFolder, name: str, room: Room) -> Weights:
     """Read a safetensors file.
 
+    Not with the library's own function, which copies all tensors while every other thread of the process waits.
+
     Raises:
         DictionarySourceError: it is cut, damaged, something else, or too large.
     """
     with folder.opened(name) as (file, size):
-        head, entries = _read_header(file, size, folder, name)
-        counts = [_count(entry, folder, name) for key, entry in entries.items() if key != "__metadata__"]
-        stored_bytes = sum(num_values * item_bytes for num_values, item_bytes in counts)
-        if stored_bytes != size - len(head):
-            raise _damaged(folder, name, f"its header speaks of {stored_bytes} bytes, and {size - len(head)} follow it")
-        room.check(folder.source, sum(num_values for num_values, _ in counts), stored_bytes)
+        head = _read_head(file, size, folder, name)
+        entries = _read_entries(head[_LENGTH_BYTES:], size - len(head), folder, name)
+        room.check(folder.source, sum(entry.num_values for entry in entries), size)
         file.seek(0)
-        data = file.read(size)
-    if len(data) != size or not data.startswith(head):
+        data = torch.empty(size, dtype=torch.uint8)
+        num_read = file.readinto(data.numpy().data)
+    if num_read != size or data[: len(head)].numpy().tobytes() != head:
         raise _damaged(folder, name, "it changed while it was read")
-    try:
-        return parse_weights(data)
-    except Exception as error:  # what it raises depends on the damage
-        raise _damaged(folder, name, str(error)) from error
-
-
-def parse_weights(data: bytes) -> Weights:
-    """Read safetensors from memory; the tensors do not share it."""
-    return Weights(safetensors.torch.load(data), hashlib.sha256(data).hexdigest())
+    tensors = {entry.name: entry.read(data[len(head) :]) for entry in entries}
+    return Weights(tensors, hashlib.sha256(data.numpy().data).hexdigest())
 
 
 def dump_weights(tensors: Mapping[str, Tensor]) -> bytes:
@@ -101,29 +129,47 @@ def dump_weights(tensors: Mapping[str, Tensor]) -> bytes:
     return safetensors.torch.save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
 
 
-def _read_header(file: BinaryIO, size: int, folder: SourceFolder, name: str) -> tuple[bytes, dict[str, Any]]:
+def _read_head(file: BufferedReader, size: int, folder: SourceFolder, name: str) -> bytes:
+    """Return the header with the eight bytes before it, which hold its length."""
     start = file.read(_LENGTH_BYTES)
     length = int.from_bytes(start, "little")
     if len(start) < _LENGTH_BYTES or length > min(_MAX_HEADER_BYTES, size - _LENGTH_BYTES):
         raise _damaged(folder, name, "it does not begin as a safetensors file does (pickles are never loaded)")
-    header = file.read(length)
+    return start + file.read(length)
+
+
+def _read_entries(header: bytes, num_bytes: int, folder: SourceFolder, name: str) -> list[_Entry]:
+    """Return what the header describes, which must be the bytes after it from the first to the last."""
     try:
-        entries = jiter.from_json(header, allow_inf_nan=False, catch_duplicate_keys=True)
+        described = jiter.from_json(header, allow_inf_nan=False, catch_duplicate_keys=True)
     except ValueError as error:
         raise _damaged(folder, name, f"its header is no JSON: {error}") from error
-    if not isinstance(entries, dict):
+    if not isinstance(described, dict):
         raise _damaged(folder, name, "its header is no JSON object")
-    return start + header, entries
+    described.pop("__metadata__", None)
+    entries = [_read_entry(key, entry, folder, name) for key, entry in described.items()]
+    end = 0
+    for entry in sorted(entries, key=lambda entry: (entry.begin, entry.end)):
+        if entry.begin != end or entry.end - entry.begin != entry.num_values * entry.dtype.itemsize:
+            raise _damaged(folder, name, f"its header misplaces {entry.name[:60]!r}")
+        end = entry.end
+    if end != num_bytes:
+        raise _damaged(folder, name, f"its header speaks of {end} bytes, and {num_bytes} follow it")
+    return entries
 
 
-def _count(entry: object, folder: SourceFolder, name: str) -> tuple[int, int]:
-    """Return how many values a tensor has, and the size of each."""
+def _read_entry(key: str, entry: object, folder: SourceFolder, name: str) -> _Entry:
     found = entry if isinstance(entry, dict) else {}
-    shape, item_bytes = found.get("shape"), _ITEM_BYTES.get(str(found.get("dtype")))
-    is_shape = isinstance(shape, list) and all(type(part) is int and 0 <= part < 1 << 48 for part in shape)
-    if item_bytes is None or not is_shape or len(found["shape"]) > _MAX_DIMENSIONS:
-        raise _damaged(folder, name, "its header describes a tensor of no known type and shape")
-    return math.prod(found["shape"]), item_bytes
+    dtype, shape, offsets = _DTYPES.get(str(found.get("dtype"))), found.get("shape"), found.get("data_offsets")
+    if dtype is None or not _are_sizes(shape) or not _are_sizes(offsets) or len(offsets) != _NUM_OFFSETS:
+        raise _damaged(folder, name, f"its header describes no tensor of a known type and shape as {key[:60]!r}")
+    return _Entry(key, dtype, tuple(shape), *offsets)
+
+
+def _are_sizes(value: object) -> TypeGuard[list[int]]:
+    if not isinstance(value, list) or len(value) > _MAX_DIMENSIONS:
+        return False
+    return all(type(part) is int and 0 <= part < _LARGEST_SIZE for part in value)
 
 
 def _damaged(folder: SourceFolder, name: str, reason: str) -> DictionarySourceError:

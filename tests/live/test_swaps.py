@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 NUM_SWAPS = 100
 NUM_CLIENTS = 6
-D_SAE = 8192
+D_SAE = 32_768
 HEADERS = {"authorization": "Bearer admin-key"}
 
 

@@ -132,6 +132,16 @@ def change_header(change: Callable[[str], str | bytes]) -> Callable[[Path], None
     return apply
 
 
+def change_entry(name: str, **changed: object) -> Callable[[Path], None]:
+    """Describe a tensor in another way."""
+
+    def change(header: str) -> str:
+        entries = json.loads(header)
+        return json.dumps(entries | {name: entries[name] | changed})
+
+    return change_header(change)
+
+
 def change_bytes(name: str, change: Callable[[bytes], bytes]) -> Callable[[Path], object]:
     """Write another file."""
     return lambda folder: (folder / name).write_bytes(change((folder / name).read_bytes()))
@@ -219,7 +229,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "header of nothing": (change_header(lambda _: "{}"), "0 bytes"),
     "header of numbers": (change_header(lambda _: '{"W_dec": 5}'), "known type and shape"),
     "tensor twice": (change_header(lambda header: header.replace('"b_enc"', '"b_dec"')), "duplicate"),
-    "more data than there is": (change_header(lambda header: header.replace("[96]", "[9600000]")), "header speaks of"),
+    "more data than there is": (change_header(lambda header: header.replace("[96]", "[9600000]")), "misplaces"),
     "unknown type": (change_header(lambda header: header.replace("F32", "F31")), "known type and shape"),
     "negative shape": (change_header(lambda header: header.replace("[96]", "[-96]")), "known type and shape"),
     "absurd shape": (change_header(lambda header: header.replace("[96]", f"[{10**30}]")), "known type and shape"),
@@ -227,6 +237,11 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
         change_header(lambda header: header.replace('"data_offsets":[0,', '"data_offsets":[4,')),
         "cut or",
     ),
+    "tensors over each other": (change_entry("b_enc", data_offsets=[0, 384]), "misplaces"),
+    "offsets backwards": (change_entry("b_enc", data_offsets=[384, 0]), "misplaces"),
+    "offsets of three": (change_entry("b_enc", data_offsets=[0, 384, 384]), "known type and shape"),
+    "no offsets": (change_entry("b_enc", data_offsets=None), "known type and shape"),
+    "many dimensions": (change_entry("b_enc", shape=[1] * 1000 + [96]), "known type and shape"),
     "pickle by another name": (write(WEIGHTS, pickle.dumps(Exploding())), "pickles are never loaded"),
     "pickled tensors": (replace_file(WEIGHTS, lambda path: torch.save({"W_dec": torch.ones(2)}, path)), "never loaded"),
     "named pipe": (replace_file(WEIGHTS, os.mkfifo), "no plain file"),
