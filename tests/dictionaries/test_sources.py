@@ -88,7 +88,10 @@ def poison(name: str, value: float) -> Callable[[Path], None]:
 
 DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "no-config": (lambda f: (f / "cfg.json").unlink(), r"cfg\.json"),
-    "no-weights": (lambda f: (f / "sae_weights.safetensors").unlink(), r"needs cfg\.json with sae_weights\.safetensors"),
+    "no-weights": (
+        lambda f: (f / "sae_weights.safetensors").unlink(),
+        r"needs cfg\.json with sae_weights\.safetensors",
+    ),
     "config-no-json": (lambda f: (f / "cfg.json").write_text("{", encoding="utf-8"), "JSON"),
     "config-no-object": (lambda f: (f / "cfg.json").write_text("[]", encoding="utf-8"), "object"),
     "config-no-text": (lambda f: (f / "cfg.json").write_bytes(b"\xff\xfe\x00"), "JSON"),
@@ -104,7 +107,10 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda f: change_weights(f, lambda w: {name: w[name] for name in w if name != "b_enc"}),
         "has no tensor b_enc",
     ),
-    "a-tensor-misshapen": (lambda f: change_weights(f, lambda w: w | {"b_enc": torch.zeros(5)}), r"b_enc of the shape \[5\], where \[96\]"),
+    "a-tensor-misshapen": (
+        lambda f: change_weights(f, lambda w: w | {"b_enc": torch.zeros(5)}),
+        r"b_enc of the shape \[5\], where \[96\]",
+    ),
     "nan-decoder": (poison("W_dec", math.nan), "not finite"),
     "infinite-encoder": (poison("W_enc", math.inf), "not finite"),
     "nan-decoder-bias": (poison("b_dec", math.nan), "not finite"),
