@@ -6,6 +6,7 @@ The last word may be the beginning of one.
 
 from __future__ import annotations
 
+import math
 import re
 import unicodedata
 from dataclasses import dataclass
@@ -43,14 +44,16 @@ _IN_ANY = """(
     OR feature IN (SELECT rowid FROM text_index WHERE text_index MATCH ?)
 )"""
 _IN_LABEL = (
-    "SELECT rowid AS feature, -3.0 * bm25(label_index) AS score, 0 AS is_match FROM label_index "
+    "SELECT rowid AS feature, ? / (1 + length(label) / 100.0) AS score, 0 AS is_match FROM label_index "
     "WHERE label_index MATCH ?"
 )
 _NEAR_PEAK = (
     "SELECT rowid AS feature, -bm25(peak_index, 1.0, 2.0) AS score, 0 AS is_match FROM peak_index "
     "WHERE peak_index MATCH ?"
 )
-"""A rare word has a BM25 score of a few units: three times that in a label, twice near a peak."""
+_SOMEWHERE = "SELECT feature, 0.05 AS score, 1 AS is_match FROM matching"
+_LABEL_WEIGHT = 6.6
+"""Three times what a word can have near a peak, where BM25 gives it at most 2.2 times its rarity."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +83,7 @@ def search(connection: sqlite3.Connection, query: str, sort: Sort, limit: int, o
         raise InvalidRequestError(message, param="q")
     if query.strip() and not words:  # no index holds punctuation
         return []
-    scored, values = _scored(connection, words) if words else (_ALL, list[str]())
+    scored, values = _scored(connection, words) if words else (_ALL, list[str | float]())
     relevance = f"score * (1 + {_STEERABILITY} / ({_STEERABILITY} + {WRITES_SCORE}))"
     rows = connection.execute(
         f"WITH scored (feature, score) AS ({scored}) "  # noqa: S608 constants
@@ -98,31 +101,37 @@ def indexed(text: str) -> str:
     return _UNSPACED.sub(r" \1 ", unicodedata.normalize("NFC", text))
 
 
-def _scored(connection: sqlite3.Connection, words: list[str]) -> tuple[str, list[str]]:
+def _scored(connection: sqlite3.Connection, words: list[str]) -> tuple[str, list[str | float]]:
     """Return the query for the features that have all words, with their scores."""
     terms = [f'"{word}"' for word in words]
     if len(words[-1]) >= _LEAST_PREFIX_CHARS:
-        terms[-1] = f"({terms[-1]} OR {terms[-1]}*)"  # the whole word counts twice
+        terms[-1] = f"({terms[-1]} OR {terms[-1]}*)"  # the whole word counts for more
     every, some = " AND ".join(terms), " OR ".join(terms)
     # Labels that have one of the words are few, so that looking for the others costs nothing.
     matching = (
         "WITH labelled AS MATERIALIZED (SELECT rowid AS feature FROM label_index WHERE label_index MATCH ?) "  # noqa: S608
-        "SELECT rowid, 0.05 FROM text_index WHERE text_index MATCH ? "
-        f"UNION SELECT feature, 0.05 FROM labelled WHERE {' AND '.join([_IN_ANY] * len(terms))}"
+        "SELECT rowid FROM text_index WHERE text_index MATCH ? "
+        f"UNION SELECT feature FROM labelled WHERE {' AND '.join([_IN_ANY] * len(terms))}"
     )
-    values = [some, every, *(term for term in terms for _ in range(2))]
-    parts = []
-    (num_features,) = connection.execute("SELECT count(*) FROM features").fetchone()
-    for index, part in (("label_index", _IN_LABEL), ("peak_index", _NEAR_PEAK)):
-        count = f"SELECT count(*) FROM {index} WHERE {index} MATCH ?"  # noqa: S608 constants
-        telling = [term for term in terms if connection.execute(count, (term,)).fetchone()[0] <= _COMMON * num_features]
-        if telling:
-            parts.append(part)
-            values.append(" OR ".join(telling))
-    # What only stands somewhere in a window still comes, last.
-    parts.append("SELECT feature, score, 1 AS is_match FROM matching")
+    values: list[str | float] = [some, every, *(term for term in terms for _ in range(2))]
+    parts = [_SOMEWHERE]
+    # BM25 would tell rare words from common ones by the labels that there are: no way where a person gave the first.
+    (d_sae,) = connection.execute("SELECT CAST(value AS INTEGER) FROM meta WHERE key = 'd_sae'").fetchone()
+    for term in dict.fromkeys([*(f'"{word}"' for word in words), terms[-1]]):
+        if num_labels := _count(connection, "label_index", term):
+            parts.append(_IN_LABEL)
+            values += [_LABEL_WEIGHT * math.log(1 + d_sae / num_labels), term]
+    telling = [term for term in terms if _count(connection, "peak_index", term) <= _COMMON * d_sae]
+    if telling:
+        parts.append(_NEAR_PEAK)
+        values.append(" OR ".join(telling))
     scored = (
-        f"WITH matching (feature, score) AS MATERIALIZED ({matching}) SELECT feature, sum(score) "  # noqa: S608 constants
+        f"WITH matching (feature) AS MATERIALIZED ({matching}) SELECT feature, sum(score) "  # noqa: S608 constants
         f"FROM ({' UNION ALL '.join(parts)}) GROUP BY feature HAVING max(is_match)"
     )
     return scored, values
+
+
+def _count(connection: sqlite3.Connection, index: str, term: str) -> int:
+    query = f"SELECT count(*) FROM {index} WHERE {index} MATCH ?"  # noqa: S608 constants
+    return int(connection.execute(query, (term,)).fetchone()[0])

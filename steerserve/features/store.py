@@ -19,7 +19,14 @@ import psutil
 
 from steerserve.core.errors import FeatureStoreError
 from steerserve.features.details import Details, details_of, pack_details, unpack_details
-from steerserve.features.labels import current_labels, kept_labels, label_history, put_label, take_labels
+from steerserve.features.labels import (
+    AUTOMATIC_ORIGINS,
+    current_labels,
+    kept_labels,
+    label_history,
+    put_label,
+    take_labels,
+)
 from steerserve.features.records import Activity, Calibration, Feature
 from steerserve.features.schema import check_file, compact, make_file, reading, told, unusable, writing
 from steerserve.features.search import indexed, search
@@ -28,7 +35,7 @@ from steerserve.features.vocabulary import Vocabulary, tokens_of
 
 if TYPE_CHECKING:
     import sqlite3
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from steerserve.features.records import Label
@@ -152,8 +159,8 @@ class FeatureStore:
     def feature(self, feature: int) -> StoredFeature | None:
         """Return all that is known of a feature; None for nothing."""
         with reading(self.path) as connection:
-            harvested, token_bytes = self._harvested(connection, feature)
             labels = current_labels(connection, feature)
+            harvested, token_bytes = self._harvested(connection, feature, labels)
             calibration = _calibration(connection, feature)
         if harvested is None and not labels and calibration is None:
             return None
@@ -260,7 +267,9 @@ class FeatureStore:
             with told(path):
                 path.replace(path.with_name(f"{path.stem}-{about[:12]}{path.suffix}"))
 
-    def _harvested(self, connection: sqlite3.Connection, feature: int) -> tuple[Feature | None, Mapping[int, bytes]]:
+    def _harvested(
+        self, connection: sqlite3.Connection, feature: int, labels: Sequence[Label]
+    ) -> tuple[Feature | None, Mapping[int, bytes]]:
         row = connection.execute(
             "SELECT num_active, maximum, mean, details.content, heads.content FROM features "
             "JOIN details USING (feature) JOIN heads USING (feature) WHERE feature = ?",
@@ -279,6 +288,7 @@ class FeatureStore:
             promoted=details.promoted,
             suppressed=details.suppressed,
             neighbours=details.neighbours,
+            labels=tuple(label for label in labels if label.origin in AUTOMATIC_ORIGINS),
         ), token_bytes
 
     def _found(self, connection: sqlite3.Connection, match: Match, num_tokens: int) -> FoundFeature:
@@ -329,21 +339,17 @@ def _insert_feature(connection: sqlite3.Connection, feature: Feature, vocabulary
     head, rest = details_of(feature).renamed(vocabulary.number_of).split()
     connection.execute("INSERT INTO heads VALUES (?, ?)", (number, pack_details(head)))
     connection.execute("INSERT INTO details VALUES (?, ?)", (number, pack_details(rest)))
-    tokens = [token_id for pairs in (feature.peak_tokens, feature.promoted) for token_id, _ in pairs]
+    named = [token_id for pairs in (feature.peak_tokens, feature.promoted) for token_id, _ in pairs]
     near = [
         window.token_ids[max(0, window.peak - _PEAK_REACH) : window.peak + _PEAK_REACH + 1]
         for window in feature.windows
     ]
-    connection.execute(
-        "INSERT INTO peak_index (rowid, tokens, peaks) VALUES (?, ?, ?)",
-        (
-            number,
-            indexed(" ".join(vocabulary.text([token_id]) for token_id in tokens)),
-            indexed(" ".join(map(vocabulary.text, near))),
-        ),
-    )
+    tokens = indexed(" ".join(vocabulary.text([token_id]) for token_id in named))
+    peaks = indexed(" ".join(map(vocabulary.text, near)))
     texts = indexed(" ".join(vocabulary.text(window.token_ids) for window in feature.windows))
-    connection.execute("INSERT INTO text_index (rowid, text) VALUES (?, ?)", (number, texts))
+    connection.execute("INSERT INTO peak_index (rowid, tokens, peaks) VALUES (?, ?, ?)", (number, tokens, peaks))
+    # Whatever can match is in here, so that this index alone says what does.
+    connection.execute("INSERT INTO text_index (rowid, text) VALUES (?, ?)", (number, f"{texts} {tokens}"))
     for label in feature.labels:
         put_label(connection, number, label)
 

@@ -13,10 +13,20 @@ from steerserve.server.errors import install_error_handlers
 from steerserve.server.metrics import Metrics
 from steerserve.server.middleware import REQUEST_ID, BugBarrier, RequestTracing
 from steerserve.server.openapi import error_responses, install_document
-from steerserve.server.routes import admin_dictionaries, chat, completions, dictionaries, jobs, models, operations
+from steerserve.server.routes import (
+    admin_dictionaries,
+    chat,
+    completions,
+    dictionaries,
+    features,
+    jobs,
+    models,
+    operations,
+)
 from steerserve.server.schemas.chat import ChatChunk, ChatCompletionRequest
 from steerserve.server.schemas.completions import CompletionChunk, CompletionRequest
 from steerserve.server.schemas.dictionaries import LoadDictionaryRequest
+from steerserve.server.schemas.features import LabelRequest
 from steerserve.server.schemas.jobs import TrainRequest
 from steerserve.steering.edits import Steering
 
@@ -35,6 +45,7 @@ _API_ROUTERS = (
     completions.router,
     models.router,
     dictionaries.router,
+    features.router,
     admin_dictionaries.router,
     jobs.router,
 )
@@ -71,6 +82,12 @@ def create_app(runtime: Runtime) -> FastAPI:
     for router in _API_ROUTERS:
         app.include_router(router, responses=error_responses())
     app.include_router(operations.router)
-    bodies: list[type[BaseModel]] = [ChatCompletionRequest, CompletionRequest, LoadDictionaryRequest, TrainRequest]
+    bodies: list[type[BaseModel]] = [
+        ChatCompletionRequest,
+        CompletionRequest,
+        LoadDictionaryRequest,
+        LabelRequest,
+        TrainRequest,
+    ]
     install_document(app, [*bodies, ChatChunk, CompletionChunk, Steering])
     return app

@@ -50,6 +50,11 @@ def load_responses() -> dict[int | str, dict[str, Any]]:
     return _documented({status: _GENERATION_ERRORS[status] for status in (400, 413)} | busy)
 
 
+def label_responses() -> dict[int | str, dict[str, Any]]:
+    """Say in a route's documentation how a label can be refused."""
+    return _documented({status: _GENERATION_ERRORS[status] for status in (400, 413)})
+
+
 def error_responses() -> dict[int | str, dict[str, Any]]:
     """Give the errors that routes under /v1 have in common."""
     return _documented(_ERRORS)
