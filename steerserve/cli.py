@@ -22,6 +22,7 @@ import steerserve
 from steerserve.bench.command import bench_command
 from steerserve.commands.corpus import corpus_app
 from steerserve.commands.dictionaries import dictionaries_app
+from steerserve.commands.interpret import interpret_command
 from steerserve.commands.shared import environment_settings, print_table, read_config
 from steerserve.commands.train import train_command
 from steerserve.core.errors import ConfigError, StartupError
@@ -185,6 +186,7 @@ def _leave(*_: object) -> NoReturn:
 
 
 app.command("train")(train_command)
+app.command("interpret")(interpret_command)
 app.command("bench")(bench_command)
 
 

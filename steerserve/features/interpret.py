@@ -14,10 +14,10 @@ from steerserve.dictionaries.loader import DictionaryLoader
 from steerserve.features.autolabels import Labeller
 from steerserve.features.directions import direction_facts
 from steerserve.features.harvest import harvest
-from steerserve.features.location import locate_store
 from steerserve.features.records import Feature
 from steerserve.features.store import FeatureStore
 from steerserve.features.stored import StoreMeta
+from steerserve.features.stores import FeatureStores
 from steerserve.model.lens import load_lens
 from steerserve.model.names import model_names
 from steerserve.model.norms import measure_norms
@@ -85,7 +85,9 @@ def interpret(options: InterpretOptions, observer: Observer) -> tuple[Interprete
     )
     dictionaries = {one.id: _load(loader, one) for one in options.dictionaries}
     _claim(options, corpus, dictionaries)
-    stores = {name: _store_path(options, dictionary) for name, dictionary in dictionaries.items()}
+    places = FeatureStores(options.dictionary_dirs, options.allowed_dirs)
+    # What came with a dictionary is copied to where its store is written, so that labels are kept.
+    stores = {name: places.location(dictionary).prepare() for name, dictionary in dictionaries.items()}
     unwritten = {
         name: dictionary
         for name, dictionary in dictionaries.items()
@@ -124,12 +126,6 @@ def _claim(options: InterpretOptions, corpus: Corpus, dictionaries: Mapping[str,
     except OSError as error:
         message = f"{options.run_dir} cannot be written: {error.strerror}"
         raise ConfigError(message, param="dictionary_dirs") from error
-
-
-def _store_path(options: InterpretOptions, dictionary: Dictionary) -> Path:
-    """Return where the store is to be; what came with the dictionary lies there too, so that labels are kept."""
-    location = locate_store(dictionary.source, dictionary.sha256, options.dictionary_dirs, options.allowed_dirs)
-    return location.prepare()
 
 
 def _harvest(

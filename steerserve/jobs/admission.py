@@ -1,4 +1,4 @@
-"""Whether a training run may begin here: its text, its folder and the room it needs. Asked before it is queued."""
+"""Whether a run may begin here: its text, its folder and the room it needs. Asked before it is queued."""
 
 from __future__ import annotations
 
@@ -29,6 +29,12 @@ _BATCH_COPIES = 3
 """Of a batch's feature activations: before and after the non-linearity, and their gradient."""
 _TEXT_BYTES_PER_TOKEN = 16
 """Of text that must be fetched or written first, generously."""
+TALLY_BYTES = 24_000
+"""Of what an interpretation keeps of one feature while it reads, at most."""
+_STORE_BYTES = 8_000
+"""Of a feature in the store, with its indexes, generously."""
+_INTERPRET_BYTES = 512 * 1024**2
+"""Of batches and of logits, whatever the dictionary."""
 _DISK_MARGIN_BYTES = 512 * 1024**2
 """Left to whatever else writes on the same disk."""
 
@@ -107,6 +113,42 @@ def room_for(options: TrainOptions, widths: Mapping[str, int]) -> Room:
     batch = options.tokens_a_step * max(one.d_sae for one in options.dictionaries) * _FLOAT32_BYTES
     buffer = options.buffer_mb * 1_000_000 if options.storage == "buffer" else 0
     return Room(disk, weights * _TRAINING_COPIES + batch * _BATCH_COPIES + buffer)
+
+
+def check_interpretation_room(
+    sizes: Sequence[tuple[int, int]], tokens: int, folder: Path, *, promised_bytes: int
+) -> int:
+    """Check that the disk and the memory have room for an interpretation; return what it takes of the disk.
+
+    Args:
+        sizes: Vector width and number of features of each dictionary.
+        tokens: That are read.
+        folder: Where its files go.
+        promised_bytes: What other jobs take of the disk.
+
+    Raises:
+        InvalidRequestError: they have not; the message says how much is missing.
+    """
+    num_features = sum(d_sae for _, d_sae in sizes)
+    # The checkpoint before stays until the new one is whole, and so does the store.
+    disk = num_features * 2 * (TALLY_BYTES + _STORE_BYTES) + tokens * _TEXT_BYTES_PER_TOKEN
+    memory = num_features * TALLY_BYTES + 2 * sum(d_in * d_sae for d_in, d_sae in sizes) * _FLOAT32_BYTES
+    advice = "Send fewer dictionaries at once."
+    free = shutil.disk_usage(_existing(folder)).free - _DISK_MARGIN_BYTES - promised_bytes
+    if disk > free:
+        message = (
+            f"Interpreting needs up to {_size(disk)} on the disk of the dictionaries, where {_size(max(free, 0))} are "
+            f"free. {advice}"
+        )
+        raise InvalidRequestError(message, param="dictionaries", code="insufficient_disk_space")
+    available = psutil.virtual_memory().available
+    if memory + _INTERPRET_BYTES > available:
+        message = (
+            f"Interpreting needs about {_size(memory + _INTERPRET_BYTES)} of memory beside the model, and "
+            f"{_size(available)} are free. {advice}"
+        )
+        raise InvalidRequestError(message, param="dictionaries", code="insufficient_memory")
+    return disk
 
 
 def check_room(room: Room, folder: Path, *, promised_bytes: int, max_dictionary_bytes: int, largest: int) -> None:

@@ -1,4 +1,4 @@
-"""Making a training run's text local: what comes from the hub, and what the model writes itself, become files."""
+"""Making the text of a run local: what comes from the hub, and what the model writes itself, become files."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import hashlib
 import json
 import math
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from steerserve.core.errors import CorpusError
 from steerserve.jobs.hub_text import HubText, write_hub_text
@@ -28,8 +28,45 @@ _CHARS_PER_TOKEN = 5
 """More than English has, so that rather too much is read than too little."""
 
 
+class WantedText(Protocol):
+    """What a run asks of its text."""
+
+    @property
+    def corpus(self) -> tuple[str, ...]:
+        """Folders, files, `hf:NAME`, or `self`."""
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that are used."""
+
+    @property
+    def model(self) -> str:
+        """The model that writes."""
+
+    @property
+    def device(self) -> str:
+        """Where it writes."""
+
+    @property
+    def seed(self) -> int:
+        """Of what is written, and of the order of a data set."""
+
+    @property
+    def text_dir(self) -> Path:
+        """The folder for the files."""
+
+
 def prepare(options: TrainOptions, observer: Observer) -> TrainOptions:
-    """Write what `hf:` and `self` stand for into `run_dir/corpus`; return the options with paths alone.
+    """Return the options of a training run with paths alone in its corpus.
+
+    Raises:
+        SteerserveError: as `local_corpus`.
+    """
+    return replace(options, corpus=local_corpus(options, observer))
+
+
+def local_corpus(options: WantedText, observer: Observer) -> tuple[str, ...]:
+    """Write what `hf:` and `self` stand for into `text_dir`; return paths alone.
 
     Each source gets an equal part of the tokens; folders and files are taken as they are. Called again after a stop or
     a kill it goes on where it was, and does nothing where all is there.
@@ -49,10 +86,10 @@ def prepare(options: TrainOptions, observer: Observer) -> TrainOptions:
         made[source] = _hub_text(wanted, options, num_tokens * _CHARS_PER_TOKEN, observer)
     if SELF in options.corpus:
         made[SELF] = _own_text(options, num_tokens, observer)
-    return replace(options, corpus=tuple(str(made.get(source, source)) for source in options.corpus))
+    return tuple(str(made.get(source, source)) for source in options.corpus)
 
 
-def _hub_text(wanted: HubText, options: TrainOptions, max_chars: int, observer: Observer) -> Path:
+def _hub_text(wanted: HubText, options: WantedText, max_chars: int, observer: Observer) -> Path:
     name = wanted.name.replace("/", "--")
     target = RecordFile(_path(options, name, str(wanted), options.seed, max_chars))
     if not target.is_whole:
@@ -60,7 +97,7 @@ def _hub_text(wanted: HubText, options: TrainOptions, max_chars: int, observer: 
     return target.path
 
 
-def _own_text(options: TrainOptions, num_tokens: int, observer: Observer) -> Path:
+def _own_text(options: WantedText, num_tokens: int, observer: Observer) -> Path:
     target = RecordFile(_path(options, SELF, options.model, options.seed, num_tokens))
     if target.is_whole:
         return target.path
@@ -79,10 +116,10 @@ def _own_text(options: TrainOptions, num_tokens: int, observer: Observer) -> Pat
     return target.path
 
 
-def _path(options: TrainOptions, name: str, *shape: str | int) -> Path:
+def _path(options: WantedText, name: str, *shape: str | int) -> Path:
     """Return a file's path; another model, seed or amount has another name, so that no run takes up another's file."""
     mark = hashlib.sha256(json.dumps(shape).encode()).hexdigest()[:8]
-    folder = options.run_dir / "corpus"
+    folder = options.text_dir
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

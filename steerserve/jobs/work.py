@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
+from steerserve.features.interpret_options import InterpretOptions
 from steerserve.training.options import TrainOptions
 
 if TYPE_CHECKING:
@@ -43,10 +44,26 @@ def train_dictionaries(spec: Mapping[str, Any], observer: Observer) -> dict[str,
     }
 
 
+def interpret_dictionaries(spec: Mapping[str, Any], observer: Observer) -> dict[str, Any]:
+    """Interpret what `spec` says, going on where an earlier worker stopped; returns what is known of each dictionary.
+
+    Raises:
+        StoppedError: the observer asked to stop, and what there is was saved.
+        SteerserveError: what is asked for cannot be done.
+    """
+    import torch  # noqa: PLC0415 only once the process has stepped aside, since torch makes threads
+
+    from steerserve.jobs.interpreting import interpret_from_anywhere  # noqa: PLC0415
+
+    torch.set_num_threads(spec["threads"])
+    found = interpret_from_anywhere(InterpretOptions.from_json(spec["options"]), observer)
+    return {"dictionaries": [one.as_json() for one in found]}
+
+
 def _report(folder: Path) -> dict[str, Any]:
     """Return a dictionary's report without its curves, which are long, and which the dictionary itself has."""
     report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
     return {name: value for name, value in report.items() if name != "history"}
 
 
-WORK: Mapping[str, Work] = {"train": train_dictionaries}
+WORK: Mapping[str, Work] = {"train": train_dictionaries, "interpret": interpret_dictionaries}

@@ -24,6 +24,7 @@ from steerserve.model.hook_names import describe_hook_names
 from steerserve.model.hook_points import find_points, inner_sources
 from steerserve.model.packed import can_pack, pack_linears, wrap_activations
 from steerserve.model.tokenizer import Tokenizer
+from steerserve.model.unembedding import find_unembedding
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
     from steerserve.model.hook_points import HookFn, Point
     from steerserve.model.source import ModelFiles
+    from steerserve.model.unembedding import Unembedding
 
 
 class _AllReadError(Exception):
@@ -121,6 +123,18 @@ class LensModel:
         """Return the logits; keyword arguments are those of the transformers model."""
         logits: Tensor = self.hf_model(input_ids=ids, **kwargs).logits
         return logits
+
+    @functools.cached_property
+    def unembedding(self) -> Unembedding:
+        """From the residual stream behind the last block to the logits, without what is not linear in it."""
+        norm = getattr(self.bridge, "ln_final", None)
+        like = torch.zeros(self.d_model, dtype=self.dtype, device=self.device)
+        return find_unembedding(getattr(norm, "original_component", None), self.bridge.unembed.original_component, like)
+
+    @torch.inference_mode()
+    def unembed(self, directions: Float[Tensor, "rows d_model"]) -> Float[Tensor, "rows vocab"]:
+        """Return what directions in the residual stream add to the logits, up to the final norm's scale."""
+        return self.unembedding.logits(directions.to(self.device, self.dtype)).float()
 
     @torch.inference_mode()
     def read(

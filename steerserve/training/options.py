@@ -146,6 +146,11 @@ class TrainOptions:
         return self.out / "run"
 
     @property
+    def text_dir(self) -> Path:
+        """The folder for text that must be fetched or written first."""
+        return self.run_dir / "corpus"
+
+    @property
     def num_epochs(self) -> int:
         """How often each token is seen."""
         if self.epochs is not None:

@@ -1,4 +1,4 @@
-"""`POST /admin/train` and the routes under `/admin/jobs`."""
+"""`POST /admin/train`, `POST /admin/interpret` and the routes under `/admin/jobs`."""
 
 from __future__ import annotations
 
@@ -15,15 +15,17 @@ from steerserve.jobs.job import State
 from steerserve.server.body import json_body
 from steerserve.server.dependencies import RuntimeDep
 from steerserve.server.errors import error_body
+from steerserve.server.interpretation_request import interpretation_spec
 from steerserve.server.keys import require_admin
 from steerserve.server.openapi import job_responses, request_body, stream_response
-from steerserve.server.schemas.jobs import JobEventObject, JobList, JobObject, TrainRequest
+from steerserve.server.schemas.jobs import InterpretRequest, JobEventObject, JobList, JobObject, TrainRequest
 from steerserve.server.sse import DONE, EventStream, event_bytes, line_bytes
 from steerserve.server.training_request import training_spec
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+    from steerserve.jobs.job import Job
     from steerserve.runtime import Runtime
 
 _POLL_S = 0.25
@@ -45,13 +47,29 @@ async def start_training(
 ) -> Response:
     """Start a job that trains dictionaries on the served model, beside serving."""
 
-    def submit() -> JobObject:
-        job = runtime.jobs.submit("train", body.id, training_spec(body, runtime))
-        return JobObject(**job.as_json())
+    def submit() -> Job:
+        return runtime.jobs.submit("train", body.id, training_spec(body, runtime))
 
-    job = await asyncio.to_thread(submit)
-    headers = {"location": f"/admin/jobs/{job.id}"}
-    return Response(job.model_dump_json(), 202, headers, media_type="application/json")
+    return _accepted(await asyncio.to_thread(submit))
+
+
+@router.post(
+    "/admin/interpret",
+    status_code=202,
+    response_model=JobObject,
+    responses=job_responses(),
+    openapi_extra=request_body(InterpretRequest),
+)
+async def start_interpreting(
+    body: Annotated[InterpretRequest, Depends(json_body(InterpretRequest))], runtime: RuntimeDep
+) -> Response:
+    """Start a job that reads text and finds out what the features of dictionaries do, beside serving."""
+
+    def submit() -> Job:
+        spec = interpretation_spec(body, runtime)
+        return runtime.jobs.submit("interpret", spec["claims"][0], spec)
+
+    return _accepted(await asyncio.to_thread(submit))
 
 
 @router.get("/admin/jobs")
@@ -97,6 +115,12 @@ async def follow_job(
         keep_alive_s=settings.keep_alive_s,
         drain_s=settings.drain_s,
     )
+
+
+def _accepted(job: Job) -> Response:
+    headers = {"location": f"/admin/jobs/{job.id}"}
+    content = JobObject(**job.as_json()).model_dump_json()
+    return Response(content, 202, headers, media_type="application/json")
 
 
 async def _events(runtime: Runtime, job_id: str, after: int, stopping: anyio.Event) -> AsyncIterator[bytes]:

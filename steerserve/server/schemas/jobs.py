@@ -1,4 +1,4 @@
-"""What is asked of `/admin/train`, and jobs as the routes under `/admin/jobs` give them."""
+"""What is asked of `/admin/train` and `/admin/interpret`, and jobs as the routes under `/admin/jobs` give them."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag
 
+from steerserve.features.interpret_options import DEFAULT_TOKENS
+from steerserve.features.interpret_options import MAX_TOKENS as MAX_READ
 from steerserve.jobs.job import EventType, Kind, State
 from steerserve.server.schemas.base import ResponseModel, StrictRequestModel
 from steerserve.training.options import Architecture, SavedDtype, Storage
@@ -15,6 +17,7 @@ MAX_WIDTHS = 16
 MAX_CORPORA = 16
 MAX_SHARES = 32
 MAX_D_SAE = 2**20
+MAX_INTERPRETED = 64
 MAX_TOKENS = 10**10
 INT64_MAX = 2**63 - 1
 
@@ -102,6 +105,39 @@ class TrainRequest(StrictRequestModel):
     load: bool = Field(default=False, description="Serve the result as soon as it is there.")
 
 
+class InterpretRequest(StrictRequestModel):
+    """Dictionaries whose features are to be found out about, all in one pass over a text."""
+
+    dictionary: str | None = Field(
+        default=None,
+        max_length=200,
+        description="One that is loaded. Default: the first, where `dictionaries` names none either.",
+    )
+    dictionaries: Annotated[list[str], Field(min_length=1, max_length=MAX_INTERPRETED)] | None = Field(
+        default=None, description="Several that are loaded, in place of `dictionary`."
+    )
+    model: str | None = Field(default=None, description="The served model, which is the only one that is read.")
+    tokens: int = Field(
+        default=DEFAULT_TOKENS,
+        ge=1,
+        le=MAX_READ,
+        description="Tokens of text that are read, special ones not counted.",
+    )
+    corpus: Annotated[
+        Annotated[CorpusEntry, Tag("one")]
+        | Annotated[list[CorpusEntry], Field(min_length=1, max_length=MAX_CORPORA), Tag("many")],
+        Discriminator(_how_many),
+    ] = Field(default="self", description="As for `/admin/train`.")
+    seed: int = Field(
+        default=0, ge=0, le=2**32 - 1, description="Of text that the model writes, and of a data set's order."
+    )
+    context_size: int = Field(default=128, ge=16, le=2**20, description="Tokens a window of text.")
+    calibrate: bool = Field(
+        default=True,
+        description="Measure too at what dose a feature changes what the model says, and what it writes.",
+    )
+
+
 class JobObject(ResponseModel):
     """One piece of work beside serving."""
 
@@ -116,7 +152,8 @@ class JobObject(ResponseModel):
     error: str | None = Field(description="Why it failed.")
     result: dict[str, Any] | None = Field(
         description="What came out: `dictionaries` with `id`, `source` and `report`; with `load` also `loaded` (ids), "
-        "and `load_error` where one could not be loaded."
+        "and `load_error` where one could not be loaded. Of an interpretation: `dictionaries` with `id`, `source`, "
+        "`sha256`, `store`, `num_tokens`, `num_features`, `num_live`, `num_labelled` and `num_calibrated`."
     )
     created: int = Field(description="Unix time in seconds.")
     started: int | None = Field(description="Unix time in seconds at which it ran first.")

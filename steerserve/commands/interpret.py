@@ -1,0 +1,128 @@
+"""The command `steerserve interpret`. Nothing heavy is imported before it runs: `steerserve --help` stays quick."""
+
+from __future__ import annotations
+
+import logging
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from steerserve.commands.shared import environment_settings
+from steerserve.core.config import DEFAULT_MODEL, expand_home
+from steerserve.features.interpret_options import DEFAULT_TOKENS, InterpretedSource, InterpretOptions
+from steerserve.training.observer import StoppedError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from steerserve.core.config import Settings
+    from steerserve.features.interpret import Interpreted
+
+EXIT_STOPPED = 130
+"""As a shell reports Ctrl-C."""
+
+
+def interpret_command(
+    sources: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="SOURCE",
+            help="Dictionaries: bundled:MODEL/NAME, path:FOLDER, hf:REPOSITORY[/FOLDER] or sae_lens:RELEASE/SAE_ID.",
+            show_default=False,
+        ),
+    ],
+    corpus: Annotated[
+        list[str],
+        typer.Option(
+            "--corpus",
+            help="Text to read: a folder or a .txt, .md or .jsonl file "
+            '({"text": ...} or {"messages": [...]} a line), hf:NAME for a Hugging Face dataset, or self for '
+            "conversations that the model writes. Repeatable.",
+        ),
+    ],
+    tokens: Annotated[int, typer.Option(help="Tokens that are read, special ones not counted.")] = DEFAULT_TOKENS,
+    model: Annotated[
+        str, typer.Option(help="A built-in name, a hub repository, a folder or a .gguf file.")
+    ] = DEFAULT_MODEL,
+    context_size: Annotated[int, typer.Option(help="Tokens a window of text.")] = 128,
+    seed: Annotated[int, typer.Option(help="Of text that the model writes, and of a data set's order.")] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="Of the model: auto, float32, bfloat16 or float16.")] = "auto",
+    threads: Annotated[
+        int | None, typer.Option(help="CPU threads; as many as PyTorch likes if not given.", min=1)
+    ] = None,
+    *,
+    calibrate: Annotated[
+        bool, typer.Option("--calibrate/--no-calibrate", help="Measure doses and output scores too.")
+    ] = True,
+    force: Annotated[bool, typer.Option("--force", help="Take dictionaries made for another model too.")] = False,
+) -> None:
+    """Read text and find out what a dictionary's features do in it: statistics, windows, tokens and labels.
+
+    What is found goes into a file beside the dictionary, or into dictionary_dirs where that cannot be written. Several
+    dictionaries are interpreted in one pass. Stop it whenever you like: the same command goes on where it was.
+    """
+    asked = {
+        "corpus": tuple(corpus),
+        "tokens": tokens,
+        "model": model,
+        "context_size": context_size,
+        "seed": seed,
+        "device": device,
+        "dtype": dtype,
+        "calibrate": calibrate,
+    }
+    options = _options(environment_settings(), sources, force, asked)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    # What the libraries below log at INFO is about themselves.
+    for chatty in ("transformer_lens", "sae_lens", "httpx", "datasets"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+    import torch
+
+    from steerserve.jobs.interpreting import interpret_from_anywhere
+    from steerserve.training.progress import TerminalObserver
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    try:
+        with TerminalObserver() as observer:
+            found = interpret_from_anywhere(options, observer)
+    except StoppedError as stopped:
+        typer.echo(stopped.message, err=True)
+        raise typer.Exit(EXIT_STOPPED) from stopped
+    for one in found:
+        typer.echo(_line(one))
+
+
+def _options(settings: Settings, sources: Sequence[str], force: bool, others: Mapping[str, Any]) -> InterpretOptions:
+    named = [Path(source.removeprefix("path:")) for source in sources if source.startswith("path:")]
+    return InterpretOptions(
+        dictionaries=tuple(
+            InterpretedSource(name, source, force=force) for name, source in zip(_names(sources), sources, strict=True)
+        ),
+        dictionary_dirs=settings.dictionary_dirs,
+        # Whoever types a path may read it.
+        allowed_dirs=(*settings.allowed_dictionary_dirs, *map(expand_home, named)),
+        max_dictionary_bytes=settings.max_dictionary_bytes,
+        **others,
+    )
+
+
+def _names(sources: Sequence[str]) -> list[str]:
+    """Return a short name for each source, all different."""
+    names: list[str] = []
+    for source in sources:
+        last = source.rstrip("/").rpartition("/")[2].rpartition(":")[2]
+        short = re.sub(r"[^A-Za-z0-9._-]+", "-", last) or "dictionary"
+        names.append(short if short not in names else f"{short}-{len(names)}")
+    return names
+
+
+def _line(found: Interpreted) -> str:
+    calibrated = f", {found.num_calibrated:,} calibrated" if found.num_calibrated else ""
+    return (
+        f"{found.source}: {found.num_live:,} of {found.num_features:,} features active in {found.num_tokens:,} tokens, "
+        f"{found.num_labelled:,} labelled{calibrated} ({found.store})"
+    )

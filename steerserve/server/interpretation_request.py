@@ -1,0 +1,82 @@
+"""From the body of `/admin/interpret` to the spec of a job: every refusal happens here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from steerserve.core.config import expand_home
+from steerserve.core.errors import InvalidRequestError
+from steerserve.features.interpret_options import InterpretedSource, InterpretOptions
+from steerserve.jobs.admission import check_corpus, check_interpretation_room
+
+if TYPE_CHECKING:
+    from steerserve.dictionaries.dictionary import Dictionary
+    from steerserve.runtime import Runtime
+    from steerserve.server.schemas.jobs import InterpretRequest
+
+
+def interpretation_spec(body: InterpretRequest, runtime: Runtime) -> dict[str, Any]:
+    """Check a request and return the spec of its job. Looks at the disk: not for the event loop.
+
+    Raises:
+        InvalidRequestError: it cannot be honoured.
+        ModelNotFoundError: it names another model.
+    """
+    if body.model is not None:
+        runtime.check_model(body.model)
+    if body.context_size > runtime.lens.max_context:
+        message = f"The model reads at most {runtime.lens.max_context} tokens; context_size is {body.context_size}."
+        raise InvalidRequestError(message, param="context_size")
+    settings = runtime.settings
+    dictionaries = _dictionaries(body, runtime)
+    corpus = [body.corpus] if isinstance(body.corpus, str) else body.corpus
+    folders = tuple(folder.resolve() for folder in settings.dictionary_dirs)
+    options = InterpretOptions(
+        # A dictionary that is served has been checked, and whoever loaded it knows what speaks against it.
+        dictionaries=tuple(
+            InterpretedSource(one.id, _absolute(one.source), one.sha256, force=True) for one in dictionaries
+        ),
+        corpus=tuple(check_corpus(entry, settings.corpus_dirs) for entry in corpus),
+        dictionary_dirs=folders,
+        allowed_dirs=tuple(folder.resolve() for folder in settings.allowed_dictionary_dirs),
+        max_dictionary_bytes=settings.max_dictionary_bytes,
+        model=settings.model.source,
+        tokens=body.tokens,
+        context_size=body.context_size,
+        seed=body.seed,
+        device=settings.model.device,
+        dtype=settings.model.dtype,
+        calibrate=body.calibrate,
+    )
+    disk_bytes = check_interpretation_room(
+        [(one.d_in, one.d_sae) for one in dictionaries],
+        body.tokens,
+        folders[0],
+        promised_bytes=sum(int(job.spec.get("disk_bytes", 0)) for job in runtime.jobs.active()),
+    )
+    return {
+        "claims": [one.id for one in dictionaries],
+        "threads": settings.jobs.threads,
+        "cache_dir": str(settings.cache_dir.absolute()),
+        "load": False,
+        "disk_bytes": disk_bytes,
+        "options": options.to_json(),
+    }
+
+
+def _absolute(source: str) -> str:
+    """Return the source as it is found from any working directory."""
+    return f"path:{expand_home(Path(source.removeprefix('path:'))).resolve()}" if source.startswith("path:") else source
+
+
+def _dictionaries(body: InterpretRequest, runtime: Runtime) -> list[Dictionary]:
+    """Return the dictionaries that are asked for, each once."""
+    snapshot = runtime.registry.snapshot()
+    if body.dictionaries is None:
+        return [snapshot.find(body.dictionary, "dictionary")]
+    if body.dictionary is not None:
+        message = "Name either one 'dictionary' or several 'dictionaries', not both."
+        raise InvalidRequestError(message, param="dictionaries")
+    named = dict.fromkeys(body.dictionaries)
+    return [snapshot.find(name, f"dictionaries[{body.dictionaries.index(name)}]") for name in named]
