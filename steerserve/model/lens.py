@@ -23,6 +23,7 @@ from steerserve.model.hook_check import working_points
 from steerserve.model.hook_names import describe_hook_names
 from steerserve.model.hook_points import find_points, inner_sources
 from steerserve.model.packed import can_pack, pack_linears, wrap_activations
+from steerserve.model.resume import find_skips, skipping
 from steerserve.model.tokenizer import Tokenizer
 from steerserve.model.unembedding import find_unembedding
 
@@ -70,6 +71,7 @@ class LensModel:
         self.device: torch.device = first.device
         self.dtype: torch.dtype = first.dtype
         self._points = points
+        self._skips: dict[str, Mapping[nn.Module, Callable[..., Any]]] = {}
         self.hook_names: tuple[str, ...] = tuple(points)
         """In the order in which a forward pass reaches them."""
 
@@ -123,6 +125,34 @@ class LensModel:
         """Return the logits; keyword arguments are those of the transformers model."""
         logits: Tensor = self.hf_model(input_ids=ids, **kwargs).logits
         return logits
+
+    def run_from(
+        self,
+        hook_name: str,
+        value: Float[Tensor, "rows pos width"],
+        ids: Int[Tensor, "rows pos"],
+        **kwargs: Any,  # noqa: ANN401 transformers' own
+    ) -> Float[Tensor, "rows kept vocab"]:
+        """Return the logits of whole rows, without padding or cache, with `value` at a hook point.
+
+        Blocks before a `hook_resid_pre` or `hook_resid_post` are not computed where the architecture allows it; it is
+        tried at the first use of each hook point. Elsewhere the whole model runs, with the value put in its place.
+        Other hook points before this one see nothing of worth.
+
+        Args:
+            hook_name: Where to begin.
+            value: What is there; kept as it is.
+            ids: The tokens, for what the model takes from them beside the stream.
+            kwargs: Those of the transformers model, such as `logits_to_keep`.
+
+        Raises:
+            KeyError: the model has no such hook point.
+        """
+        if hook_name not in self._skips:
+            self._skips[hook_name] = find_skips(self, hook_name)
+        # Some blocks add to the stream in place, so they get a copy.
+        with self.hooked(hook_name, lambda _: value.to(self.dtype, copy=True)), skipping(self._skips[hook_name]):
+            return self.forward(ids, use_cache=False, **kwargs)
 
     @functools.cached_property
     def unembedding(self) -> Unembedding:
