@@ -25,6 +25,7 @@ from steerserve.commands.dictionaries import dictionaries_app
 from steerserve.commands.interpret import interpret_command
 from steerserve.commands.shared import environment_settings, print_table, read_config
 from steerserve.commands.train import train_command
+from steerserve.commands.vectors import vectors_app
 from steerserve.core.errors import ConfigError, StartupError
 from steerserve.core.openmp import limit_spinning
 
@@ -44,6 +45,7 @@ models_app = typer.Typer(help="Fetch and list models.", no_args_is_help=True)
 app.add_typer(models_app, name="models")
 app.add_typer(dictionaries_app, name="dictionaries")
 app.add_typer(corpus_app, name="corpus")
+app.add_typer(vectors_app, name="vectors")
 
 
 def main() -> None:

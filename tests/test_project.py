@@ -65,7 +65,9 @@ def needed(requirement: Requirement, seen: set[str]) -> set[str]:
     return seen
 
 
-@pytest.mark.parametrize("command", [(), ("serve",), ("train",), ("bench",), ("models",), ("dictionaries",), ("corpus",)])
+@pytest.mark.parametrize(
+    "command", [(), ("serve",), ("train",), ("bench",), ("models",), ("dictionaries",), ("corpus",), ("vectors",)]
+)
 def test_help_answers_without_loading_torch(command: tuple[str, ...]) -> None:
     done = run("-X", "importtime", "-m", "steerserve", *command, "--help")
     assert done.returncode == 0

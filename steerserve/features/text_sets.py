@@ -13,7 +13,6 @@ if TYPE_CHECKING:
 
     from steerserve.model.tokenizer import Tokenizer
 
-MIN_TEXTS, MAX_TEXTS = 2, 200
 MAX_TOKENS = 32_768
 """Of all texts together: half a minute on two cores."""
 
@@ -39,12 +38,8 @@ def read_text_sets(
 
     Raises:
         ContextLengthError: a text is longer than the model reads.
-        InvalidRequestError: they are too many, too few or too long together.
+        InvalidRequestError: they are too long together.
     """
-    for name, texts in (("positive", positive), ("negative", negative)):
-        if not MIN_TEXTS <= len(texts) <= MAX_TEXTS:
-            message = f"{name} must have {MIN_TEXTS} to {MAX_TEXTS} texts, and it has {len(texts)}."
-            raise InvalidRequestError(message, param=name)
     rows = tuple(text_ids(tokenizer, text) for text in (*positive, *negative))
     too_long = next((place for place, row in enumerate(rows) if len(row) > max_context), None)
     if too_long is not None:

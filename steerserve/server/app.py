@@ -17,17 +17,22 @@ from steerserve.server.routes import (
     admin_dictionaries,
     chat,
     completions,
+    contrasts,
     dictionaries,
     features,
+    inspections,
     jobs,
     models,
     operations,
+    vectors,
 )
 from steerserve.server.schemas.chat import ChatChunk, ChatCompletionRequest
 from steerserve.server.schemas.completions import CompletionChunk, CompletionRequest
 from steerserve.server.schemas.dictionaries import LoadDictionaryRequest
 from steerserve.server.schemas.features import LabelRequest
 from steerserve.server.schemas.jobs import TrainRequest
+from steerserve.server.schemas.readings import ContrastRequest, InspectRequest
+from steerserve.server.schemas.vectors import CreateVectorRequest
 from steerserve.steering.edits import Steering
 
 if TYPE_CHECKING:
@@ -48,6 +53,9 @@ _API_ROUTERS = (
     features.router,
     admin_dictionaries.router,
     jobs.router,
+    inspections.router,
+    contrasts.router,
+    vectors.router,
 )
 
 
@@ -88,6 +96,9 @@ def create_app(runtime: Runtime) -> FastAPI:
         LoadDictionaryRequest,
         LabelRequest,
         TrainRequest,
+        InspectRequest,
+        ContrastRequest,
+        CreateVectorRequest,
     ]
     install_document(app, [*bodies, ChatChunk, CompletionChunk, Steering])
     return app

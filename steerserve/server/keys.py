@@ -47,7 +47,9 @@ def require_admin(request: Request, runtime: RuntimeDep, _documented: Credential
     settings = runtime.settings.server
     if not settings.api_keys and not settings.admin_keys:
         if not is_local(request):
-            message = "Without keys, /admin answers this machine alone. Configure an admin key (STEERSERVE_ADMIN_KEY)."
+            message = (
+                "Without keys, this route answers this machine alone. Configure an admin key (STEERSERVE_ADMIN_KEY)."
+            )
             raise PermissionDeniedError(message)
         return
     token = _bearer_token(request)

@@ -50,6 +50,16 @@ def load_responses() -> dict[int | str, dict[str, Any]]:
     return _documented({status: _GENERATION_ERRORS[status] for status in (400, 413)} | busy)
 
 
+def reading_responses() -> dict[int | str, dict[str, Any]]:
+    """Say in a route's documentation how a request that reads texts can be refused."""
+    return _documented(_GENERATION_ERRORS)
+
+
+def vector_responses() -> dict[int | str, dict[str, Any]]:
+    """Say in a route's documentation how making a vector can be refused."""
+    return _documented(_GENERATION_ERRORS | {403: "The key is no admin key.", 409: "There is one of that name."})
+
+
 def label_responses() -> dict[int | str, dict[str, Any]]:
     """Say in a route's documentation how a label can be refused."""
     return _documented({status: _GENERATION_ERRORS[status] for status in (400, 413)})

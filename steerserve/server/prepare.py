@@ -95,10 +95,21 @@ async def prepare_completion(runtime: Runtime, body: CompletionRequest) -> Prepa
     )
 
 
-def _check(runtime: Runtime, body: GenerationFields) -> ResolvedSteering | None:
+def check_served(runtime: Runtime, model: str | None) -> None:
+    """Check that requests are taken now, and that `model` is the one that is served; None is any.
+
+    Raises:
+        UnavailableError: the server is loading or stopping.
+        ModelNotFoundError: it serves another model.
+    """
     if runtime.state != "ready":
         raise UnavailableError(f"The server is {runtime.state}. Try again in a moment.")
-    runtime.check_model(body.model)
+    if model is not None:
+        runtime.check_model(model)
+
+
+def _check(runtime: Runtime, body: GenerationFields) -> ResolvedSteering | None:
+    check_served(runtime, body.model)
     return runtime.resolve_steering(body.steering)
 
 

@@ -1,0 +1,96 @@
+"""`POST /v1/features/contrast`: the features that tell two sets of texts apart."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Annotated, Any
+
+from fastapi import APIRouter, Depends, Request
+
+from steerserve.features.contrast import contrast, ready_steering
+from steerserve.features.text_sets import read_text_sets
+from steerserve.server.body import json_body
+from steerserve.server.dependencies import RuntimeDep
+from steerserve.server.disconnect import unless_disconnected
+from steerserve.server.keys import require_inference
+from steerserve.server.openapi import reading_responses, request_body
+from steerserve.server.prepare import check_served
+from steerserve.server.schemas.readings import ContrastFeature, ContrastObject, ContrastRequest
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from steerserve.dictionaries.dictionary import Dictionary
+    from steerserve.features.records import Calibration
+    from steerserve.features.separation import Candidate
+    from steerserve.runtime import Runtime
+
+_FEW_TEXTS = 4
+"""With fewer on a side no arrangement of the labels is rare enough to be told from chance."""
+
+router = APIRouter(tags=["Features"], dependencies=[Depends(require_inference)])
+
+
+@router.post(
+    "/v1/features/contrast",
+    response_model=ContrastObject,
+    responses=reading_responses(),
+    openapi_extra=request_body(ContrastRequest),
+)
+async def contrast_texts(
+    request: Request, body: Annotated[ContrastRequest, Depends(json_body(ContrastRequest))], runtime: RuntimeDep
+) -> ContrastObject:
+    """Give the features that tell two sets of texts apart, held against chance, and edits that lead to the first."""
+    check_served(runtime, body.model)
+    dictionary = runtime.registry.snapshot().find(body.dictionary, "dictionary")
+    sets = await asyncio.to_thread(
+        read_text_sets, runtime.tokenizer, body.positive, body.negative, runtime.context_length
+    )
+    candidates = await unless_disconnected(request, contrast(runtime.engine, dictionary, sets, body.limit))
+    features = [candidate.feature for candidate in candidates]
+    labels = await asyncio.to_thread(runtime.stores.labels, dictionary, features)
+    calibrations = await asyncio.to_thread(_calibrations, runtime, dictionary, features)
+    steering = ready_steering(candidates, dictionary, calibrations, body.max_edits)
+    return ContrastObject(
+        model=runtime.model_id,
+        dictionary=dictionary.id,
+        held_out_auc=candidates[0].held_out_auc if candidates else None,
+        data=[_row(one, labels.get(one.feature), calibrations.get(one.feature)) for one in candidates],
+        steering=steering,
+        warnings=_warnings(body, steering),
+    )
+
+
+def _calibrations(runtime: Runtime, dictionary: Dictionary, features: Sequence[int]) -> dict[int, Calibration]:
+    store = runtime.stores.find(dictionary)
+    known = {feature: store.calibration(feature) for feature in features} if store is not None else {}
+    return {feature: calibration for feature, calibration in known.items() if calibration is not None}
+
+
+def _row(candidate: Candidate, label: str | None, calibration: Calibration | None) -> ContrastFeature:
+    known: dict[str, Any] = {"role": None, "output_score": None, "dose": None}
+    if calibration is not None:
+        role = "writes" if calibration.writes else "reads"
+        known = {"role": role, "output_score": calibration.output_score, "dose": calibration.dose}
+    return ContrastFeature(
+        feature=candidate.feature,
+        label=label,
+        auc=candidate.auc,
+        held_out_auc=candidate.held_out_auc,
+        p_value=candidate.p_value,
+        mean_difference=candidate.mean_difference,
+        positive_mean=candidate.positive_mean,
+        negative_mean=candidate.negative_mean,
+        **known,
+    )
+
+
+def _warnings(body: ContrastRequest, steering: Sequence[object]) -> list[str]:
+    found = []
+    if min(len(body.positive), len(body.negative)) < _FEW_TEXTS:
+        found.append(f"With fewer than {_FEW_TEXTS} texts on each side nothing can be told from chance.")
+    if not steering and body.max_edits:
+        found.append(
+            "No feature marks the positive texts better than chance explains, so there is nothing to steer with."
+        )
+    return found

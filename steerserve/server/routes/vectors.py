@@ -1,0 +1,139 @@
+"""`/v1/vectors`: steering vectors made from two sets of texts, and stored under a name."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import difflib
+import math
+import struct
+import time
+from typing import TYPE_CHECKING, Annotated
+
+from fastapi import APIRouter, Depends, Path, Query, Request
+
+from steerserve.core.errors import ConflictError, InvalidRequestError
+from steerserve.features.difference import difference_of_means
+from steerserve.features.text_sets import read_text_sets
+from steerserve.server.body import json_body
+from steerserve.server.dependencies import RuntimeDep
+from steerserve.server.disconnect import unless_disconnected
+from steerserve.server.keys import require_admin, require_inference
+from steerserve.server.openapi import request_body, vector_responses
+from steerserve.server.prepare import check_served
+from steerserve.server.schemas.vectors import (
+    CreateVectorRequest,
+    DeletedVector,
+    VectorLayer,
+    VectorList,
+    VectorObject,
+)
+from steerserve.steering.vectors import StoredVector
+
+if TYPE_CHECKING:
+    from steerserve.runtime import Runtime
+
+VectorName = Annotated[str, Path(description="As `/v1/vectors` lists it.")]
+_METHOD = "difference of means"
+
+router = APIRouter(tags=["Features"], dependencies=[Depends(require_inference)])
+
+
+@router.post(
+    "/v1/vectors",
+    status_code=201,
+    responses=vector_responses(),
+    openapi_extra=request_body(CreateVectorRequest),
+    dependencies=[Depends(require_admin)],
+)
+async def create_vector(
+    request: Request, body: Annotated[CreateVectorRequest, Depends(json_body(CreateVectorRequest))], runtime: RuntimeDep
+) -> VectorObject:
+    """Store the difference between the means of two sets of texts, from the second to the first, at a hook point."""
+    check_served(runtime, body.model)
+    hook_name, median_norm = _place(runtime, body.hook)
+    if not body.replace and body.name in await asyncio.to_thread(runtime.vectors.names):
+        message = f"There is a vector {body.name!r} already. Choose another name, or send 'replace': true."
+        raise ConflictError(message, param="name", code="vector_exists")
+    sets = await asyncio.to_thread(
+        read_text_sets, runtime.tokenizer, body.positive, body.negative, runtime.context_length
+    )
+    work = difference_of_means(runtime.engine, hook_name, median_norm, sets, body.pooling)
+    found = await unless_disconnected(request, work)
+    vector = StoredVector(
+        name=body.name,
+        layers={hook_name: found.values},
+        model=runtime.model_id,
+        method=_METHOD,
+        created=time.time(),
+        notes={
+            "pooling": body.pooling,
+            "num_positive": str(len(body.positive)),
+            "num_negative": str(len(body.negative)),
+            "held_out_auc": f"{found.held_out_auc:.3f}",
+        },
+    )
+    await asyncio.to_thread(runtime.vectors.put, vector, replace=body.replace)
+    return _object(runtime, await asyncio.to_thread(runtime.vectors.find, body.name))
+
+
+@router.get("/v1/vectors")
+async def list_vectors(runtime: RuntimeDep) -> VectorList:
+    """List the vectors that edits can name."""
+    vectors = await asyncio.to_thread(runtime.vectors.all)
+    return VectorList(data=[_object(runtime, vector) for vector in vectors])
+
+
+@router.get("/v1/vectors/{name}")
+async def get_vector(
+    name: VectorName,
+    runtime: RuntimeDep,
+    values: Annotated[bool, Query(description="Give the numbers too, in the form that edits take inline.")] = False,  # noqa: FBT002 a query parameter
+) -> VectorObject:
+    """Describe one vector."""
+    return _object(runtime, await asyncio.to_thread(runtime.vectors.find, name), with_values=values)
+
+
+@router.delete("/v1/vectors/{name}", dependencies=[Depends(require_admin)])
+async def delete_vector(name: VectorName, runtime: RuntimeDep) -> DeletedVector:
+    """Forget a vector. Requests under way finish with the values that they started with."""
+    await asyncio.to_thread(runtime.vectors.delete, name)
+    return DeletedVector(name=name)
+
+
+def _place(runtime: Runtime, hook: str | None) -> tuple[str, float]:
+    """Return the hook point, and the median norm there by which sinks are told."""
+    default = runtime.registry.snapshot().default
+    if hook is None:
+        if default is None:
+            message = "No dictionary is loaded whose hook point would be the default. Send 'hook'."
+            raise InvalidRequestError(message, param="hook")
+        return default.hook_name, default.median_norm
+    if hook not in runtime.lens.hook_names:
+        near = difflib.get_close_matches(hook, runtime.lens.hook_names, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        message = f"There is no hook point {hook!r}.{hint} The model offers {runtime.lens.offered_hooks}."
+        raise InvalidRequestError(message, param="hook")
+    return hook, runtime.engine.runner.median_norms[hook]
+
+
+def _object(runtime: Runtime, vector: StoredVector, *, with_values: bool = False) -> VectorObject:
+    widths = {hook_name: runtime.lens.width(hook_name) for hook_name in runtime.lens.hook_names}
+    return VectorObject(
+        name=vector.name,
+        model=vector.model,
+        method=vector.method,
+        created=int(vector.created),
+        sha256=vector.sha256,
+        layers=[
+            VectorLayer(
+                hook=hook_name,
+                width=len(values),
+                norm=math.hypot(*values),
+                base64=base64.b64encode(struct.pack(f"<{len(values)}f", *values)).decode() if with_values else None,
+            )
+            for hook_name, values in vector.layers.items()
+        ],
+        notes=dict(vector.notes),
+        problem=vector.misfit(runtime.model_id, widths),
+    )

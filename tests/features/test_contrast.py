@@ -1,0 +1,199 @@
+"""Contrasts and differences of means through the engine, with a dictionary whose features are known."""
+
+from __future__ import annotations
+
+import copy
+import random
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+import torch
+
+from steerserve.core.errors import ContextLengthError, InvalidRequestError
+from steerserve.features.contrast import contrast, pooled_activations, ready_steering
+from steerserve.features.difference import difference_of_means
+from steerserve.features.examples import EXAMPLE_SETS
+from steerserve.features.reading import text_ids
+from steerserve.features.records import Calibration
+from steerserve.features.separation import Candidate
+from steerserve.features.text_sets import MAX_TOKENS, TextSets, read_text_sets
+from tests.conftest import SINK
+from tests.engine.harness import ask, read
+from tests.tiny import HOOK_NAME
+
+if TYPE_CHECKING:
+    from steerserve.dictionaries.dictionary import Dictionary
+    from steerserve.runtime import Runtime
+
+LETTERS = "abcdefghijklmnop"
+
+
+def find(runtime: Runtime, name: str) -> Dictionary:
+    return next(one for one in runtime.dictionaries() if one.id == name)
+
+
+def sets_of(runtime: Runtime, positive: list[str], negative: list[str]) -> TextSets:
+    return read_text_sets(runtime.tokenizer, positive, negative, runtime.context_length)
+
+
+def texts(num_texts: int, marks: str, seed: int) -> list[str]:
+    """Write letters in any order, each text with one of the marks somewhere."""
+    draw = random.Random(seed)
+    written = []
+    for _ in range(num_texts):
+        letters = draw.choices(LETTERS, k=12)
+        written.append("".join([*letters[:6], draw.choice(marks), *letters[6:]]))
+    return written
+
+
+def largest(runtime: Runtime, dictionary: Dictionary, text: str) -> torch.Tensor:
+    """Return each feature's largest activation on a text, without the code under test."""
+    ids = text_ids(runtime.tokenizer, text)
+
+    def encode() -> torch.Tensor:
+        x = runtime.lens.read(torch.tensor([ids]), [HOOK_NAME])[HOOK_NAME][0]
+        keep = [place for place, token_id in enumerate(ids) if token_id not in {256, ord(SINK)}]
+        return dictionary.encode(x[keep]).amax(0)
+
+    return runtime.engine.run_exclusive(encode).result(timeout=60)
+
+
+def plant(runtime: Runtime, letter: str, feature: int) -> Dictionary:
+    """Return a random dictionary of which one feature has learned one character, from texts of its own."""
+    ids = [
+        text_ids(runtime.tokenizer, text)
+        for seed, marks in ((90, letter), (91, LETTERS))
+        for text in texts(20, marks, seed)
+    ]
+    x = runtime.engine.run_exclusive(lambda: runtime.lens.read(torch.tensor(ids), [HOOK_NAME])[HOOK_NAME])
+    stream = x.result(timeout=60)[:, 1:].flatten(0, 1).double()
+    is_letter = torch.tensor(ids)[:, 1:].flatten() == ord(letter)
+    marked, others = stream[is_letter].mean(0), stream[~is_letter].mean(0)
+    # What lies across the difference is no part of the feature: Fisher's discriminant.
+    direction = torch.linalg.solve(stream[~is_letter].T.cov(), marked - others)
+    direction = (direction / direction.norm()).float()
+    middle = ((marked + others) / 2).float()
+    dictionary = find(runtime, "standard")
+    sae = copy.deepcopy(dictionary.sae)
+    sae.W_enc.data[:, feature] = direction
+    sae.b_enc.data[feature] = -direction @ (middle - sae.b_dec.data)
+    return replace(dictionary, sae=sae)
+
+
+async def test_the_feature_of_a_planted_character_is_found(llama: Runtime) -> None:
+    dictionary = plant(llama, "Q", 77)
+    sets = sets_of(llama, texts(12, "Q", seed=0), texts(12, LETTERS, seed=1))
+    best, second, *_ = await contrast(llama.engine, dictionary, sets, 5)
+    assert best.feature == 77
+    assert best.auc > 0.9
+    assert best.held_out_auc > 0.8
+    assert best.p_value < 0.01 < second.p_value
+
+
+async def test_texts_of_one_kind_are_not_told_apart(llama: Runtime) -> None:
+    rounds = []
+    for seed in range(0, 16, 2):
+        sets = sets_of(llama, texts(10, LETTERS, seed), texts(10, LETTERS, seed + 1))
+        found = await contrast(llama.engine, find(llama, "standard"), sets, 5)
+        rounds.append(np.mean([one.held_out_auc for one in found]))
+    assert 0.35 < np.mean(rounds) < 0.65
+
+
+async def test_a_texts_activations_are_the_largest_over_the_tokens_that_count(llama: Runtime) -> None:
+    dictionary = find(llama, "topk")
+    sets = sets_of(llama, ["one two", "x" * 60], ["three", "~four~"])
+    pooled = await pooled_activations(llama.engine, dictionary, sets)
+    for row, text in enumerate(["one two", "x" * 60, "three", "~four~"]):
+        torch.testing.assert_close(
+            torch.from_numpy(pooled[row]), largest(llama, dictionary, text), rtol=1e-3, atol=1e-3
+        )
+
+
+async def test_the_built_in_examples_can_be_read_by_a_model_that_knows_no_language(llama: Runtime) -> None:
+    for examples in EXAMPLE_SETS.values():
+        assert len(examples.positive) == len(examples.negative) == 10
+        sets = sets_of(llama, list(examples.positive), list(examples.negative))
+        assert len(await contrast(llama.engine, find(llama, "planted"), sets, 3)) == 3
+
+
+async def test_generation_goes_on_while_a_contrast_runs(llama: Runtime) -> None:
+    request = ask(llama, "Once upon a time", [{"feature": 3, "scale": 2.0}], max_tokens=100)
+    [alone] = [read(events) for events in llama.engine.generate([request])]
+    [stream] = llama.engine.submit([request])
+    sets = sets_of(llama, texts(20, LETTERS, seed=0), texts(20, LETTERS, seed=1))
+    before = llama.engine.stats().num_generated_tokens_total
+    await contrast(llama.engine, find(llama, "standard"), sets, 3)
+    assert llama.engine.stats().num_generated_tokens_total > before
+    events = [event async for event in stream]
+    assert read(events) == alone
+
+
+async def test_a_text_of_special_tokens_alone_is_named(llama: Runtime) -> None:
+    sets = sets_of(llama, ["fine", "good"], ["too", "~~"])
+    for work in (
+        contrast(llama.engine, find(llama, "planted"), sets, 3),
+        difference_of_means(llama.engine, HOOK_NAME, find(llama, "planted").median_norm, sets, "mean"),
+    ):
+        with pytest.raises(InvalidRequestError) as caught:
+            await work
+        assert caught.value.param == "negative[1]"
+
+
+def test_texts_that_are_too_long_are_named(llama: Runtime) -> None:
+    with pytest.raises(ContextLengthError) as caught:
+        sets_of(llama, ["a", "b" * 128], ["c", "d"])
+    assert caught.value.param == "positive[1]"
+    with pytest.raises(InvalidRequestError, match=f"at most {MAX_TOKENS}"):
+        sets_of(llama, ["b" * 127] * 300, ["d"])
+
+
+@pytest.mark.parametrize("pooling", ["mean", "last"])
+async def test_a_difference_of_means_is_what_its_name_says(llama: Runtime, pooling: str) -> None:
+    positive, negative = ["one", "two more~"], ["three", "four", "five and six"]
+    sets = sets_of(llama, positive, negative)
+    median = find(llama, "planted").median_norm
+    found = await difference_of_means(llama.engine, HOOK_NAME, median, sets, "mean" if pooling == "mean" else "last")
+    means = []
+    for ids in sets.rows:
+        reading = partial(llama.lens.read, torch.tensor([ids]), [HOOK_NAME])
+        x = llama.engine.run_exclusive(reading).result(timeout=60)[HOOK_NAME][0]
+        kept = x[[place for place, one in enumerate(ids) if one not in {256, ord("~")}]]
+        means.append(kept.mean(0) if pooling == "mean" else kept[-1])
+    expected = torch.stack(means[:2]).mean(0) - torch.stack(means[2:]).mean(0)
+    torch.testing.assert_close(torch.tensor(found.values), expected, rtol=1e-3, atol=1e-3)
+    assert 0 <= found.held_out_auc <= 1
+
+
+async def test_sets_that_do_not_differ_give_no_vector(llama: Runtime) -> None:
+    sets = sets_of(llama, ["same", "same"], ["same", "same"])
+    with pytest.raises(InvalidRequestError, match="do not differ"):
+        await difference_of_means(llama.engine, HOOK_NAME, 100.0, sets, "mean")
+
+
+# Edits that are ready to be sent
+
+
+def candidate(feature: int, *, auc: float = 1.0, p_value: float = 0.01) -> Candidate:
+    return Candidate(feature, auc, 0.9, p_value, 2.0, 1.0)
+
+
+def test_what_writes_goes_first_and_what_reads_goes_last(llama: Runtime) -> None:
+    known = {1: Calibration(dose=30.0, output_score=0.0001), 3: Calibration(dose=20.0, output_score=0.2)}
+    edits = ready_steering([candidate(1), candidate(2), candidate(3)], find(llama, "planted"), known, 3)
+    assert [(edit["feature"], edit["unit"]) for edit in edits] == [(3, "dose"), (2, "norm"), (1, "dose")]
+    assert [edit["scale"] for edit in edits] == [0.58, 0.16, 0.58]
+
+
+def test_only_features_that_mark_the_positive_set_beyond_chance_are_proposed(llama: Runtime) -> None:
+    found = [candidate(1, p_value=0.2), candidate(2, auc=0.0), candidate(4)]
+    [edit] = ready_steering(found, find(llama, "planted"), {4: Calibration(dose=10.0, output_score=0.3)}, 3)
+    assert edit == {"dictionary": "planted", "feature": 4, "mode": "add", "scale": 1.0, "unit": "dose"}
+    assert ready_steering(found, find(llama, "planted"), {}, 0) == []
+
+
+def test_a_feature_that_writes_nothing_is_not_proposed(llama: Runtime) -> None:
+    dictionary = replace(find(llama, "planted"), zero_directions=frozenset({4}))
+    assert ready_steering([candidate(4)], dictionary, {}, 3) == []
