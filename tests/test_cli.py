@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, cast
 import httpx
 import pytest
 import uvicorn
+from typer.main import get_command
 from typer.testing import CliRunner
 
 import steerserve
@@ -248,3 +249,20 @@ def test_a_stop_while_the_model_loads_is_quiet(
         code, errors = end(process)
     assert code == expected
     assert "Traceback" not in errors
+
+
+def test_every_command_explains_itself() -> None:
+    """Help texts are markup to typer: a bracket in one of them can end in a traceback."""
+
+    def commands(group: object, path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+        found = [path]
+        for name, command in getattr(group, "commands", {}).items():
+            found += commands(command, (*path, name))
+        return found
+
+    every = commands(get_command(app))
+    assert len(every) > 15
+    for path in every:
+        result = CliRunner().invoke(app, [*path, "--help"])
+        assert result.exit_code == 0, path
+        assert "Usage" in result.output

@@ -28,7 +28,7 @@ _LABEL_WIDTH = 20
 Source = Annotated[
     str,
     typer.Argument(
-        help="bundled:MODEL/NAME, path:FOLDER, hf:REPOSITORY[/FOLDER] or sae_lens:RELEASE/SAE_ID.", show_default=False
+        help="bundled:MODEL/NAME, path:FOLDER, hf:REPOSITORY/FOLDER or sae_lens:RELEASE/SAE_ID.", show_default=False
     ),
 ]
 

@@ -29,7 +29,7 @@ def interpret_command(
         list[str],
         typer.Argument(
             metavar="SOURCE",
-            help="Dictionaries: bundled:MODEL/NAME, path:FOLDER, hf:REPOSITORY[/FOLDER] or sae_lens:RELEASE/SAE_ID.",
+            help="Dictionaries: bundled:MODEL/NAME, path:FOLDER, hf:REPOSITORY/FOLDER or sae_lens:RELEASE/SAE_ID.",
             show_default=False,
         ),
     ],
