@@ -22,6 +22,7 @@ import steerserve
 from steerserve.bench.command import bench_command
 from steerserve.commands.corpus import corpus_app
 from steerserve.commands.dictionaries import dictionaries_app
+from steerserve.commands.features import features_app
 from steerserve.commands.interpret import interpret_command
 from steerserve.commands.shared import environment_settings, print_table, read_config
 from steerserve.commands.train import train_command
@@ -44,6 +45,7 @@ app = typer.Typer(
 models_app = typer.Typer(help="Fetch and list models.", no_args_is_help=True)
 app.add_typer(models_app, name="models")
 app.add_typer(dictionaries_app, name="dictionaries")
+app.add_typer(features_app, name="features")
 app.add_typer(corpus_app, name="corpus")
 app.add_typer(vectors_app, name="vectors")
 

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    from steerserve.features.stored import StoreMeta
+
 STORE_FILE = "features.sqlite3"
 STORES_FOLDER = ".features"
 
@@ -46,6 +48,18 @@ class StoreLocation:
         if shipped is not None and shipped != self.own and FeatureStore.open(shipped).is_about(self.sha256):
             _copy(shipped, self.own)
         return self.own
+
+    def store(self, meta: StoreMeta) -> FeatureStore:
+        """Return the store where it can be written; made where there is none, or one of other weights.
+
+        Raises:
+            FeatureStoreError: it cannot be made, or what is in its place is no feature store.
+        """
+        path = self.prepare()
+        if not path.exists() or not FeatureStore.open(path).is_about(self.sha256):
+            with FeatureStore.replacing(path, meta):
+                pass
+        return FeatureStore.open(path)
 
 
 def locate_store(

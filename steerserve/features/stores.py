@@ -65,12 +65,9 @@ class FeatureStores:
         Raises:
             FeatureStoreError: it cannot be made, or what is in its place is no feature store.
         """
-        path = self.location(dictionary).prepare()
-        if not path.exists() or not FeatureStore.open(path).is_about(dictionary.sha256):
-            meta = StoreMeta(dictionary.sha256, dictionary.d_sae, model, created=time.time())
-            with FeatureStore.replacing(path, meta):
-                pass
-        return self.find(dictionary) or FeatureStore.open(path)
+        meta = StoreMeta(dictionary.sha256, dictionary.d_sae, model, created=time.time())
+        written = self.location(dictionary).store(meta)
+        return self.find(dictionary) or written
 
     def location(self, dictionary: Dictionary) -> StoreLocation:
         """Return where a dictionary's store is, or would be."""

@@ -1,0 +1,251 @@
+"""The commands `steerserve features ...`. Nothing heavy is imported before one runs."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from steerserve.commands.shared import environment_settings, print_table
+from steerserve.core.config import expand_home
+from steerserve.core.errors import ConfigError, InvalidRequestError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from steerserve.features.location import StoreLocation
+    from steerserve.features.records import Calibration, Label, Window
+    from steerserve.features.search import Sort
+    from steerserve.features.store import FeatureStore
+
+_SORTS: tuple[Sort, ...] = ("relevance", "steerability", "density", "max", "feature")
+_SNIPPET_TOKENS = 10
+"""On each side of the peak, in lists."""
+_NUM_SNIPPETS = 5
+_LABEL_WIDTH = 14
+
+Source = Annotated[
+    str,
+    typer.Argument(
+        help="The dictionary: bundled:MODEL/NAME, path:FOLDER, hf:REPOSITORY/FOLDER or sae_lens:RELEASE/SAE_ID.",
+        show_default=False,
+    ),
+]
+Feature = Annotated[int, typer.Argument(help="The feature's index.", show_default=False)]
+
+features_app = typer.Typer(
+    help="Search, show and label the features of a dictionary that was interpreted.", no_args_is_help=True
+)
+
+
+@features_app.command("search")
+def features_search(
+    source: Source,
+    words: Annotated[
+        list[str] | None, typer.Argument(help="What to search for; all features if not given.", show_default=False)
+    ] = None,
+    sort: Annotated[str, typer.Option(help=f"One of {', '.join(_SORTS)}.")] = "relevance",
+    limit: Annotated[int, typer.Option(min=1, max=10_000, help="At most so many.")] = 20,
+    offset: Annotated[int, typer.Option(min=0, help="Pass over so many.")] = 0,
+) -> None:
+    """Search features by label, promoted tokens and snippets, the best match first."""
+    order = next((known for known in _SORTS if known == sort), None)
+    if order is None:
+        message = f"sort is {sort!r}; it must be one of {', '.join(_SORTS)}."
+        raise ConfigError(message, param="sort")
+    try:
+        found, _ = _store(source).search(" ".join(words or ()), order, limit, offset)
+    except InvalidRequestError as error:
+        raise ConfigError(error.message) from error
+    table = Table("feature", "label", "density", "max", "dose", "writes", "strongest snippet", box=None)
+    for row in found:
+        example = _snippet(row.example, row.token_bytes) if row.example is not None else ""
+        table.add_row(
+            str(row.feature),
+            escape(row.label.text) if row.label is not None else "",
+            f"{row.density:.3%}" if row.density is not None else "",
+            f"{row.maximum:.3g}" if row.maximum is not None else "",
+            *_dosed(row.calibration),
+            escape(example),
+        )
+    print_table(table)
+
+
+@features_app.command("show")
+def features_show(source: Source, feature: Feature) -> None:
+    """Show what is known of a feature: labels, activity, tokens, snippets with the peak in brackets, neighbours."""
+    from steerserve.features.stored import token_texts
+
+    store = _store(source)
+    found = store.feature(feature)
+    if found is None:
+        message = f"Nothing is known of feature {feature} of {source}."
+        raise ConfigError(message, param="feature")
+    for label in found.labels:
+        _line("label", f"{label.text} ({_made_by(label)})")
+    dose, writes = _dosed(found.calibration)
+    if found.calibration is not None:
+        _line("dose", f"{dose}, output score {found.calibration.output_score:.3g} ({'writes' if writes else 'reads'})")
+    if (harvested := found.harvested) is None:
+        return
+    activity = harvested.activity
+    _line("density", f"{activity.density:.4%} of {activity.num_tokens:,} tokens")
+    _line("activation", f"at most {activity.maximum:.4g}, mean {activity.mean:.4g}")
+    for name, tokens in (
+        ("fires on", harvested.peak_tokens),
+        ("promotes", harvested.promoted),
+        ("suppresses", harvested.suppressed),
+    ):
+        texts = (repr("".join(token_texts([token_id], found.token_bytes))) for token_id, _ in tokens[:10])
+        _line(name, " ".join(texts))
+    labels = store.labels(neighbour for neighbour, _ in harvested.neighbours)
+    for neighbour, cosine in harvested.neighbours:
+        _line("near", f"{neighbour} ({cosine:.2f}) {labels.get(neighbour, '')}".rstrip())
+    for window in harvested.windows[:_NUM_SNIPPETS]:
+        _line(f"{max(window.acts):.3g}", _snippet(window, found.token_bytes, reach=len(window.token_ids)))
+
+
+@features_app.command("label")
+def features_label(
+    source: Source,
+    feature: Feature,
+    text: Annotated[
+        str | None, typer.Argument(help="A few words; without them your label is taken away.", show_default=False)
+    ] = None,
+) -> None:
+    """Give a feature a label, which wins over all others, or take it away."""
+    from steerserve.features.records import Label
+
+    if text is not None and not text.strip():
+        message = "A label needs words; leave it out to take yours away."
+        raise ConfigError(message, param="text")
+    label = Label(" ".join(text.split()), "person") if text is not None else None
+    place = _locate(source)
+    _check(place, feature)
+    store = place.writable()
+    store.set_label(feature, label)
+    shown = store.labels([feature]).get(feature)
+    typer.echo(f"{feature}: {shown if shown is not None else 'no label'}")
+
+
+@features_app.command("export")
+def features_export(
+    source: Source,
+    out: Annotated[
+        Path | None, typer.Option(help="File to write; standard output if not given.", show_default=False)
+    ] = None,
+) -> None:
+    """Write all that is known as JSON Lines, one object a feature."""
+    from steerserve.features.export import export_lines
+
+    store = _store(source)
+    if out is None:
+        for line in export_lines(store):
+            typer.echo(line)
+        return
+    try:
+        with out.open("x", encoding="utf-8") as file:
+            file.writelines(f"{line}\n" for line in export_lines(store))
+    except OSError as error:
+        message = f"{out} cannot be written: {error.strerror}."
+        raise ConfigError(message, param="out") from error
+
+
+@features_app.command("import")
+def features_import(
+    source: Source,
+    file: Annotated[Path, typer.Argument(help="What was exported, or Neuronpedia's file.", show_default=False)],
+    *,
+    neuronpedia: Annotated[
+        bool, typer.Option("--neuronpedia", help="The file holds Neuronpedia's explanations.")
+    ] = False,
+) -> None:
+    """Take labels from a file: exported ones, lines such as {"feature": 7, "label": "bridges"}, or Neuronpedia's."""
+    from steerserve.features.export import read_labels
+    from steerserve.features.neuronpedia import read_neuronpedia
+
+    place = _locate(source)
+    labels: Mapping[int, Sequence[Label]]
+    if neuronpedia:
+        labels = {feature: [label] for feature, label in read_neuronpedia(file, place.d_sae).items()}
+    else:
+        labels = read_labels(file, place.d_sae)
+    store = place.writable()
+    for depth in range(max(map(len, labels.values()), default=0)):
+        store.set_labels({feature: found[depth] for feature, found in labels.items() if depth < len(found)})
+    typer.echo(f"{store.path}: labels of {len(labels)} features taken from {file}")
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    source: str
+    location: StoreLocation
+    d_sae: int
+    model: str
+
+    def writable(self) -> FeatureStore:
+        from steerserve.features.stored import StoreMeta
+
+        return self.location.store(StoreMeta(self.location.sha256, self.d_sae, self.model, created=time.time()))
+
+
+def _locate(source: str) -> _Place:
+    from steerserve.dictionaries.saelens import read_config
+    from steerserve.dictionaries.sources import read_source
+    from steerserve.dictionaries.weights import Room
+    from steerserve.features.location import locate_store
+
+    settings = environment_settings()
+    kind, _, name = source.partition(":")
+    # Who types a folder can read it.
+    allowed = [*settings.dictionary_dirs, *([expand_home(Path(name))] if kind == "path" else [])]
+    stored = read_source(source, allowed, Room(settings.max_dictionary_bytes))
+    config = read_config(stored.config, source)
+    location = locate_store(source, stored.sha256, settings.dictionary_dirs, allowed)
+    return _Place(source, location, int(config["d_sae"]), str(config["metadata"].get("model_name") or ""))
+
+
+def _store(source: str) -> FeatureStore:
+    from steerserve.features.store import FeatureStore
+
+    place = _locate(source)
+    path = place.location.existing()
+    store = FeatureStore.open(path) if path is not None else None
+    if store is None or not store.is_about(place.location.sha256):
+        message = f"Nothing is known of the features of {source} yet: `steerserve interpret` reads text and finds out."
+        raise ConfigError(message, param="source")
+    return store
+
+
+def _check(place: _Place, feature: int) -> None:
+    if not 0 <= feature < place.d_sae:
+        message = f"{place.source} has features 0 to {place.d_sae - 1}, and not {feature}."
+        raise ConfigError(message, param="feature")
+
+
+def _dosed(calibration: Calibration | None) -> tuple[str, str]:
+    return ("", "") if calibration is None else (f"{calibration.dose:.3g}", "yes" if calibration.writes else "")
+
+
+def _made_by(label: Label) -> str:
+    score = f", {label.score:.2f}" if label.score is not None else ""
+    return f"{label.origin}{f' {label.author}' if label.author else ''}{score}"
+
+
+def _snippet(window: Window, token_bytes: Mapping[int, bytes], reach: int = _SNIPPET_TOKENS) -> str:
+    """Write a window on one line, its peak in brackets."""
+    from steerserve.features.stored import token_texts
+
+    texts = token_texts(window.token_ids, token_bytes)
+    before, after = texts[max(0, window.peak - reach) : window.peak], texts[window.peak + 1 : window.peak + 1 + reach]
+    whole = f"{''.join(before)}[{texts[window.peak]}]{''.join(after)}"
+    return "".join(char if char.isprintable() else " " for char in whole)
+
+
+def _line(name: str, value: str) -> None:
+    typer.echo(f"{name:{_LABEL_WIDTH}}{value}")
