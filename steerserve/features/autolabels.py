@@ -129,11 +129,18 @@ class Labeller:
                 window.token_ids[window.peak + 1 : stop],
             )
         )
+        text = before + peak + after
+        # A word that goes on beyond the reach would be half of one.
+        is_cut = (
+            start > 0 and self._text(window.token_ids[start - 1 : start])[-1:].isalpha(),
+            self._text(window.token_ids[stop : stop + 1])[:1].isalpha(),
+        )
+        found = [
+            match
+            for match in _WORD.finditer(text)
+            if not (is_cut[0] and match.start() == 0) and not (is_cut[1] and match.end() == len(text))
+        ]
         low, high = len(before), len(before) + len(peak)
-        found = list(_WORD.finditer(before + peak + after))
-        # What the cut left of a word is none.
-        if found and found[0].start() == 0 < start:
-            del found[0]
         at_peak = {match[0] for match in found if match.start() < high and match.end() > low}
         return {match[0] for match in found}, at_peak
 

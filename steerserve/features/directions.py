@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
+from steerserve.model.hook_names import HOOK_Z
 from steerserve.training.observer import StoppedError
 
 if TYPE_CHECKING:
@@ -44,7 +45,8 @@ def direction_facts(lens: LensModel, dictionary: Dictionary, observer: Observer)
     """
     everything = torch.arange(dictionary.d_sae, device=dictionary.sae.W_dec.device)
     directions = torch.nn.functional.normalize(dictionary.directions(everything), dim=-1)
-    writes = dictionary.d_in == lens.d_model == lens.unembedding.width
+    is_stream = not dictionary.hook_name.endswith(HOOK_Z)  # the heads' outputs are mixed before they are added to it
+    writes = is_stream and dictionary.d_in == lens.unembedding.width
     found: list[DirectionFacts] = []
     with observer.stage("Reading directions", dictionary.d_sae) as progress:
         for features in everything.split(_CHUNK):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -63,9 +64,15 @@ def loader_of(lens: LensModel, folder: Path) -> DictionaryLoader:
     return DictionaryLoader(lens, ("tiny",), measure_norms(lens), (folder,), 1 << 30)
 
 
-def dictionary_of(lens: LensModel, folder: Path, hook_name: str = HOOK_NAME, seed: int = 0) -> Dictionary:
-    """Write and load a random dictionary."""
-    path = tiny_sae_folder(folder / f"{hook_name}-{seed}", d_sae=24, hook_name=hook_name, seed=seed)
+def dictionary_of(
+    lens: LensModel, folder: Path, hook_name: str = HOOK_NAME, seed: int = 0, architecture: str = "standard"
+) -> Dictionary:
+    """Write and load a random dictionary; that of an `abstopk` has activations below 0."""
+    path = folder / f"{architecture}-{hook_name}-{seed}"
+    written: Any = "topk" if architecture == "abstopk" else architecture
+    tiny_sae_folder(path, written, d_sae=24, hook_name=hook_name, seed=seed)
+    config = json.loads((path / "cfg.json").read_text(encoding="utf-8"))
+    (path / "cfg.json").write_text(json.dumps(config | {"architecture": architecture}), encoding="utf-8")
     return loader_of(lens, folder).load(path.name, f"path:{path}")
 
 

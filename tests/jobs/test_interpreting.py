@@ -1,0 +1,117 @@
+"""Interpreting in real workers: whatever happens to them, the store is that of an undisturbed run."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from steerserve.core.config import JobSettings
+from steerserve.features.interpret_options import InterpretedSource, InterpretOptions
+from steerserve.features.store import FeatureStore
+from steerserve.features.tally import Tally
+from steerserve.jobs.admission import TALLY_BYTES
+from steerserve.jobs.supervisor import Supervisor
+from tests.jobs.conftest import until, wait_for
+from tests.jobs.test_supervisor import worker_pid
+from tests.tiny import tiny_llama_folder, tiny_sae_folder
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from steerserve.features.records import Feature
+    from steerserve.jobs.job import Job
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("interpreting")
+    tiny_llama_folder(folder / "tiny")
+    source = random.Random(0)
+    text = folder / "text"
+    text.mkdir()
+    for number in range(600):
+        words = " ".join("".join(source.choices("abcdefgh", k=4)) for _ in range(60))
+        (text / f"{number}.txt").write_text(words, encoding="utf-8")
+    return folder
+
+
+@pytest.fixture
+def supervisor(tmp_path: Path) -> Iterator[Supervisor]:
+    made = Supervisor(tmp_path, JobSettings(), lambda *_: None)
+    made.start()
+    yield made
+    made.stop()
+
+
+def spec(files: Path, out: Path) -> dict[str, Any]:
+    folder = tiny_sae_folder(out / "one", d_sae=400)
+    options = InterpretOptions(
+        dictionaries=(InterpretedSource("one", f"path:{folder}"),),
+        corpus=(str(files / "text"),),
+        dictionary_dirs=(out,),
+        allowed_dirs=(out,),
+        max_dictionary_bytes=1 << 30,
+        model=str(files / "tiny"),
+        tokens=100_000,
+        context_size=32,
+        device="cpu",
+        calibrate=False,
+    )
+    common = {"claims": ["one"], "threads": 1, "cache_dir": str(files / "cache"), "load": False}
+    return {**common, "options": options.to_json()}
+
+
+def has_read(supervisor: Supervisor, job: Job) -> bool:
+    """Tell whether the worker of now has read some text."""
+    assert not supervisor.find(job.id).has_ended, "it was over before it could be disturbed"
+    reads = False
+    for event in supervisor.events(job.id, 0):
+        if event.data.get("state") == "running":
+            reads = False
+        elif event.data.get("stage") == "Reading text" and event.data["done"] > 0:
+            reads = True
+    return reads
+
+
+def features(out: Path) -> list[Feature]:
+    store = FeatureStore.open(out / "one" / "features.sqlite3")
+    found = [store.feature(number) for number in store.feature_numbers()]
+    harvested = [one.harvested for one in found if one is not None and one.harvested is not None]
+    return [replace(one, labels=tuple(replace(label, created=0.0) for label in one.labels)) for one in harvested]
+
+
+def test_a_job_that_is_killed_and_stopped_ends_with_the_store_of_an_undisturbed_one(
+    supervisor: Supervisor, files: Path, tmp_path: Path
+) -> None:
+    undisturbed = supervisor.submit("interpret", "one", spec(files, tmp_path / "undisturbed"))
+    result = wait_for(supervisor, undisturbed, "done", "failed").result
+    assert result is not None, supervisor.find(undisturbed.id).error
+    assert result["dictionaries"][0]["num_features"] == 400
+
+    disturbed = supervisor.submit("interpret", "one", spec(files, tmp_path / "disturbed"))
+    until(lambda: has_read(supervisor, disturbed))
+    os.kill(worker_pid(supervisor, disturbed), signal.SIGKILL)
+    until(lambda: has_read(supervisor, disturbed))
+    supervisor.stop()
+    second = Supervisor(tmp_path, JobSettings(), lambda *_: None)
+    second.start()
+    try:
+        done = wait_for(second, disturbed, "done", "failed")
+    finally:
+        second.stop()
+    assert done.state == "done", done.error
+    assert features(tmp_path / "disturbed") == features(tmp_path / "undisturbed")
+
+
+def test_what_is_kept_of_a_feature_is_no_more_than_what_room_is_made_for() -> None:
+    import torch
+
+    tally = Tally(64, 50_000, torch.device("cpu"))
+    tally.peak_tokens.add(torch.arange(64 * 128) // 128, torch.arange(64 * 128) % 128)
+    assert sum(tensor.nbytes for tensor in tally.tensors().values()) / 64 < TALLY_BYTES
