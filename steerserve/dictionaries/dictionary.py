@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _POINTWISE = (StandardSAE, JumpReLUSAE, GatedSAE)
+_RESCALED = frozenset({"constant_norm_rescale", "layer_norm"})
+"""Normalisations that bring each input to the length sqrt(d_in)."""
 _OPEN = -torch.inf
 
 
@@ -81,6 +84,10 @@ class Dictionary:
         """Whether a feature's activation needs only its own column: no competition, no normalised input."""
         return self.sae.cfg.normalize_activations == "none" and type(self.sae) in _POINTWISE
 
+    @property
+    def _is_rescaled(self) -> bool:
+        return self.sae.cfg.normalize_activations in _RESCALED
+
     def encode(self, x: Float[Tensor, "rows d_in"]) -> Float[Tensor, "rows d_sae"]:
         """Return all features' activations, by SAELens' own code."""
         acts: Tensor = self.sae.encode(x)
@@ -103,6 +110,24 @@ class Dictionary:
         if getattr(sae.cfg, "rescale_acts_by_decoder_norm", False):
             rows = torch.nn.functional.normalize(rows, dim=-1)
         return rows
+
+    def gains(self, x: Float[Tensor, "rows d_in"]) -> Float[Tensor, " rows"]:
+        """Return what `directions` are multiplied with where the input is `x`: 1, unless the input is normalised."""
+        if not self._is_rescaled:
+            return torch.ones_like(x[:, 0])
+        feature = self.sae.W_dec.detach().norm(dim=-1).argmax()
+        none = torch.zeros(len(x), self.d_sae, dtype=x.dtype, device=x.device)
+        one = none.clone()
+        one[:, feature] = 1.0
+        [direction] = self.directions(feature[None])
+        # Decoders are affine, so that any feature tells the gain of all.
+        gains: Tensor = (self.decode(x, one) - self.decode(x, none)) @ direction / direction.square().sum()
+        return gains
+
+    def change_norm(self, feature: int) -> float:
+        """Return the length of what one unit of a feature's activation adds, on average where that is per token."""
+        norm = float(self.directions(torch.tensor([feature], device=self.sae.W_dec.device)).norm())
+        return norm * (self.mean_norm / math.sqrt(self.d_in) if self._is_rescaled else 1.0)
 
     def columns(self, features: Sequence[int]) -> FeatureColumns:
         """Gather what reading and writing these features takes; only for a pointwise dictionary.

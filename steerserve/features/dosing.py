@@ -1,0 +1,131 @@
+"""How far to push: the strength at which the output is changed by just one dose.
+
+The divergence grows with a power of the strength, so that one measurement near the mark is enough to know the dose.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+
+from steerserve.features.percentile import percentile
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from jaxtyping import Float
+    from torch import Tensor
+
+    from steerserve.features.pushed_text import Pieces, PushedText
+
+DOSE_NATS = 1.0
+DOSE_SHARE = 0.95
+"""A dose is where this share of tokens diverges by less than so many nats. Source: api.md section 2.2."""
+TYPICAL_PART = 0.27
+"""Of the median norm: about one dose. Source: training.md."""
+TYPICAL_EXPONENT = 2.4
+"""KL grows with this power of the strength. Measured on the default model from 0.16 to 0.31 of the median norm."""
+MAX_STRENGTH = 1e6
+_TRUSTED = math.log(2)
+"""So far from the mark, in log KL, the power law is relied on."""
+_LARGEST_STEP = math.log(8)
+_LEAST_STEP = 0.2
+_LEAST_NATS, _MOST_NATS = 1e-8, 1e8
+_EXPONENTS = (0.7, 6.0)
+_MAX_ROUNDS = 8
+_NUM_RANDOM = 2
+_SEED = 7
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """How a hook point answers to pushes of most directions: KL's percentile is (norm / dose_norm) ** exponent."""
+
+    dose_norm: float
+    exponent: float
+
+
+@dataclass(slots=True)
+class DoseSearch:
+    """The search for one direction's dose: asks for a measurement at `strength` until it knows."""
+
+    strength: float
+    exponent: float
+    dose: float | None = None
+    num_rounds: int = 0
+    _points: list[tuple[float, float]] = field(default_factory=list)
+    """Logarithms of strengths, with those of what they gave in units of a dose."""
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the dose is known, or was not found."""
+        return self.dose is not None or self.num_rounds >= _MAX_ROUNDS or self.strength > MAX_STRENGTH
+
+    def tell(self, nats: float) -> None:
+        """Take what was measured at `strength`."""
+        here = math.log(self.strength), math.log(min(max(nats, _LEAST_NATS), _MOST_NATS) / DOSE_NATS)
+        if self._points:
+            self.exponent = _slope(self._points[-1], here) or self.exponent
+        self._points.append(here)
+        self.num_rounds += 1
+        if abs(here[1]) <= _TRUSTED:
+            dose = math.exp(here[0] - here[1] / self.exponent)
+            self.dose = dose if dose <= MAX_STRENGTH else None
+        else:
+            self.strength = math.exp(self._next(here))
+
+    def _next(self, here: tuple[float, float]) -> float:
+        below = max((point[0] for point in self._points if point[1] < 0), default=None)
+        above = min((point[0] for point in self._points if point[1] > 0), default=None)
+        step = min(max(-here[1] / self.exponent, -_LARGEST_STEP), _LARGEST_STEP)
+        wanted = here[0] + step
+        if below is None or above is None or below < wanted < above:
+            return wanted
+        return (below + above) / 2
+
+
+def find_doses(
+    text: PushedText, directions: Mapping[str, Float[Tensor, "pushes width"]], searches: Sequence[DoseSearch]
+) -> Pieces[list[float | None]]:
+    """Return the strength of one dose of each direction, None where no strength gives one."""
+    while open_places := [place for place, search in enumerate(searches) if not search.has_ended]:
+        strengths = torch.tensor([searches[place].strength for place in open_places])
+        rows = {name: some[open_places] * strengths.to(some)[:, None] for name, some in directions.items()}
+        measured = yield from text.divergences(rows)
+        for place, nats in zip(open_places, _percentiles(measured), strict=True):
+            searches[place].tell(nats)
+    return [search.dose for search in searches]
+
+
+def find_response(text: PushedText, hook_name: str, width: int, guess: float) -> Pieces[Response]:
+    """Return how a hook point answers, from a few random directions; `guess` is a norm to begin with."""
+    generator = torch.Generator().manual_seed(_SEED)
+    directions = torch.nn.functional.normalize(torch.randn(_NUM_RANDOM, width, generator=generator), dim=-1)
+    directions = directions.to(text.edited.device)
+    here, exponent = (math.log(guess), 0.0), TYPICAL_EXPONENT
+    last: tuple[float, float] | None = None
+    for _ in range(_MAX_ROUNDS):
+        measured = yield from text.divergences({hook_name: directions * math.exp(here[0])})
+        nats = [math.log(min(max(one, _LEAST_NATS), _MOST_NATS) / DOSE_NATS) for one in _percentiles(measured)]
+        here = here[0], sum(nats) / len(nats)
+        if last is not None:
+            exponent = _slope(last, here) or exponent
+            if abs(here[1]) <= _TRUSTED:
+                break
+        step = min(max(-here[1] / exponent, -_LARGEST_STEP), _LARGEST_STEP)
+        last, here = here, (here[0] + math.copysign(max(abs(step), _LEAST_STEP), step), 0.0)
+    return Response(math.exp(here[0] - here[1] / exponent), exponent)
+
+
+def _percentiles(nats: Float[Tensor, "pushes tokens"]) -> list[float]:
+    found: list[float] = percentile(nats.clamp(max=_MOST_NATS), DOSE_SHARE).tolist()
+    return found
+
+
+def _slope(one: tuple[float, float], two: tuple[float, float]) -> float | None:
+    """Return the exponent that two measurements show, None where they show none that can be."""
+    slope = (two[1] - one[1]) / (two[0] - one[0]) if two[0] != one[0] else 0.0
+    return slope if _EXPONENTS[0] <= slope <= _EXPONENTS[1] else None

@@ -1,0 +1,162 @@
+"""Texts whose tokens are pushed along directions at hook points, and what that does to the model's output.
+
+All work comes as pieces of about an engine step's length: generators that yield between two of them and return the
+result, so that whoever shares the model with others can let them pass.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Generator
+from typing import TYPE_CHECKING, TypeVar
+
+import torch
+
+from steerserve.model.hook_names import RESID_POST, RESID_PRE
+from steerserve.model.norms import SINK_RATIO
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    from jaxtyping import Bool, Float, Int
+    from torch import Tensor
+
+    from steerserve.model.lens import LensModel
+
+Result = TypeVar("Result")
+Pieces = Generator[None, None, Result]
+
+_PIECE_TOKENS = {"cpu": 160, "cuda": 8192}
+_PIECE_BYTES = {"cpu": 1 << 25, "cuda": 1 << 30}
+"""Of a piece's logits. Larger blocks are fetched from the system and given back each time, page by page."""
+
+
+def run_pieces(pieces: Pieces[Result]) -> Result:
+    """Do all of the work at once."""
+    while True:
+        try:
+            next(pieces)
+        except StopIteration as end:
+            result: Result = end.value
+            return result
+
+
+class PushedText:
+    """Rows of one length in a model, as they are and pushed. The thread that uses the model."""
+
+    def __init__(self, lens: LensModel, ids: Int[Tensor, "prompts pos"], median_norms: Mapping[str, float]) -> None:
+        """Take texts, and the hook points at which they will be pushed, with the median norm there that tells sinks."""
+        self._lens = lens
+        self._ids = ids.to(lens.device)
+        self._median_norms = dict(median_norms)
+        self._hook_names = tuple(name for name in lens.hook_names if name in self._median_norms)
+        self._start = _start_of(self._hook_names[0])
+        self._values: dict[str, Float[Tensor, "prompts pos width"]] = {}
+        self._log_probs: list[Float[Tensor, "pos vocab"]] = []
+        self._factors: dict[str, Float[Tensor, "prompts pos"]] = {}
+        self.edited: Bool[Tensor, "prompts pos"] = torch.zeros_like(self._ids, dtype=torch.bool)
+        """Tokens that are pushed: neither special nor sinks."""
+
+    def read(self) -> Pieces[None]:
+        """Compute the texts as they are."""
+        wanted = {self._start, *self._hook_names}
+        parts: dict[str, list[Tensor]] = {name: [] for name in wanted}
+        for rows in self._ids.split(self._rows_at_once(self._ids.shape[1])):
+            with contextlib.ExitStack() as stack:
+                for name in wanted:
+                    keep = functools.partial(_keep, parts[name])
+                    stack.enter_context(self._lens.hooked(name, keep))
+                logits = self._lens.forward(rows, use_cache=False)
+            self._log_probs += [row.float().log_softmax(-1) for row in logits]
+            yield
+        self._values = {name: torch.cat(some) for name, some in parts.items()}
+        special = torch.tensor(sorted(self._lens.tokenizer.special_ids), device=self._lens.device)
+        plain = ~torch.isin(self._ids, special)
+        for name in self._hook_names:
+            keep_row = plain & (self._values[name].norm(dim=-1) <= SINK_RATIO * self._median_norms[name])
+            self._factors[name] = keep_row.float()
+            self.edited |= keep_row
+        # Tried now, while nobody listens at any hook point.
+        self._lens.run_from(self._start, self._values[self._start][:1], self._ids[:1], logits_to_keep=1)
+
+    def scale_pushes(self, hook_name: str, gains: Callable[[Float[Tensor, "rows width"]], Tensor]) -> float:
+        """Multiply all pushes at a hook point with what `gains` makes of each token's value; return the mean of it."""
+        values = self._values[hook_name]
+        gain = gains(values.flatten(0, 1)).view(values.shape[:2])
+        mean = float(gain[self._factors[hook_name].bool()].mean())
+        self._factors[hook_name] = self._factors[hook_name] * gain
+        return mean
+
+    def divergences(
+        self, pushes: Mapping[str, Float[Tensor, "pushes width"]]
+    ) -> Pieces[Float[Tensor, "pushes tokens"]]:
+        """Return KL(pushed || as it is) in nats at every edited token, one row for each row of the pushes."""
+        num_prompts = len(self._ids)
+        found: list[Tensor] = []
+        for places, logits in self._pushed(pushes, 0):
+            for place, row in zip(places.tolist(), logits, strict=True):
+                prompt = place % num_prompts
+                found.append(divergence(row, self._log_probs[prompt])[self.edited[prompt]])
+            yield
+        per_push = [torch.cat(found[first : first + num_prompts]) for first in range(0, len(found), num_prompts)]
+        return torch.stack(per_push).nan_to_num(nan=torch.inf)
+
+    def last_logits(self, pushes: Mapping[str, Float[Tensor, "pushes width"]]) -> Pieces[Float[Tensor, "pushes vocab"]]:
+        """Return the logits behind the first text for each push."""
+        found = []
+        for places, logits in self._pushed(pushes, 1):
+            found.append(logits[places % len(self._ids) == 0, -1].float())
+            yield
+        return torch.cat(found)
+
+    def _pushed(
+        self, pushes: Mapping[str, Float[Tensor, "pushes width"]], logits_to_keep: int
+    ) -> Iterator[tuple[Int[Tensor, " rows"], Float[Tensor, "rows pos vocab"]]]:
+        """Yield logits of every text for every push, the texts of one push after the other, as many as fit a piece."""
+        num_prompts, num_tokens = self._ids.shape
+        num_pushes = len(next(iter(pushes.values())))
+        everything = torch.arange(num_pushes * num_prompts, device=self._lens.device)
+        for places in everything.split(self._rows_at_once(logits_to_keep or num_tokens)):
+            prompt = places % num_prompts
+            added = {
+                name: some[places // num_prompts][:, None] * self._factors[name][prompt, :, None]
+                for name, some in pushes.items()
+            }
+            value = self._values[self._start][prompt]
+            if self._start in added:
+                value = value + added.pop(self._start)
+            with contextlib.ExitStack() as stack:
+                for name, some in added.items():
+                    stack.enter_context(self._lens.hooked(name, functools.partial(_add, some)))
+                logits = self._lens.run_from(self._start, value, self._ids[prompt], logits_to_keep=logits_to_keep)
+            yield places, logits
+
+    def _rows_at_once(self, num_logits: int) -> int:
+        kind = self._lens.device.type if self._lens.device.type in _PIECE_TOKENS else "cpu"
+        by_size = _PIECE_BYTES[kind] // (4 * num_logits * self._lens.vocab_size)
+        return max(1, min(_PIECE_TOKENS[kind] // self._ids.shape[1], by_size))
+
+
+def divergence(logits: Float[Tensor, "rows vocab"], log_probs: Float[Tensor, "rows vocab"]) -> Float[Tensor, " rows"]:
+    """Return KL(softmax(logits) || exp(log_probs)) of each row, in nats."""
+    logits = logits.float()
+    probs = logits.softmax(-1)
+    means = torch.linalg.vecdot(probs, logits) - torch.linalg.vecdot(probs, log_probs)
+    return (means - logits.logsumexp(-1)).clamp(min=0)
+
+
+def _start_of(hook_name: str) -> str:
+    """Return the last hook point from which everything behind can be computed."""
+    if hook_name.endswith((RESID_PRE, RESID_POST)):
+        return hook_name
+    _, block, _ = hook_name.split(".", 2)
+    return f"blocks.{block}.{RESID_PRE}"
+
+
+def _keep(parts: list[Tensor], value: Tensor) -> None:
+    parts.append(value.float().clone())  # some blocks add to it in place
+
+
+def _add(added: Tensor, value: Tensor) -> Tensor:
+    return (value.float() + added).to(value.dtype)
