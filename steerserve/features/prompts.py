@@ -28,60 +28,63 @@ _HEADER_TOKENS = 4
 
 PROSE = (
     (
-        "The committee met on Tuesday to discuss the new bridge over the river. Several members asked how long the work "
-        "would take, and whether the old road could stay open while it was being built. No decision was made."
+        "The committee met on Tuesday to discuss the new bridge over the river. Several members asked how "
+        "long the work would take, and whether the old road could stay open while it was being built. No "
+        "decision was made."
     ),
     (
-        "My grandmother kept her recipes in a tin box on the kitchen shelf. Most of them were written in pencil, with "
-        "notes about who had liked what, and when. After she died, my sister copied every one of them into a book."
+        "My grandmother kept her recipes in a tin box on the kitchen shelf. Most of them were written in "
+        "pencil, with notes about who had liked what, and when. After she died, my sister copied every one of"
+        " them into a book."
     ),
     (
-        'The old man looked up from his newspaper. "You are late again," he said, but he did not seem angry. He folded '
-        "the paper, put on his coat, and held the door open so that we could both go out into the rain."
+        'The old man looked up from his newspaper. "You are late again," he said, but he did not seem angry. '
+        "He folded the paper, put on his coat, and held the door open so that we could both go out into the "
+        "rain."
     ),
     (
-        "The train to the coast leaves at seven in the morning and takes about three hours. There is a small cafe on board "
-        "where you can buy tea and sandwiches, but it closes before the last stop."
+        "The train to the coast leaves at seven in the morning and takes about three hours. There is a small "
+        "cafe on board where you can buy tea and sandwiches, but it closes before the last stop."
     ),
     (
-        "A good knife should be sharp, well balanced and easy to clean. Many cooks own a dozen of them but use only two or "
-        "three: a large one for vegetables and meat, and a small one for fruit."
+        "A good knife should be sharp, well balanced and easy to clean. Many cooks own a dozen of them but "
+        "use only two or three: a large one for vegetables and meat, and a small one for fruit."
     ),
 )
 CHATS = (
     (
         "What is a good way to learn a new language as an adult?",
         (
-            "The best way is to use it a little every day. Start with common words and short sentences, listen to people "
-            "who speak it, and do not be afraid of making mistakes while you practise."
+            "The best way is to use it a little every day. Start with common words and short sentences, listen to"
+            " people who speak it, and do not be afraid of making mistakes while you practise."
         ),
     ),
     (
         "How do I make a simple tomato soup at home?",
         (
-            "You need six ripe tomatoes, an onion, some garlic and a little olive oil. Fry the onion until it is soft, add "
-            "the chopped tomatoes, and let everything cook for twenty minutes."
+            "You need six ripe tomatoes, an onion, some garlic and a little olive oil. Fry the onion until it is "
+            "soft, add the chopped tomatoes, and let everything cook for twenty minutes."
         ),
     ),
     (
         "Give me three tips for a job interview.",
         (
-            "First, read about the company before you go. Second, arrive ten minutes early and dress well. Third, prepare "
-            "a few questions of your own, because it shows that you are interested."
+            "First, read about the company before you go. Second, arrive ten minutes early and dress well. Third,"
+            " prepare a few questions of your own, because it shows that you are interested."
         ),
     ),
     (
         "Can you explain what a black hole is?",
         (
-            "A black hole is a place in space where gravity is so strong that not even light can get out. It often forms "
-            "when a very large star dies and falls in on itself."
+            "A black hole is a place in space where gravity is so strong that not even light can get out. It "
+            "often forms when a very large star dies and falls in on itself."
         ),
     ),
     (
         "I feel sad today. What can I do?",
         (
-            "I am sorry to hear that. It may help to talk to a friend, to go for a walk, or to listen to some music that "
-            "you like. Be kind to yourself today."
+            "I am sorry to hear that. It may help to talk to a friend, to go for a walk, or to listen to some "
+            "music that you like. Be kind to yourself today."
         ),
     ),
 )
