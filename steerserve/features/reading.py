@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     Piece = Callable[[], None]
     """Work of about one step's length, for the engine's thread."""
 
-_PIECE_TOKENS = {"cpu": 128, "cuda": 4096}
+_PIECE_TOKENS = {"cpu": 64, "cuda": 4096}
+"""As many as are computed of a prompt between two steps; a GPU has room for more."""
 _MAX_ENCODED = 1 << 24
 """Activations that are encoded at once; a wide dictionary would fill the memory with a long text's."""
 

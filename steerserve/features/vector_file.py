@@ -55,10 +55,10 @@ def read_vector(path: Path, name: str) -> StoredVector:
         created = float(header.get("created", ""))
     except ValueError as error:
         raise _unusable(path, "it does not say when it was made") from error
-    layers = {hook_name: _values_of(path, hook_name, tensor) for hook_name, tensor in tensors.items()}
-    strange = next((hook_name for hook_name in layers if not _HOOK_NAME.fullmatch(hook_name)), None)
-    if strange is not None or not layers:
-        raise _unusable(path, f"{str(strange)[:100]!r} is no hook point" if layers else "there is nothing in it")
+    strange = next((hook_name for hook_name in tensors if not _HOOK_NAME.fullmatch(hook_name)), None)
+    if strange is not None or not tensors:
+        raise _unusable(path, f"{str(strange)[:100]!r} is no hook point" if tensors else "there is nothing in it")
+    layers = {name: _values_of(path, name, tensors[name]) for name in sorted(tensors, key=_block_and_name)}
     return StoredVector(
         name=name,
         layers=layers,
@@ -128,6 +128,10 @@ def _values_of(path: Path, where: str, tensor: Any) -> tuple[float, ...]:  # noq
 def _unusable(path: Path, reason: str) -> VectorError:
     """Return the error that says why a file is no vector."""
     return VectorError(f"The vector file {path.name} cannot be used: {reason}.")
+
+
+def _block_and_name(hook_name: str) -> tuple[int, str]:
+    return int(hook_name.split(".")[1]), hook_name
 
 
 def _metadata(data: bytes) -> Mapping[str, str]:
