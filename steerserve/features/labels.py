@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from steerserve.features.records import LABEL_ORIGINS, Label
+from steerserve.features.search import indexed
 
 if TYPE_CHECKING:
     import sqlite3
@@ -70,6 +71,9 @@ def _choose_best(connection: sqlite3.Connection, feature: int) -> None:
     connection.execute("DELETE FROM label_index WHERE rowid = ?", (feature,))
     query = f"SELECT number, text FROM labels WHERE feature = ? AND is_current ORDER BY {_BEST_FIRST} LIMIT 1"  # noqa: S608
     best = connection.execute(query, (feature,)).fetchone()
-    if best is not None:
+    if best is None:
+        connection.execute("DELETE FROM features WHERE feature = ? AND num_active IS NULL AND dose IS NULL", (feature,))
+    else:
+        connection.execute("INSERT OR IGNORE INTO features (feature) VALUES (?)", (feature,))
         connection.execute("UPDATE labels SET is_best = 1 WHERE number = ?", (best[0],))
-        connection.execute("INSERT INTO label_index (rowid, label) VALUES (?, ?)", (feature, best[1]))
+        connection.execute("INSERT INTO label_index (rowid, label) VALUES (?, ?)", (feature, indexed(best[1])))

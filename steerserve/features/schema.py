@@ -26,17 +26,19 @@ _TOKENS = "tokenize = 'porter unicode61 remove_diacritics 2'"
 MIGRATIONS: tuple[tuple[str, ...], ...] = (
     (
         "CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID",
+        # A row for every feature that anything is known of; the first three figures come from a harvest.
         """CREATE TABLE features (
             feature INTEGER PRIMARY KEY,
-            num_active INTEGER NOT NULL,
-            maximum REAL NOT NULL,
-            mean REAL NOT NULL
+            num_active INTEGER,
+            maximum REAL,
+            mean REAL,
+            dose REAL,
+            output_score REAL
         )""",
         # What lists show of a feature, and the rest: see `Details.split`.
         "CREATE TABLE heads (feature INTEGER PRIMARY KEY, content BLOB NOT NULL)",
         "CREATE TABLE details (feature INTEGER PRIMARY KEY, content BLOB NOT NULL)",
         "CREATE TABLE tokens (number INTEGER PRIMARY KEY, token_id INTEGER NOT NULL, bytes BLOB NOT NULL)",
-        "CREATE TABLE calibrations (feature INTEGER PRIMARY KEY, dose REAL NOT NULL, output_score REAL NOT NULL)",
         """CREATE TABLE labels (
             number INTEGER PRIMARY KEY,
             feature INTEGER NOT NULL,
@@ -62,12 +64,13 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
 
 @contextlib.contextmanager
 def reading(path: Path, *, timeout_s: float = _BUSY_S) -> Iterator[sqlite3.Connection]:
-    """Open a store for reading alone, as long as the block takes.
+    """Open a store for reading alone; the whole block sees it as it is at the first statement.
 
     Raises:
         FeatureStoreError: it cannot be read.
     """
     with told(path), contextlib.closing(_connect(path, "ro", timeout_s)) as connection:
+        connection.execute("BEGIN")
         yield connection
 
 

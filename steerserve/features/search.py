@@ -38,7 +38,7 @@ _ORDERS: dict[Sort, str] = {
     "max": "coalesce(maximum, -1) DESC",
     "feature": "feature",
 }
-_ALL = "SELECT feature, NULL AS score FROM features UNION SELECT rowid, NULL FROM label_index"
+_ALL = "SELECT feature, NULL FROM features"
 _IN_ANY = """(
     feature IN (SELECT rowid FROM label_index WHERE label_index MATCH ?)
     OR feature IN (SELECT rowid FROM text_index WHERE text_index MATCH ?)
@@ -88,8 +88,7 @@ def search(connection: sqlite3.Connection, query: str, sort: Sort, limit: int, o
     rows = connection.execute(
         f"WITH scored (feature, score) AS ({scored}) "  # noqa: S608 constants
         f"SELECT scored.feature AS feature, {relevance} AS relevance, num_active, maximum, dose, output_score "
-        "FROM scored LEFT JOIN features ON features.feature = scored.feature "
-        "LEFT JOIN calibrations ON calibrations.feature = scored.feature "
+        "FROM scored JOIN features ON features.feature = scored.feature "
         f"ORDER BY {_ORDERS[sort]}, scored.feature LIMIT ? OFFSET ?",
         (*values, limit, offset),
     )
@@ -106,30 +105,44 @@ def _scored(connection: sqlite3.Connection, words: list[str]) -> tuple[str, list
     terms = [f'"{word}"' for word in words]
     if len(words[-1]) >= _LEAST_PREFIX_CHARS:
         terms[-1] = f"({terms[-1]} OR {terms[-1]}*)"  # the whole word counts for more
-    every, some = " AND ".join(terms), " OR ".join(terms)
-    # Labels that have one of the words are few, so that looking for the others costs nothing.
-    matching = (
-        "WITH labelled AS MATERIALIZED (SELECT rowid AS feature FROM label_index WHERE label_index MATCH ?) "  # noqa: S608
-        "SELECT rowid FROM text_index WHERE text_index MATCH ? "
-        f"UNION SELECT feature FROM labelled WHERE {' AND '.join([_IN_ANY] * len(terms))}"
-    )
-    values: list[str | float] = [some, every, *(term for term in terms for _ in range(2))]
-    parts = [_SOMEWHERE]
     # BM25 would tell rare words from common ones by the labels that there are: no way where a person gave the first.
     (d_sae,) = connection.execute("SELECT CAST(value AS INTEGER) FROM meta WHERE key = 'd_sae'").fetchone()
-    for term in dict.fromkeys([*(f'"{word}"' for word in words), terms[-1]]):
-        if num_labels := _count(connection, "label_index", term):
+    alone = [f'"{word}"' for word in words]
+    num_labels = {term: _count(connection, "label_index", term) for term in (*alone, terms[-1])}
+    matching, values = _matching(sorted(terms, key=num_labels.__getitem__))
+    parts = [_SOMEWHERE]
+    for term, count in num_labels.items():
+        if 0 < count <= max(1, _COMMON * d_sae):
             parts.append(_IN_LABEL)
-            values += [_LABEL_WEIGHT * math.log(1 + d_sae / num_labels), term]
+            values += [_LABEL_WEIGHT * math.log(1 + d_sae / count), term]
     telling = [term for term in terms if _count(connection, "peak_index", term) <= _COMMON * d_sae]
     if telling:
         parts.append(_NEAR_PEAK)
         values.append(" OR ".join(telling))
+    if len(parts) == 1:  # every word is a common one
+        return f"WITH matching (feature) AS ({matching}) SELECT feature, 0.05 FROM matching", values  # noqa: S608
     scored = (
         f"WITH matching (feature) AS MATERIALIZED ({matching}) SELECT feature, sum(score) "  # noqa: S608 constants
         f"FROM ({' UNION ALL '.join(parts)}) GROUP BY feature HAVING max(is_match)"
     )
     return scored, values
+
+
+def _matching(terms: list[str]) -> tuple[str, list[str | float]]:
+    """Return the query for the features that have all of `terms`, of which labels should have the first ones least."""
+    every, some = " AND ".join(terms), " OR ".join(terms)
+    query = (
+        "SELECT rowid FROM text_index WHERE text_index MATCH ? "
+        "UNION SELECT rowid FROM label_index WHERE label_index MATCH ?"
+    )
+    if len(terms) == 1:
+        return query, [every, every]
+    # Labels that have some of the words: the others may be in the text.
+    query = (
+        "WITH mixed AS MATERIALIZED (SELECT rowid AS feature FROM label_index WHERE label_index MATCH ?) "  # noqa: S608
+        f"{query} UNION SELECT feature FROM mixed WHERE {' AND '.join([_IN_ANY] * len(terms))}"
+    )
+    return query, [f"({some}) NOT ({every})", every, every, *(term for term in terms for _ in range(2))]
 
 
 def _count(connection: sqlite3.Connection, index: str, term: str) -> int:

@@ -125,8 +125,8 @@ class FeatureStore:
         """Return how much there is."""
         with reading(self.path) as connection:
             row = connection.execute(
-                "SELECT (SELECT count(*) FROM features), (SELECT count(*) FROM features WHERE num_active > 0), "
-                "(SELECT count(*) FROM label_index), (SELECT count(*) FROM calibrations)"
+                "SELECT count(num_active), coalesce(sum(num_active > 0), 0), "
+                "(SELECT count(*) FROM labels WHERE is_best), count(dose) FROM features"
             ).fetchone()
         return StoreCounts(*row)
 
@@ -151,10 +151,7 @@ class FeatureStore:
     def write_calibrations(self, calibrations: Mapping[int, Calibration]) -> None:
         """Keep what features do when they are pushed, in place of what was known."""
         with writing(self.path) as connection:
-            connection.executemany(
-                "INSERT OR REPLACE INTO calibrations VALUES (?, ?, ?)",
-                [(feature, found.dose, found.output_score) for feature, found in calibrations.items()],
-            )
+            _put_calibrations(connection, calibrations)
 
     def feature(self, feature: int) -> StoredFeature | None:
         """Return all that is known of a feature; None for nothing."""
@@ -169,11 +166,8 @@ class FeatureStore:
 
     def feature_numbers(self) -> list[int]:
         """Return all features that anything is known of, in order."""
-        query = (
-            "SELECT feature FROM features UNION SELECT rowid FROM label_index UNION SELECT feature FROM calibrations"
-        )
         with reading(self.path) as connection:
-            return [number for (number,) in connection.execute(f"{query} ORDER BY 1")]
+            return [number for (number,) in connection.execute("SELECT feature FROM features ORDER BY feature")]
 
     def calibration(self, feature: int) -> Calibration | None:
         """Return what a feature does when it is pushed."""
@@ -183,14 +177,16 @@ class FeatureStore:
     def calibrations(self) -> dict[int, Calibration]:
         """Return what each feature does that was calibrated."""
         with reading(self.path) as connection:
-            rows = connection.execute("SELECT feature, dose, output_score FROM calibrations").fetchall()
+            rows = connection.execute(
+                "SELECT feature, dose, output_score FROM features WHERE dose IS NOT NULL"
+            ).fetchall()
         return {feature: Calibration(dose, score) for feature, dose, score in rows}
 
     def maximum(self, feature: int) -> float | None:
         """Return a feature's largest activation; None where there was no harvest, 0 for a dead feature."""
         with reading(self.path) as connection:
             row = connection.execute("SELECT maximum FROM features WHERE feature = ?", (feature,)).fetchone()
-        return None if row is None else float(row[0])
+        return None if row is None or row[0] is None else float(row[0])
 
     def set_label(self, feature: int, label: Label | None) -> None:
         """Give a feature a label, in place of the one of the same origin; None takes a person's away.
@@ -225,7 +221,7 @@ class FeatureStore:
             stamp = self._stamp()
             if stamp != self._labels_stamp:
                 with contextlib.suppress(FeatureStoreError), reading(self.path, timeout_s=0) as connection:
-                    self._labels = dict(connection.execute("SELECT rowid, label FROM label_index"))
+                    self._labels = dict(connection.execute("SELECT feature, text FROM labels WHERE is_best"))
                     self._labels_stamp = stamp
             known = self._labels
         return {feature: known[feature] for feature in features if feature in known}
@@ -240,8 +236,7 @@ class FeatureStore:
         """
         with reading(self.path) as connection:
             matches = search(connection, query, sort, limit + 1, offset)
-            num_tokens = _num_tokens(connection)
-            return [self._found(connection, match, num_tokens) for match in matches[:limit]], len(matches) > limit
+            return self._found(connection, matches[:limit]), len(matches) > limit
 
     def carry_over(self, older: FeatureStore) -> None:
         """Take the calibrations of a store of the same dictionary, and its labels with their history.
@@ -252,10 +247,8 @@ class FeatureStore:
         with reading(older.path) as connection:
             labels = kept_labels(connection)
         with writing(self.path) as connection:
-            connection.executemany(
-                "INSERT OR IGNORE INTO calibrations VALUES (?, ?, ?)",
-                [(feature, found.dose, found.output_score) for feature, found in calibrations.items()],
-            )
+            own = {feature for (feature,) in connection.execute("SELECT feature FROM features WHERE dose IS NOT NULL")}
+            _put_calibrations(connection, {one: calibrations[one] for one in calibrations.keys() - own})
             take_labels(connection, labels)
 
     def follow(self, older: FeatureStore) -> None:
@@ -278,7 +271,9 @@ class FeatureStore:
         if row is None:
             return None, {}
         num_active, maximum, mean, content, head = row
-        details, token_bytes = self._with_ids(connection, self._unpack(content).with_head(self._unpack(head)))
+        details = self._unpack(content).with_head(self._unpack(head))
+        ids, token_bytes = tokens_of(connection, set(details.tokens()))
+        details = self._renamed(details, ids)
         activity = Activity(_num_tokens(connection), num_active, maximum, mean, details.quantiles, details.histogram)
         return Feature(
             feature=feature,
@@ -291,22 +286,24 @@ class FeatureStore:
             labels=tuple(label for label in labels if label.origin in AUTOMATIC_ORIGINS),
         ), token_bytes
 
-    def _found(self, connection: sqlite3.Connection, match: Match, num_tokens: int) -> FoundFeature:
-        row = connection.execute("SELECT content FROM heads WHERE feature = ?", (match.feature,)).fetchone()
-        head, token_bytes = self._with_ids(connection, self._unpack(row[0]) if row is not None else Details())
-        labels = current_labels(connection, match.feature)
-        score = match.output_score
-        return FoundFeature(
-            feature=match.feature,
-            label=labels[0] if labels else None,
-            density=None if match.num_active is None else match.num_active / max(num_tokens, 1),
-            maximum=match.maximum,
-            calibration=Calibration(match.dose, score) if match.dose is not None and score is not None else None,
-            relevance=match.relevance,
-            example=head.windows[0] if head.windows else None,
-            promoted=tuple(token_id for token_id, _ in head.promoted),
-            token_bytes=token_bytes,
+    def _found(self, connection: sqlite3.Connection, matches: Sequence[Match]) -> list[FoundFeature]:
+        num_tokens = max(_num_tokens(connection), 1)
+        stored = connection.execute(
+            "SELECT feature, content FROM heads JOIN json_each(?) ON feature = value",
+            (json.dumps([match.feature for match in matches]),),
         )
+        heads = {feature: self._unpack(content) for feature, content in stored}
+        ids, token_bytes = tokens_of(connection, {token for head in heads.values() for token in head.tokens()})
+        return [
+            _row(
+                match,
+                num_tokens,
+                self._renamed(heads.get(match.feature, Details()), ids),
+                token_bytes,
+                current_labels(connection, match.feature),
+            )
+            for match in matches
+        ]
 
     def _unpack(self, content: bytes) -> Details:
         try:
@@ -314,11 +311,10 @@ class FeatureStore:
         except ValueError as error:
             raise unusable(self.path, f"a feature in it cannot be read ({error})") from error
 
-    def _with_ids(self, connection: sqlite3.Connection, details: Details) -> tuple[Details, Mapping[int, bytes]]:
-        """Name the tokens by the model's ids, and say what these stand for."""
-        ids, token_bytes = tokens_of(connection, set(details.tokens()))
+    def _renamed(self, details: Details, ids: Mapping[int, int]) -> Details:
+        """Name the tokens by the model's ids."""
         try:
-            return details.renamed(ids), token_bytes
+            return details.renamed(ids)
         except KeyError as error:
             raise unusable(self.path, f"its token {error} is missing") from error
 
@@ -331,10 +327,29 @@ class FeatureStore:
             return 0, b""
 
 
+def _row(
+    match: Match, num_tokens: int, head: Details, token_bytes: Mapping[int, bytes], labels: Sequence[Label]
+) -> FoundFeature:
+    score = match.output_score
+    return FoundFeature(
+        feature=match.feature,
+        label=labels[0] if labels else None,
+        density=None if match.num_active is None else match.num_active / num_tokens,
+        maximum=match.maximum,
+        calibration=Calibration(match.dose, score) if match.dose is not None and score is not None else None,
+        relevance=match.relevance,
+        example=head.windows[0] if head.windows else None,
+        promoted=tuple(token_id for token_id, _ in head.promoted),
+        token_bytes=token_bytes,
+    )
+
+
 def _insert_feature(connection: sqlite3.Connection, feature: Feature, vocabulary: Vocabulary) -> None:
     number, activity = feature.feature, feature.activity
     connection.execute(
-        "INSERT INTO features VALUES (?, ?, ?, ?)", (number, activity.num_active, activity.maximum, activity.mean)
+        "INSERT INTO features (feature, num_active, maximum, mean) VALUES (?, ?, ?, ?) ON CONFLICT (feature) DO UPDATE "
+        "SET num_active = excluded.num_active, maximum = excluded.maximum, mean = excluded.mean",
+        (number, activity.num_active, activity.maximum, activity.mean),
     )
     head, rest = details_of(feature).renamed(vocabulary.number_of).split()
     connection.execute("INSERT INTO heads VALUES (?, ?)", (number, pack_details(head)))
@@ -354,8 +369,16 @@ def _insert_feature(connection: sqlite3.Connection, feature: Feature, vocabulary
         put_label(connection, number, label)
 
 
+def _put_calibrations(connection: sqlite3.Connection, calibrations: Mapping[int, Calibration]) -> None:
+    connection.executemany(
+        "INSERT INTO features (feature, dose, output_score) VALUES (?, ?, ?) ON CONFLICT (feature) DO UPDATE "
+        "SET dose = excluded.dose, output_score = excluded.output_score",
+        [(feature, found.dose, found.output_score) for feature, found in calibrations.items()],
+    )
+
+
 def _calibration(connection: sqlite3.Connection, feature: int) -> Calibration | None:
-    query = "SELECT dose, output_score FROM calibrations WHERE feature = ?"
+    query = "SELECT dose, output_score FROM features WHERE feature = ? AND dose IS NOT NULL"
     row = connection.execute(query, (feature,)).fetchone()
     return None if row is None else Calibration(*row)
 

@@ -75,7 +75,7 @@ class FoundFeature:
     promoted: tuple[int, ...]
     """Token ids that it promotes most."""
     token_bytes: Mapping[int, bytes]
-    """What the token ids of the example and of `promoted` stand for."""
+    """What the token ids of the example and of `promoted` stand for, among others."""
 
 
 def token_texts(token_ids: Iterable[int], token_bytes: Mapping[int, bytes]) -> list[str]:

@@ -109,7 +109,7 @@ def test_labels_do_not_wait_for_a_writer(store: FeatureStore) -> None:
     assert store.labels([0]) == {0: "old words"}
     other = sqlite3.connect(store.path, isolation_level=None)
     other.execute("BEGIN EXCLUSIVE")
-    other.execute("UPDATE label_index SET label = 'newer words' WHERE rowid = 0")
+    other.execute("UPDATE labels SET text = 'newer words' WHERE feature = 0")
     assert store.labels([0]) == {0: "old words"}
     other.execute("COMMIT")
     other.close()
