@@ -64,10 +64,10 @@ def read_sparsify(folder: SourceFolder, config: dict[str, Any], tensors: dict[st
         raise ValueError(message)
     read = {
         "W_enc": tensors["W_enc"] if "W_enc" in tensors else tensors["encoder.weight"].T,
-        "b_enc": _first(tensors, "b_enc", "encoder.bias", default=torch.zeros(d_sae)),
+        "b_enc": _first(tensors, "b_enc", "encoder.bias", num_zeros=d_sae),
         # The library writes W_dec by features; SAELens' own reader takes it the other way round.
         "W_dec": decoder if decoder.shape == (d_sae, d_in) else decoder.T,
-        "b_dec": _first(tensors, "b_dec", "decoder.bias", default=torch.zeros(d_in)),
+        "b_dec": _first(tensors, "b_dec", "decoder.bias", num_zeros=d_in),
     }
     described = {
         "architecture": "abstopk" if config.get("signed") else "topk",
@@ -90,7 +90,11 @@ def read_dictionary_learning(_folder: SourceFolder, config: dict[str, Any], tens
         message = f"trainer.dict_class {str(kind)[:60]!r} is not supported ({', '.join(_TRAINED_AS)} are)"
         raise ValueError(message)
     architecture = _TRAINED_AS[kind]
+    d_sae = _whole(trainer, "dict_size")
     W_enc = tensors["W_enc"] if "W_enc" in tensors else tensors["encoder.weight"].T
+    if W_enc.ndim != 2 or W_enc.shape[1] != d_sae:  # noqa: PLR2004 a matrix
+        message = f"trainer.dict_size {d_sae} does not fit the encoder, which is {list(W_enc.shape)}"
+        raise ValueError(message)
     read = {
         "W_enc": W_enc,
         "W_dec": tensors["W_dec"] if "W_dec" in tensors else tensors["decoder.weight"].T,
@@ -102,11 +106,11 @@ def read_dictionary_learning(_folder: SourceFolder, config: dict[str, Any], tens
             read[name] = _first(tensors, *theirs)
     if architecture == "jumprelu":
         threshold = tensors["threshold"]
-        read["threshold"] = threshold.repeat(W_enc.shape[1]) if threshold.ndim == 0 else threshold
+        read["threshold"] = threshold.expand(d_sae) if threshold.ndim == 0 else threshold
     described = {
         "architecture": architecture,
         "d_in": trainer["activation_dim"],
-        "d_sae": trainer["dict_size"],
+        "d_sae": d_sae,
         # Its JumpReLU class alone does not subtract b_dec before it encodes.
         "apply_b_dec_to_input": kind != "JumpReluAutoEncoder",
         **({"k": trainer["k"]} if architecture == "topk" else {}),
@@ -139,13 +143,17 @@ def _whole(config: Mapping[str, Any], name: str) -> int:
     if not isinstance(value, int) or isinstance(value, bool):
         message = f"{name} must be a whole number"
         raise TypeError(message)
+    if value < 1:
+        message = f"{name} must be 1 or more"
+        raise ValueError(message)
     return value
 
 
-def _first(tensors: Mapping[str, Tensor], *names: str, default: Tensor | None = None) -> Tensor:
+def _first(tensors: Mapping[str, Tensor], *names: str, num_zeros: int | None = None) -> Tensor:
+    """Return the first tensor that there is; where there is none, so many zeros, which are made only then."""
     for name in names:
         if name in tensors:
             return tensors[name]
-    if default is None:
+    if num_zeros is None:
         raise KeyError(names[0])
-    return default
+    return torch.zeros(num_zeros)

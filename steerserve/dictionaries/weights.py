@@ -163,6 +163,9 @@ def _read_entry(key: str, entry: object, folder: SourceFolder, name: str) -> _En
     dtype, shape, offsets = _DTYPES.get(str(found.get("dtype"))), found.get("shape"), found.get("data_offsets")
     if dtype is None or not _are_sizes(shape) or not _are_sizes(offsets) or len(offsets) != _NUM_OFFSETS:
         raise _damaged(folder, name, f"its header describes no tensor of a known type and shape as {key[:60]!r}")
+    if 0 in shape:
+        # Its other sizes cost no byte of the file, and so say nothing: no dictionary has one.
+        raise _damaged(folder, name, f"its tensor {key[:60]!r} is empty, of the shape {shape}")
     return _Entry(key, dtype, tuple(shape), *offsets)
 
 

@@ -140,6 +140,19 @@ def test_a_sparsify_dictionary_that_cannot_be_read_is_refused(llama: Runtime, tm
         load(llama, sparsify_folder(tmp_path, **config))
 
 
+@pytest.mark.parametrize("size", [{"d_in": 0}, {"d_in": -48, "num_latents": -96}, {"expansion_factor": 0}])
+def test_a_size_below_one_allocates_nothing(llama: Runtime, tmp_path: Path, size: dict[str, int]) -> None:
+    with pytest.raises(DictionarySourceError, match="must be 1 or more"):
+        load(llama, sparsify_folder(tmp_path, **size))
+
+
+def test_a_few_bytes_that_promise_gigabytes_are_refused(llama: Runtime, tmp_path: Path) -> None:
+    folder = sparsify_folder(tmp_path, num_latents=600_000_000, d_in=0)
+    save_file({"W_enc": torch.zeros(0, 10**9), "W_dec": torch.zeros(0, 0)}, folder / "sae.safetensors")
+    with pytest.raises(DictionarySourceError, match="is empty"):
+        load(llama, folder)
+
+
 # dictionary_learning
 
 
@@ -230,6 +243,8 @@ def test_where_it_reads_is_told_by_its_submodule(llama: Runtime, tmp_path: Path)
         ("CrossCoder", {}, "CrossCoder"),
         ("AutoEncoder", {"submodule_name": "embeddings"}, "submodule_name"),
         ("AutoEncoder", {"activation_dim": "48"}, "d_in"),
+        ("AutoEncoder", {"dict_size": 0}, "dict_size must be 1 or more"),
+        ("BatchTopKSAE", {"dict_size": 10**9}, "dict_size 1000000000 does not fit the encoder"),
         ("AutoEncoder", {"lm_name": 5}, "model_name"),
         ("AutoEncoder", {"lm_name": "org/other"}, "org/other"),
         ("AutoEncoderTopK", {"k": -1}, "as k"),

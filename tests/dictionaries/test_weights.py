@@ -7,9 +7,11 @@ import json
 import struct
 from typing import TYPE_CHECKING
 
+import pytest
 import torch
 from safetensors.torch import load, load_file, save_file
 
+from steerserve.core.errors import DictionarySourceError
 from steerserve.dictionaries.files import SourceFolder
 from steerserve.dictionaries.weights import Room, dump_weights, read_weights
 
@@ -28,9 +30,7 @@ def test_every_type_is_read_as_the_library_reads_it(tmp_path: Path) -> None:
     numbers = torch.randn(7, 5, generator=generator)
     floats = {str(dtype): numbers.to(dtype) for dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16)}
     others = {"counts": torch.arange(-3, 4), "bytes": torch.arange(5).to(torch.uint8), "flags": numbers > 0}
-    save_file(
-        {**floats, **others, "k": torch.tensor(8), "nothing": torch.zeros(0, 3)}, tmp_path / "x", {"format": "pt"}
-    )
+    save_file({**floats, **others, "k": torch.tensor(8)}, tmp_path / "x", {"format": "pt"})
     read = read_weights(folder(tmp_path), "x", ROOM)
     expected = load_file(tmp_path / "x")
     assert read.tensors.keys() == expected.keys()
@@ -51,6 +51,13 @@ def test_a_tensor_may_begin_at_an_odd_byte(tmp_path: Path) -> None:
     read = read_weights(folder(tmp_path), "x", ROOM)
     assert read.tensors["values"].tolist() == [[1.0, 2.0], [3.0, 4.0]]
     assert read.tensors["flag"].tolist() == [True]
+
+
+@pytest.mark.parametrize("shape", [(0,), (0, 10**9), (10**9, 0)])
+def test_an_empty_tensor_is_refused_since_its_other_sizes_cost_nothing(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    save_file({"W_enc": torch.zeros(shape)}, tmp_path / "x")
+    with pytest.raises(DictionarySourceError, match="'W_enc' is empty"):
+        read_weights(folder(tmp_path), "x", ROOM)
 
 
 def test_what_is_written_is_the_same_for_the_same_tensors_whatever_their_order() -> None:
