@@ -77,15 +77,17 @@ def check_folder(options: TrainOptions) -> None:
     Raises:
         InvalidRequestError: it does.
     """
-    for one in options.dictionaries:
-        folder = options.folder(one)
-        if any((folder / name).exists() for name in ("cfg.json", "report.json")):
+    claim = options.run_dir / "options.json"
+    # A run writes its dictionaries first and then their reports, and is stopped at any moment in between.
+    folders = [options.folder(one) for one in options.dictionaries]
+    is_under_way = claim.is_file() and not all((folder / "report.json").exists() for folder in folders)
+    for one, folder in zip(options.dictionaries, folders, strict=True):
+        if not is_under_way and any((folder / name).exists() for name in ("cfg.json", "report.json")):
             message = (
                 f"There is a finished dictionary {one.id!r} in the first of dictionary_dirs already. Take another id, "
                 f"or serve it: POST /admin/dictionaries with the source 'path:{folder}'."
             )
             raise InvalidRequestError(message, param="id")
-    claim = options.run_dir / "options.json"
     if not claim.is_file():
         return
     try:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import anyio
 import pytest
 
+from steerserve.core.errors import InvalidRequestError
 from steerserve.jobs import admission
 from steerserve.jobs.supervisor import Supervisor
 from steerserve.runtime import Runtime, build_runtime
@@ -363,6 +366,42 @@ async def test_a_run_that_was_begun_otherwise_is_not_gone_on_with(
     assert "another" in error["message"]
     assert "seed" in error["message"]
     assert "tokens" not in error["message"]
+
+
+@pytest.mark.parametrize(
+    ("files", "is_finished"),
+    [
+        (["cfg.json", "report.json"], True),
+        (["cfg.json"], True),
+        (["cfg.json", "run/options.json"], False),
+        (["cfg.json", "report.json", "run/options.json"], True),
+    ],
+)
+def test_a_run_that_was_stopped_before_its_report_goes_on_and_a_finished_one_is_left_alone(
+    job_runtime: Runtime, files: list[str], is_finished: bool
+) -> None:
+    options = replace(options_of(job_runtime, id="x"), out=job_runtime.settings.dictionary_dirs[0] / "measured")
+    shutil.rmtree(options.out, ignore_errors=True)
+    options.run_dir.mkdir(parents=True)
+    for file in files:
+        content = options.what_shapes_the_result() if file == "run/options.json" else {}
+        (options.out / file).write_text(json.dumps(content), encoding="utf-8")
+    if is_finished:
+        with pytest.raises(InvalidRequestError, match="There is a finished dictionary"):
+            admission.check_folder(options)
+    else:
+        admission.check_folder(options)
+
+
+def test_a_run_that_was_stopped_between_two_reports_goes_on(job_runtime: Runtime) -> None:
+    options = options_of(job_runtime, id="pair", d_sae=[32, 64])
+    options.run_dir.mkdir(parents=True)
+    (options.run_dir / "options.json").write_text(json.dumps(options.what_shapes_the_result()), encoding="utf-8")
+    for one, names in zip(options.dictionaries, (["cfg.json", "report.json"], ["cfg.json"]), strict=True):
+        options.folder(one).mkdir()
+        for name in names:
+            (options.folder(one) / name).touch()
+    assert options_of(job_runtime, id="pair", d_sae=[32, 64]) == options
 
 
 async def test_disk_that_is_kept_for_other_jobs_is_not_given_twice(
