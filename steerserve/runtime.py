@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import threading
@@ -10,7 +11,13 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 import torch
 
-from steerserve.core.errors import ConfigError, DictionaryBusyError, InvalidRequestError, ModelNotFoundError
+from steerserve.core.errors import (
+    ConfigError,
+    DictionaryBusyError,
+    InvalidRequestError,
+    ModelNotFoundError,
+    UnavailableError,
+)
 from steerserve.core.memory import give_back_freed
 from steerserve.core.progress import stage_bar
 from steerserve.dictionaries.loader import DictionaryLoader
@@ -19,6 +26,7 @@ from steerserve.dictionaries.sources import locate_dictionary
 from steerserve.engine.engine import Engine
 from steerserve.engine.runner import Runner, default_chunk
 from steerserve.engine.selfcheck import check_cache
+from steerserve.features.doses import Doses
 from steerserve.features.stores import FeatureStores
 from steerserve.features.vectors import FOLDER as VECTORS_FOLDER
 from steerserve.features.vectors import VectorStore
@@ -28,6 +36,8 @@ from steerserve.model.names import model_names
 from steerserve.model.norms import measure_norms
 from steerserve.model.source import fetch_model
 from steerserve.steering.resolve import SteeringResolver
+from steerserve.steering.scales import UnknownDosesError
+from steerserve.steering.units import asks_lookup
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -68,8 +78,9 @@ class Runtime:
         self._is_stopping = False
         widths = {hook_name: lens.width(hook_name) for hook_name in lens.hook_names}
         self.vectors = VectorStore(settings.dictionary_dirs[0] / VECTORS_FOLDER)
+        self._doses = Doses(lens, self.stores, loader.norms, engine.run_exclusive)
         self._resolver = SteeringResolver(
-            widths, settings.engine.max_edits, model_id=self.model_id, vectors=self.vectors
+            widths, settings.engine.max_edits, self._doses, model_id=self.model_id, vectors=self.vectors
         )
 
     def __enter__(self) -> Self:
@@ -103,6 +114,7 @@ class Runtime:
         self._is_stopping = True
         self.jobs.stop()
         self.engine.stop()
+        self._doses.stop()
 
     def check_model(self, name: str) -> None:
         """Check that `name` is the served model.
@@ -123,10 +135,41 @@ class Runtime:
     def resolve_steering(self, value: object) -> ResolvedSteering | None:
         """Check the JSON value of `steering` against what is loaded now; None where it asks for nothing.
 
+        Waits while doses are measured that nobody knows yet. Not for an event loop, which has the method below.
+
         Raises:
             InvalidRequestError: it cannot be honoured.
+            QueueFullError: a dose is not known, and cannot be measured now.
         """
-        return self._resolver.resolve(value, self.registry.snapshot())
+        snapshot = self.registry.snapshot()
+        try:
+            return self._resolver.resolve(value, snapshot)
+        except UnknownDosesError as error:
+            unknown = error.targets
+        if self.state != "ready":
+            raise UnavailableError(f"The server is {self.state}, so that doses cannot be measured.")
+        for future in self._doses.measure(unknown):
+            future.result()
+        return self._resolver.resolve(value, snapshot)
+
+    async def resolve_steering_async(self, value: object) -> ResolvedSteering | None:
+        """Do what `resolve_steering` does, without holding up the event loop.
+
+        Raises:
+            InvalidRequestError: it cannot be honoured.
+            QueueFullError: a dose is not known, and cannot be measured now.
+        """
+        snapshot = self.registry.snapshot()
+        if not asks_lookup(value):
+            return self._resolver.resolve(value, snapshot)
+        try:
+            return await asyncio.to_thread(self._resolver.resolve, value, snapshot)
+        except UnknownDosesError as error:
+            unknown = error.targets
+        for future in self._doses.measure(unknown):
+            # Others may wait for the same dose, whoever of them goes away.
+            await asyncio.shield(asyncio.wrap_future(future))
+        return await asyncio.to_thread(self._resolver.resolve, value, snapshot)
 
     def submit(self, requests: Sequence[GenerationRequest]) -> list[TokenStream]:
         """Queue samples, all or none, from an event loop.

@@ -52,7 +52,7 @@ async def prepare_chat(runtime: Runtime, body: ChatCompletionRequest) -> Prepare
     Raises:
         SteerserveError: it cannot be served.
     """
-    steering = _check(runtime, body)
+    steering = await _check(runtime, body)
     messages = [message.as_template_input() for message in body.messages]
 
     def render() -> list[int]:
@@ -72,7 +72,7 @@ async def prepare_completion(runtime: Runtime, body: CompletionRequest) -> Prepa
     Raises:
         SteerserveError: it cannot be served.
     """
-    steering = _check(runtime, body)
+    steering = await _check(runtime, body)
     limit = max(_MIN_CHOICE_LIMIT, runtime.settings.engine.slots + runtime.settings.engine.queue)
     if len(body.prompt) * body.n > limit:
         message = (
@@ -108,9 +108,9 @@ def check_served(runtime: Runtime, model: str | None) -> None:
         runtime.check_model(model)
 
 
-def _check(runtime: Runtime, body: GenerationFields) -> ResolvedSteering | None:
+async def _check(runtime: Runtime, body: GenerationFields) -> ResolvedSteering | None:
     check_served(runtime, body.model)
-    return runtime.resolve_steering(body.steering)
+    return await runtime.resolve_steering_async(body.steering)
 
 
 def _encode(runtime: Runtime, prompts: Sequence[Prompt]) -> list[tuple[int, ...]]:

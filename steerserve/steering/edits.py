@@ -17,7 +17,13 @@ Positions = Literal["all", "prompt", "generated"]
 
 SETTING_MODES: frozenset[str] = frozenset({"clamp", "ablate", "floor", "ceiling"})
 """Modes that set a feature to something, so that two of them on one feature contradict each other."""
-UNITLESS_MODES: frozenset[str] = frozenset({"multiply", "ablate", "remove"})
+UNITS: dict[str, tuple[Unit, ...]] = {
+    "add": ("raw", "max", "norm", "dose"),
+    "clamp": ("raw", "max", "dose"),
+    "floor": ("raw", "max"),
+    "ceiling": ("raw", "max"),
+}
+"""What the scale of a mode may count; the other modes take no unit."""
 SCALELESS_MODES: frozenset[str] = frozenset({"ablate", "remove"})
 VECTOR_MODES: frozenset[str] = frozenset({"add", "remove"})
 MAX_SCALE = 1e6
@@ -68,7 +74,13 @@ class Edit(_Strict):
     dictionary: str | None = Field(default=None, description="Dictionary id; the default dictionary if absent.")
     mode: Mode = Field(default="add", description="What is done with the feature's activation.")
     scale: Scale | None = Field(default=None, description="The number of the mode.")
-    unit: Unit | None = Field(default=None, description="What `scale` counts; raw (activation) if absent.")
+    unit: Unit | None = Field(
+        default=None,
+        description=(
+            "What `scale` counts: raw (activation, the default), max (times the feature's largest activation), norm "
+            "(fractions of the mean norm there) or dose (1 is the change at which the output visibly shifts)."
+        ),
+    )
     positions: Positions = Field(default="all", description="Which tokens are edited.")
     start: int = Field(default=0, ge=0, le=_MAX_INDEX, description="First generated token that is edited.")
     stop: int | None = Field(default=None, ge=0, le=_MAX_INDEX, description="First generated token no longer edited.")
@@ -161,8 +173,15 @@ def _scale(edit: Edit) -> Problem | None:
 
 
 def _unit(edit: Edit) -> Problem | None:
-    if edit.unit is not None and edit.mode in UNITLESS_MODES:
+    if edit.unit is None:
+        return None
+    units = UNITS.get(edit.mode)
+    if units is None:
         return "unit", f"mode {edit.mode} takes no unit"
+    if edit.unit not in units:
+        return "unit", f"mode {edit.mode} takes unit {', '.join(units[:-1])} or {units[-1]}, not {edit.unit}"
+    if edit.unit == "max" and edit.vector is not None:
+        return "unit", "a vector has no activations that unit max could count; take unit raw, norm or dose"
     return None
 
 

@@ -69,7 +69,7 @@ def _edit_json(edit: ResolvedEdit, tally: EditTally, label: str | None) -> dict[
         "label": label,
         "mode": edit.mode,
         "scale": edit.scale,
-        "unit": "raw" if edit.scale is not None and edit.mode != "multiply" else None,
+        "unit": edit.unit,
         "raw_scale": edit.raw_scale,
         "positions": edit.positions,
         "tokens_edited": int(tally.num_edited),

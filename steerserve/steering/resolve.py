@@ -17,19 +17,23 @@ from steerserve.model.hook_names import describe_hook_names
 from steerserve.steering.edits import (
     MAX_SCALE,
     SETTING_MODES,
+    UNITS,
     Edit,
     InlineVector,
     Mode,
     Positions,
     Steering,
+    Unit,
     parse_steering,
 )
+from steerserve.steering.units import UnitConverter
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Mapping
 
     from steerserve.dictionaries.dictionary import Dictionary
     from steerserve.dictionaries.registry import RegistrySnapshot
+    from steerserve.steering.scales import Layers, Scales
     from steerserve.steering.vectors import VectorLookup
 
 _LEAST_NORM = 1e-6
@@ -53,6 +57,8 @@ class ResolvedEdit:
     start: int
     stop: int | None
     special_tokens: bool
+    unit: Unit | None = None
+    """What `scale` counts; None for modes without a unit."""
     vector_name: str | None = None
     """Of a stored vector; the values are those that were stored when the request came."""
 
@@ -127,6 +133,7 @@ class SteeringResolver:
         self,
         widths: Mapping[str, int],
         max_edits: int,
+        scales: Scales,
         *,
         model_id: str | None = None,
         vectors: VectorLookup | None = None,
@@ -136,11 +143,13 @@ class SteeringResolver:
         Args:
             widths: Of the vectors at each hook point of the model.
             max_edits: In one request, a stored vector counting once for each of its hook points.
+            scales: What the units are worth.
             model_id: What stored vectors name as the model that they were made for; None takes them all.
             vectors: Where these are found.
         """
         self._widths = widths
         self._max_edits = max_edits
+        self._scales = scales
         self._model_id = model_id
         self._vectors = vectors
 
@@ -149,15 +158,17 @@ class SteeringResolver:
 
         Raises:
             InvalidRequestError: it cannot be honoured; `param` is a path such as `steering.edits[0].feature`.
+            UnknownDosesError: nothing is wrong with it, but doses must be measured first.
         """
         steering = parse_steering(value, max_edits=self._max_edits)
         if steering is None or (not steering.edits and not steering.presets):
             return None
         _refuse_presets(steering)
+        converter = UnitConverter(self._scales)
         placed = [
             (place, resolved)
             for place, edit in enumerate(steering.edits)
-            for resolved in self._resolve_edit(edit, f"steering.edits[{place}]", snapshot)
+            for resolved in self._resolve_edit(edit, f"steering.edits[{place}]", snapshot, converter)
         ]
         _refuse_contradictions(placed)
         if len(placed) > self._max_edits:
@@ -166,48 +177,50 @@ class SteeringResolver:
                 "vector counts once for each of its hook points."
             )
             raise InvalidRequestError(message, param="steering.edits")
+        converter.check_known()
         return ResolvedSteering(tuple(edit for _, edit in placed), steering.strength)
 
-    def _resolve_edit(self, edit: Edit, path: str, snapshot: RegistrySnapshot) -> list[ResolvedEdit]:
+    def _resolve_edit(
+        self, edit: Edit, path: str, snapshot: RegistrySnapshot, converter: UnitConverter
+    ) -> list[ResolvedEdit]:
         """Return what an edit comes to: one, or with a stored vector one at each of its hook points."""
         _refuse_later_fields(edit, path)
-        dictionary = None
-        layers: list[tuple[str, tuple[float, ...] | None]]
         if edit.feature is not None:
-            dictionary = snapshot.find(edit.dictionary, f"{path}.dictionary")
-            if not 0 <= edit.feature < dictionary.d_sae:
-                message = (
-                    f"{path}.feature: dictionary {dictionary.id!r} has features 0 to {dictionary.d_sae - 1}, "
-                    f"and not {_short(edit.feature)}."
-                )
-                raise InvalidRequestError(message, param=f"{path}.feature")
-            layers = [(dictionary.hook_name, None)]
-        elif isinstance(edit.vector, InlineVector):
-            layers = [self._resolve_vector(edit.vector, f"{path}.vector")]
-        else:
-            layers = [*self._find_vector(edit.vector or "", f"{path}.vector")]
-        if edit.mode == "remove":
-            for _, vector in layers:
-                _refuse_no_direction(dictionary, edit.feature, vector, path)
+            dictionary = self._find_dictionary(edit, edit.feature, path, snapshot)
+            raw_scale = converter.feature(edit, dictionary, edit.feature, path)
+            return [_resolved(edit, dictionary.hook_name, raw_scale, dictionary=dictionary)]
+        layers = self._layers(edit.vector, f"{path}.vector")
+        if edit.mode == "remove" and any(math.hypot(*values) < _LEAST_NORM for _, values in layers):
+            message = f"{path}.vector is zero, or nearly so, and has no direction to remove."
+            raise InvalidRequestError(message, param=f"{path}.vector")
+        raw_scales = converter.vector(edit, layers, path)
         return [
-            ResolvedEdit(
-                hook_name=hook_name,
-                dictionary=dictionary,
-                feature=edit.feature,
-                vector=vector,
-                mode=edit.mode,
-                scale=edit.scale,
-                raw_scale=edit.scale,
-                positions=edit.positions,
-                start=edit.start,
-                stop=edit.stop,
-                special_tokens=edit.special_tokens,
-                vector_name=edit.vector if isinstance(edit.vector, str) else None,
-            )
-            for hook_name, vector in layers
+            _resolved(edit, hook_name, raw_scale, vector=values)
+            for (hook_name, values), raw_scale in zip(layers, raw_scales, strict=True)
         ]
 
-    def _find_vector(self, name: str, path: str) -> Iterable[tuple[str, tuple[float, ...]]]:
+    @staticmethod
+    def _find_dictionary(edit: Edit, feature: int, path: str, snapshot: RegistrySnapshot) -> Dictionary:
+        dictionary = snapshot.find(edit.dictionary, f"{path}.dictionary")
+        if not 0 <= feature < dictionary.d_sae:
+            message = (
+                f"{path}.feature: dictionary {dictionary.id!r} has features 0 to {dictionary.d_sae - 1}, "
+                f"and not {_short(feature)}."
+            )
+            raise InvalidRequestError(message, param=f"{path}.feature")
+        if edit.mode == "remove" and feature in dictionary.zero_directions:
+            message = (
+                f"{path}.feature: feature {feature} of {dictionary.id!r} writes nothing, so there is none to remove."
+            )
+            raise InvalidRequestError(message, param=f"{path}.feature")
+        return dictionary
+
+    def _layers(self, vector: str | InlineVector | None, path: str) -> Layers:
+        if isinstance(vector, InlineVector):
+            return (self._resolve_vector(vector, path),)
+        return self._find_vector(vector or "", path)
+
+    def _find_vector(self, name: str, path: str) -> Layers:
         if self._vectors is None:
             message = f"There is no stored vector {name!r}; this server stores none. Send the values inline."
             raise InvalidRequestError(message, param=path)
@@ -217,7 +230,7 @@ class SteeringResolver:
             raise InvalidRequestError(f"{path}: {error.message}", param=path) from error
         if (misfit := found.misfit(self._model_id, self._widths)) is not None:
             raise InvalidRequestError(f"{path}: {misfit}", param=path)
-        return found.layers.items()
+        return tuple(found.layers.items())
 
     def _resolve_vector(self, vector: InlineVector, path: str) -> tuple[str, tuple[float, ...]]:
         width = self._widths.get(vector.hook)
@@ -234,15 +247,29 @@ class SteeringResolver:
         return vector.hook, values
 
 
-def _refuse_no_direction(
-    dictionary: Dictionary | None, feature: int | None, vector: tuple[float, ...] | None, path: str
-) -> None:
-    if vector is not None and math.hypot(*vector) < _LEAST_NORM:
-        message = f"{path}.vector is zero, or nearly so, and has no direction to remove."
-        raise InvalidRequestError(message, param=f"{path}.vector")
-    if dictionary is not None and feature in dictionary.zero_directions:
-        message = f"{path}.feature: feature {feature} of {dictionary.id!r} writes nothing, so there is none to remove."
-        raise InvalidRequestError(message, param=f"{path}.feature")
+def _resolved(
+    edit: Edit,
+    hook_name: str,
+    raw_scale: float | None,
+    *,
+    dictionary: Dictionary | None = None,
+    vector: tuple[float, ...] | None = None,
+) -> ResolvedEdit:
+    return ResolvedEdit(
+        hook_name=hook_name,
+        dictionary=dictionary,
+        feature=edit.feature,
+        vector=vector,
+        mode=edit.mode,
+        scale=edit.scale,
+        raw_scale=raw_scale,
+        positions=edit.positions,
+        start=edit.start,
+        stop=edit.stop,
+        special_tokens=edit.special_tokens,
+        unit=(edit.unit or "raw") if edit.mode in UNITS else None,
+        vector_name=edit.vector if isinstance(edit.vector, str) else None,
+    )
 
 
 def _short(number: int) -> str:
@@ -271,9 +298,6 @@ def _refuse_presets(steering: Steering) -> None:
 
 
 def _refuse_later_fields(edit: Edit, path: str) -> None:
-    if edit.unit not in {None, "raw"}:
-        message = f"{path}.unit {edit.unit!r} is not supported by this version, which counts in unit 'raw'."
-        raise UnsupportedParameterError(message, param=f"{path}.unit", code="unsupported_value")
     if edit.ramp:
         message = f"{path}.ramp is not supported by this version; leave it out, or use start and stop."
         raise UnsupportedParameterError(message, param=f"{path}.ramp")

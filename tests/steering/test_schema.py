@@ -154,9 +154,6 @@ MALFORMED: list[tuple[Any, str]] = [
     ([{"vector": {"hook": HOOK_NAME, "values": VALUES}, "dictionary": "standard", "scale": 1.0}], f"{E0}.dictionary"),
     ([{"vector": {"hook": HOOK_NAME, "values": [0.0] * D_MODEL}, "mode": "remove"}], f"{E0}.vector"),
     # what comes in later versions
-    (edit(unit="max"), f"{E0}.unit"),
-    (edit(unit="norm"), f"{E0}.unit"),
-    (edit(unit="dose"), f"{E0}.unit"),
     (edit(positions="generated", ramp=4), f"{E0}.ramp"),
     (edit(when={"feature": 1, "above": 0.5}), f"{E0}.when"),
     (edit(when="always"), f"{E0}.when"),
