@@ -18,6 +18,8 @@ _CURVES = (
     ("l0", "L0: active features a token (batch)"),
     ("dead_fraction", "Dead share (within the window)"),
 )
+_LARGEST, _LARGEST_EXPONENT = 1e15, 15
+_MAX_POINTS, _MAX_EVENTS, _MAX_BARS, _MAX_ROWS, _MAX_CHARS = 1000, 100, 200, 100, 2000
 _FIGURES = (
     ("ce_recovered", "{:.3f}", "CE loss recovered"),
     ("explained_variance", "{:.3f}", "explained variance"),
@@ -35,7 +37,7 @@ _environment = Environment(
 def render_report(report: Mapping[str, Any]) -> str:
     """Write the page of a report, as `report.json` holds it; what is missing or of another shape is left out."""
     history = _mapping(report.get("history"))
-    points = [_mapping(point) for point in _items(history.get("points"))]
+    points = [_mapping(point) for point in _items(history.get("points"))[:_MAX_POINTS]]
     points = [{**point, "loss": _loss(_mapping(point.get("losses")))} for point in points]
     curves = [
         _curve(title, [(p["step"], p[name]) for p in points if _is_number(p.get("step")) and _is_number(p.get(name))])
@@ -49,7 +51,7 @@ def render_report(report: Mapping[str, Any]) -> str:
         resampled=_rows(
             {
                 f"step {_mapping(event).get('step')}": _mapping(event).get("features")
-                for event in _items(history.get("resampled"))
+                for event in _items(history.get("resampled"))[:_MAX_EVENTS]
             }
         ),
         bars=_bars(_mapping(_mapping(report.get("features")).get("density"))),
@@ -71,21 +73,25 @@ def _items(value: object) -> list[Any]:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    """Tell whether a value can be drawn; a report may be anybody's."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and -_LARGEST < value < _LARGEST
 
 
 def _rows(values: Mapping[str, Any]) -> list[tuple[str, str]]:
-    return [(name, _text(value)) for name, value in values.items() if name != "density"]
+    shown = [(name, value) for name, value in values.items() if name != "density"][:_MAX_ROWS]
+    return [(name[:_MAX_CHARS], _text(value)[:_MAX_CHARS]) for name, value in shown]
 
 
 def _text(value: object) -> str:
     if isinstance(value, float):
         return f"{value:.6g}"
     if isinstance(value, dict):
-        return ", ".join(f"{name}: {_text(one)}" for name, one in value.items())
+        return ", ".join(f"{name}: {_text(one)}" for name, one in list(value.items())[:_MAX_ROWS])
     if isinstance(value, list):
-        return ", ".join(_text(one) for one in value) or "none"
-    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+        return ", ".join(_text(one) for one in value[:_MAX_ROWS]) or "none"
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}" if _is_number(value) else "a large number"
+    return str(value)
 
 
 def _curve(title: str, points: Sequence[tuple[int, float]]) -> dict[str, Any] | None:
@@ -111,7 +117,9 @@ def _curve(title: str, points: Sequence[tuple[int, float]]) -> dict[str, Any] | 
 def _bars(density: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return the bars of the density histogram."""
     edges, counts = _items(density.get("log10_edges")), _items(density.get("counts"))
-    if not counts or len(edges) != len(counts) + 1 or not all(map(_is_number, [*edges, *counts])):
+    if not 0 < len(counts) <= _MAX_BARS or len(edges) != len(counts) + 1:
+        return []
+    if not all(map(_is_number, [*edges, *counts])) or any(abs(edge) > _LARGEST_EXPONENT for edge in edges):
         return []
     top = max(*counts, 1)
     bar_width = _WIDTH / len(counts)

@@ -172,8 +172,11 @@ class BufferedBatches:
     def _read(self) -> dict[str, NDArray[np.generic]]:
         """Return the rows of the next batch of text, from the start again where it ends."""
         for _ in range(2):
-            before = self._reader.num_sinks
-            while (rows := self._reader.read()) is not None:
+            while True:
+                before = self._reader.num_sinks
+                rows = self._reader.read()
+                if rows is None:
+                    break
                 if self._num_passes == 0:
                     self.num_tokens += _length(rows)
                     self.num_sinks += self._reader.num_sinks - before

@@ -83,7 +83,8 @@ def judge(
         "versions": library_versions(),
     }
     measured = {**headline(heldout, features), "heldout": asdict(heldout), "features": asdict(features)}
-    return {**described, **(dictionary.report or {}), **measured, "judged_on": corpus.sources()}
+    training = {name: value for name, value in (dictionary.report or {}).items() if name in {"training", "history"}}
+    return {**measured, **described, **training, "judged_on": corpus.sources()}
 
 
 def _read(reader: ActivationReader, hook: str, tokens: int, observer: Observer) -> NDArray[np.generic]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import math
 import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -34,6 +35,8 @@ RESAMPLED_BY_DEFAULT = frozenset({"standard", "gated"})
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _HOOK = re.compile(r"blocks\.(\d+)\.(?:attn\.)?hook_(\w+)")
 _MIN_CONTEXT = 16
+_LEAST_ROWS = 16
+"""A mean over fewer activations says nothing."""
 _LONG_TEXT = 200_000
 _BATCH_SIZES = (2048, 1024, 512)
 _ENOUGH_STEPS = 500
@@ -72,6 +75,12 @@ class DictionaryOptions:
         _check_choice(self.dtype, "dtype", SAVED_DTYPES)
         _check(self.d_sae >= 1, "d_sae", self.d_sae, "1 or more")
         _check(1 <= self.k <= self.d_sae, "k", self.k, f"1 to d_sae ({self.d_sae})")
+        _check(
+            self.l1_coefficient is None or math.isfinite(self.l1_coefficient),
+            "l1_coefficient",
+            self.l1_coefficient,
+            "a finite number",
+        )
         _check(0 < self.lr < 1, "lr", self.lr, "a number between 0 and 1")
         _check(
             self.l1_coefficient is None or self.l1_coefficient >= 0, "l1_coefficient", self.l1_coefficient, "0 or more"
@@ -138,6 +147,10 @@ class TrainOptions:
         for name in ("tokens", "epochs", "batch_size", "buffer_mb", "heldout_tokens", "checkpoint_every"):
             value = getattr(self, name)
             _check(value is None or value >= 1, name, value, "1 or more")
+        for name in ("tokens", "batch_size"):
+            value = getattr(self, name)
+            _check(value is None or value >= _LEAST_ROWS, name, value, f"{_LEAST_ROWS} or more")
+        _check(0 <= self.seed < 1 << 63, "seed", self.seed, "0 to 2**63 - 1")
         _check(self.context_size >= _MIN_CONTEXT, "context_size", self.context_size, f"{_MIN_CONTEXT} or more")
 
     @property

@@ -138,6 +138,12 @@ def _check_hooks(lens: LensModel, options: TrainOptions) -> None:
         if hook not in lens.hook_names:
             message = f"The model {lens.id} has no hook point {hook}. It has {lens.offered_hooks}."
             raise ConfigError(message, param="hook")
+    if options.context_size > lens.max_context:
+        message = (
+            f"context_size is {options.context_size}, and {lens.id} reads {lens.max_context} tokens at most. "
+            "Take fewer."
+        )
+        raise ConfigError(message, param="context_size")
 
 
 def _activations(lens: LensModel, options: TrainOptions, corpus: Corpus, observer: Observer) -> Batches:

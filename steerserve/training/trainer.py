@@ -15,6 +15,7 @@ from sae_lens.config import LoggingConfig, SAETrainerConfig
 from sae_lens.constants import TRAINER_STATE_FILENAME
 from sae_lens.training.sae_trainer import SAETrainer
 
+from steerserve.core.errors import ConfigError
 from steerserve.core.files import read_json, write_json
 from steerserve.training.history import History
 from steerserve.training.observer import StoppedError
@@ -35,6 +36,7 @@ _DEAD_AFTER_TOKENS = 200_000
 _SHARES_OF_WINDOW = 8
 """In a short run a feature is dead after this part of it."""
 _PROGRESS = "progress.json"
+_DICTIONARIES = "dictionaries"
 BATCHES_FOLDER = "batches"
 """In a checkpoint, what the activations need to go on."""
 log = logging.getLogger(__name__)
@@ -118,7 +120,7 @@ class _Run:
         aside = folder / "unfinished"
         shutil.rmtree(aside, ignore_errors=True)
         for name, one in self.dictionaries.items():
-            one.trainer.save_checkpoint(name, base_path=aside)
+            one.trainer.save_checkpoint(name, base_path=aside / _DICTIONARIES)
         self._batches.save(aside / BATCHES_FOLDER)
         histories = {name: one.history.as_json() for name, one in self.dictionaries.items()}
         write_json(aside / _PROGRESS, {"step": self.step, "histories": histories})
@@ -135,7 +137,7 @@ class _Run:
         progress = read_json(folder / _PROGRESS)
         self.step = progress["step"]
         for name, one in self.dictionaries.items():
-            one.load(folder / name, progress["histories"][name])
+            one.load(folder / _DICTIONARIES / name, progress["histories"][name])
         log.info("going on after step %d", self.step)
 
 
@@ -197,11 +199,23 @@ def _build_trainer(sae: TrainingSAE[Any], batches: Batches, options: DictionaryO
 
 @torch.no_grad()
 def _facts(trainer: SAETrainer[Any, Any], output: TrainStepOutput, num_resampled: int) -> dict[str, Any]:
+    """Return what is worth seeing of a step.
+
+    Raises:
+        ConfigError: the loss is not finite any more.
+    """
+    if not bool(torch.isfinite(output.loss)):
+        message = (
+            f"Training diverged: the loss after step {trainer.n_training_steps} is not finite. "
+            "Take a smaller lr or l1_coefficient, or a larger batch_size."
+        )
+        raise ConfigError(message, param="lr")
     x, out = output.sae_in.float(), output.sae_out.float()
+    spread = float((x - x.mean(0)).pow(2).sum())
     losses = {"overall": output.loss, **output.losses}
     return {
         "losses": {name: _number(value) for name, value in losses.items()},
-        "explained_variance": 1 - float((x - out).pow(2).sum() / (x - x.mean(0)).pow(2).sum()),
+        "explained_variance": 1 - float((x - out).pow(2).sum()) / spread if spread else 0.0,
         "l0": float(output.feature_acts.bool().float().sum(-1).mean()),
         "dead_fraction": float(trainer.dead_neurons.float().mean()),
         "resampled": num_resampled,

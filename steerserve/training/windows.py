@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import random
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -111,26 +113,28 @@ def constant_start(tokenizer: Tokenizer) -> tuple[int, ...]:
 def batch_windows(
     windows: Iterable[Window], special_ids: frozenset[int], batch_tokens: int = BATCH_TOKENS
 ) -> Iterator[WindowBatch]:
-    """Yield batches of at most `batch_tokens` padded tokens (a single longer row is a batch of its own)."""
+    """Yield batches of at most `batch_tokens` padded tokens (a single longer row is a batch of its own).
+
+    Windows of like length share a batch, but batches of all lengths come in a drawn order: whoever stops after some of
+    them has seen short and long windows alike.
+    """
     special = torch.tensor(sorted(special_ids), dtype=torch.long)
-    group: list[Window] = []
-    for window in windows:
-        group.append(window)
-        if len(group) == _GROUP:
-            yield from _batches(group, special, batch_tokens)
-            group = []
-    yield from _batches(group, special, batch_tokens)
+    remaining = iter(windows)
+    number = 0
+    while group := list(itertools.islice(remaining, _GROUP)):
+        batches = _batches(group, batch_tokens)
+        random.Random(number).shuffle(batches)  # noqa: S311 an order that is the same each time
+        yield from (_pad(rows, special) for rows in batches)
+        number += 1
 
 
-def _batches(group: list[Window], special: Tensor, batch_tokens: int) -> Iterator[WindowBatch]:
-    rows: list[Window] = []
+def _batches(group: list[Window], batch_tokens: int) -> list[list[Window]]:
+    batches: list[list[Window]] = [[]]
     for window in sorted(group, key=lambda one: len(one.ids)):
-        if rows and (len(rows) + 1) * len(window.ids) > batch_tokens:
-            yield _pad(rows, special)
-            rows = []
-        rows.append(window)
-    if rows:
-        yield _pad(rows, special)
+        if batches[-1] and (len(batches[-1]) + 1) * len(window.ids) > batch_tokens:
+            batches.append([])
+        batches[-1].append(window)
+    return batches
 
 
 def _pad(rows: list[Window], special: Tensor) -> WindowBatch:

@@ -39,7 +39,18 @@ def test_what_a_report_says_is_escaped() -> None:
         {"id": 3, "ce_recovered": "high", "l0": True, "history": [], "features": 7, "training": None},
         {"history": {"points": [1, {"step": "x", "l0": 1}, {"step": 1, "l0": float("nan")}], "resampled": [None]}},
         {"features": {"density": {"log10_edges": [0], "counts": [1, 2]}}, "heldout": {"a": [1, {"b": None}]}},
+        {"features": {"density": {"log10_edges": [10_000_000, 0], "counts": [1]}}},
+        {"features": {"density": {"log10_edges": [500.0, 0], "counts": [1]}}},
+        {"features": {"density": {"log10_edges": [0] * 200_001, "counts": [1] * 200_000}}},
+        {
+            "l0": 10**400,
+            "kl": -(10**400),
+            "training": {"steps": 10**5000, "sources": dict.fromkeys(map(str, range(9999)), 1)},
+        },
+        {"history": {"points": [{"step": step, "l0": 1} for step in range(100_000)]}},
     ],
 )
 def test_a_report_of_another_shape_is_shown_as_far_as_it_goes(report: dict[str, object]) -> None:
-    assert render_report(report).startswith("<!doctype html>")
+    page = render_report(report)
+    assert page.startswith("<!doctype html>")
+    assert len(page) < 100_000

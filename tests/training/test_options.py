@@ -24,6 +24,7 @@ from steerserve.training.options import DEFAULT_RESAMPLE, DictionaryOptions, Gri
         ("k", 5000),
         ("lr", 0.0),
         ("l1_coefficient", -1.0),
+        ("l1_coefficient", float("inf")),
         ("resample", (0.5, 1.0)),
     ],
 )
@@ -40,7 +41,9 @@ def test_a_dictionarys_value_out_of_range_is_refused_by_name(name: str, value: o
     [
         ("corpus", ()),
         ("dictionaries", ()),
-        ("tokens", 0),
+        ("tokens", 1),
+        ("batch_size", 1),
+        ("seed", -1),
         ("epochs", 0),
         ("context_size", 4),
         ("storage", "tape"),

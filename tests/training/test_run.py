@@ -176,6 +176,8 @@ def test_bad_text_and_a_bad_hook_point_are_refused(sink_model: Path, text_folder
     beyond = dictionary(hook="blocks.2.hook_resid_post")
     with pytest.raises(ConfigError, match=r"of blocks\.0 to blocks\.1"):
         train(options(sink_model, text_folder, tmp_path / "b", beyond), Quiet())
+    with pytest.raises(ConfigError, match="reads 128 tokens at most"):
+        train(options(sink_model, text_folder, tmp_path / "c", context_size=256), Quiet())
 
 
 def test_text_that_was_made_for_a_run_is_kept(sink_model: Path, text_folder: Path, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from steerserve.core.errors import ConfigError
 from steerserve.training.export import export_sae
 from steerserve.training.observer import StoppedError
 from steerserve.training.options import ARCHITECTURES, Architecture
@@ -64,7 +65,7 @@ def test_a_checkpoint_that_a_kill_left_unfinished_is_not_read(rows: NDArray[np.f
     asked = run_options(tmp_path, dictionary())
     with pytest.raises(KeyboardInterrupt):
         trained(rows, asked, Quiet(cut_at=2))
-    half = asked.run_dir / "checkpoints" / "unfinished" / "t"
+    half = asked.run_dir / "checkpoints" / "unfinished" / "dictionaries" / "t"
     half.mkdir(parents=True)
     (half / "sae_weights.safetensors").write_bytes(b"half")
     saes, _ = trained(rows, asked)
@@ -76,7 +77,7 @@ def test_a_pickle_in_place_of_a_checkpoint_is_refused(
 ) -> None:
     asked = run_options(tmp_path, dictionary())
     trained(rows, asked)
-    [state] = asked.run_dir.glob("checkpoints/*/t/trainer_state.pt")
+    [state] = asked.run_dir.glob("checkpoints/*/dictionaries/t/trainer_state.pt")
     torch.save({"optimizer": Path("anything")}, state)
     monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
     with pytest.raises(Exception, match="Weights only"):
@@ -132,6 +133,18 @@ def test_half_precision_changes_little_and_reads_back_as_float32(rows: NDArray[n
     assert (tmp_path / "half" / "sae_weights.safetensors").stat().st_size < 8000
     error = (half(x) - full(x)).norm() / full(x).norm()
     assert error < 2e-2
+
+
+def test_a_dictionary_may_have_the_name_of_a_file_of_ours(rows: NDArray[np.float16], tmp_path: Path) -> None:
+    saes, _ = trained(rows, run_options(tmp_path, dictionary(id="progress.json"), dictionary(id="batches")))
+    assert set(saes) == {"progress.json", "batches"}
+
+
+def test_a_run_that_diverges_says_so(rows: NDArray[np.float16], tmp_path: Path) -> None:
+    broken = rows.copy()
+    broken[:, 0] = np.inf
+    with pytest.raises(ConfigError, match="diverged"):
+        trained(broken, run_options(tmp_path, dictionary("standard")))
 
 
 def test_the_curves_of_a_long_run_are_some_hundred_points() -> None:

@@ -57,3 +57,14 @@ def test_a_batch_holds_at_most_so_many_padded_tokens() -> None:
     batches = list(batch_windows(windows, SPECIAL, batch_tokens=64))
     assert sum(len(batch.ids) for batch in batches) == len(windows)
     assert all(batch.ids.numel() <= 64 or len(batch.ids) == 1 for batch in batches)
+
+
+def test_some_batches_show_the_lengths_that_all_have() -> None:
+    """What is measured on the first tokens of a text must not be measured on its shortest windows."""
+    windows = [Window((IM_START_ID, *range(length))) for length in range(9, 129)] * 4
+    batches = list(batch_windows(windows, SPECIAL, batch_tokens=256))
+    lengths = [batch.ids.shape[1] for batch in batches]
+    first, every = lengths[: len(lengths) // 4], lengths
+    assert abs(sum(first) / len(first) - sum(every) / len(every)) < 15
+    again = list(batch_windows(windows, SPECIAL, batch_tokens=256))
+    assert [batch.ids.shape for batch in again] == [batch.ids.shape for batch in batches]

@@ -43,7 +43,7 @@ async def get_dictionary_report(dictionary_id: DictionaryId, runtime: RuntimeDep
     if report is None:
         message = f"The dictionary {dictionary_id!r} has no report. `steerserve dictionaries judge` writes one."
         raise NotFoundError(message, param="dictionary_id", code="report_not_found")
-    return HTMLResponse(render_report(report))
+    return HTMLResponse(await asyncio.to_thread(render_report, report))
 
 
 def described_dictionaries(runtime: Runtime) -> DictionaryList:

@@ -70,7 +70,7 @@ class TrainRequest(StrictRequestModel):
         le=1e6,
         description="Weight of the sparsity penalty; standard, gated and jumprelu. Default 5.",
     )
-    tokens: int = Field(default=1_000_000, ge=1, le=MAX_TOKENS, description="Tokens of text to train on.")
+    tokens: int = Field(default=1_000_000, ge=16, le=MAX_TOKENS, description="Tokens of text to train on.")
     epochs: int | None = Field(
         default=None,
         ge=1,
@@ -87,7 +87,7 @@ class TrainRequest(StrictRequestModel):
         "`hf:OWNER/NAME[@CONFIG][:SPLIT]`; or several of them.",
     )
     batch_size: int | None = Field(
-        default=None, ge=1, le=2**17, description="Tokens a step; 2048 if left out, down to 512 in a short run."
+        default=None, ge=16, le=2**17, description="Tokens a step; 2048 if left out, down to 512 in a short run."
     )
     lr: float = Field(default=8e-4, gt=0, lt=1, description="Adam's learning rate.")
     seed: int = Field(default=0, ge=0, le=2**32 - 1, description="Of the first weights and the order of the tokens.")
