@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -78,7 +77,7 @@ def ready_steering(
 ) -> list[dict[str, Any]]:
     """Return edits that lead towards the first set: of features that chance does not explain, what writes first.
 
-    Together they come to about one dose: directions are nearly orthogonal, so k of them get 1/sqrt(k) each. Where a
+    Together they come to one dose at most, also where their directions are alike, as those of one meaning are. Where a
     feature has no calibration, `norm` gives its change the size that a dose has for most directions.
     """
     proven = [
@@ -89,7 +88,7 @@ def ready_steering(
         and candidate.feature not in dictionary.zero_directions
     ]
     chosen = sorted(proven, key=lambda candidate: _reluctance(calibrations.get(candidate.feature)))[:max_edits]
-    share = 1 / math.sqrt(max(len(chosen), 1))
+    share = 1 / max(len(chosen), 1)
     return [_edit(candidate.feature, dictionary, share, calibrations.get(candidate.feature)) for candidate in chosen]
 
 

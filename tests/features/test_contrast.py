@@ -184,7 +184,7 @@ def test_what_writes_goes_first_and_what_reads_goes_last(llama: Runtime) -> None
     known = {1: Calibration(dose=30.0, output_score=0.0001), 3: Calibration(dose=20.0, output_score=0.2)}
     edits = ready_steering([candidate(1), candidate(2), candidate(3)], find(llama, "planted"), known, 3)
     assert [(edit["feature"], edit["unit"]) for edit in edits] == [(3, "dose"), (2, "norm"), (1, "dose")]
-    assert [edit["scale"] for edit in edits] == [0.58, 0.16, 0.58]
+    assert [edit["scale"] for edit in edits] == [0.33, 0.09, 0.33]
 
 
 def test_only_features_that_mark_the_positive_set_beyond_chance_are_proposed(llama: Runtime) -> None:
