@@ -30,6 +30,8 @@ _HEADER = struct.Struct("<BHHHHHHHb")
 _NO_INTERVAL = -1
 _LARGEST_HALF = 65504.0
 _LEVEL = 9
+_MAX_BYTES = 1 << 20
+"""Of one feature; real ones have some ten thousand."""
 _TWO, _THREE = 208, 248
 """A number below 208 is one byte, the 10,240 after these are two, those that follow three; see `_short`."""
 
@@ -132,10 +134,14 @@ def unpack_details(blob: bytes) -> Details:
         ValueError: it wrote something else.
     """
     try:
-        content = zlib.decompress(blob)
+        inflater = zlib.decompressobj()
+        content = inflater.decompress(blob, _MAX_BYTES)
         version, num_quantiles, num_bins, num_windows, num_peaks, *counts, exponent = _HEADER.unpack_from(content)
     except (zlib.error, struct.error) as error:
         raise ValueError(str(error)) from error
+    if not inflater.eof:
+        message = f"it is cut off, or has over {_MAX_BYTES} bytes"
+        raise ValueError(message)
     if version != _VERSION:
         message = f"version {version} of a feature's details is not known"
         raise ValueError(message)

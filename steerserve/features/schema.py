@@ -103,12 +103,14 @@ def told(path: Path) -> Iterator[None]:
     """Tell what SQLite and the file system say as an error of ours."""
     try:
         yield
-    except (sqlite3.Error, OSError) as error:
+    except (sqlite3.OperationalError, OSError) as error:  # locked, full, not to be written: the file itself is sound
+        raise FeatureStoreError(f"The feature store {path} cannot be used: {error}.") from error
+    except sqlite3.Error as error:
         raise unusable(path, str(error)) from error
 
 
 def unusable(path: Path, reason: str) -> FeatureStoreError:
-    """Return the error that says why a store cannot be used."""
+    """Return the error that says why what is in a file is no use."""
     message = f"The feature store {path} cannot be used: {reason}. Move it away and interpret the dictionary again."
     return FeatureStoreError(message)
 

@@ -81,6 +81,13 @@ def test_a_blob_that_was_cut_off_is_refused() -> None:
             unpack_details(zlib.compress(content[:length]))
 
 
+def test_a_blob_that_would_fill_the_memory_is_refused() -> None:
+    with pytest.raises(ValueError, match="over 1048576 bytes"):
+        unpack_details(zlib.compress(b"\x01" + bytes(1 << 24)))
+    with pytest.raises(ValueError, match="cut off"):
+        unpack_details(pack_details(details_of(feature(0)))[:-1])
+
+
 def test_tokens_are_renamed_everywhere() -> None:
     details = details_of(feature(0, promoted="xy"))
     renamed = details.renamed({token: token + 1000 for token in details.tokens()})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -299,6 +300,35 @@ async def test_a_store_that_came_with_a_dictionary_is_read_there_and_written_els
     own = FeatureStore.open(folder / ".features" / f"{dictionary.sha256}.sqlite3")
     assert own.labels([0]) == {0: "mine"}
     known.unload_dictionary("shipped")
+
+
+async def test_a_dictionary_whose_folder_has_gone_can_be_labelled_all_the_same(known: Runtime) -> None:
+    folder = known.settings.dictionary_dirs[0]
+    dictionary = known.load_dictionary("gone", f"path:{tiny_sae_folder(folder / 'gone', seed=7)}")
+    shutil.rmtree(folder / "gone")
+    async with client_of(create_app(known)) as asked:
+        assert (await asked.get(f"{FEATURES}/gone/0")).status_code == 404
+        assert (await asked.patch(f"{ADMIN}/gone/0", json={"label": "mine"})).json()["label"] == "mine"
+    assert FeatureStore.open(folder / ".features" / f"{dictionary.sha256}.sqlite3").labels([0]) == {0: "mine"}
+    known.unload_dictionary("gone")
+
+
+async def test_a_store_that_breaks_while_it_is_served_spares_all_other_answers(known: Runtime) -> None:
+    folder = known.settings.dictionary_dirs[0]
+    dictionary = known.load_dictionary("breaking", f"path:{tiny_sae_folder(folder / 'breaking', seed=8)}")
+    store = known.stores.for_writing(dictionary, "tiny")
+    store.set_label(0, Label("mine", "person"))
+    assert known.stores.label(dictionary, 0) == "mine"
+    with store.path.open("r+b") as file:
+        file.write(b"\xff" * 20_000)
+    async with client_of(create_app(known)) as asked:
+        listed = (await asked.get("/v1/dictionaries")).json()["data"]
+        assert {one["id"]: one["statistics"]["interpreted"] for one in listed}["breaking"] is False
+        error = (await asked.get(f"{FEATURES}/breaking/0")).json()["error"]
+        assert error["code"] in {"feature_store_unusable", "not_interpreted"}
+        steered = await asked.post(CHAT, json=chat(steering=[{"dictionary": "breaking", "feature": 0, "scale": 1.0}]))
+        assert steered.status_code == 200
+    known.unload_dictionary("breaking")
 
 
 def test_a_persons_label_outlives_everything(known: Runtime) -> None:
