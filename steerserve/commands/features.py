@@ -11,6 +11,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
+from steerserve.commands.labelling import label_with_command
 from steerserve.commands.shared import environment_settings, print_table
 from steerserve.core.config import expand_home
 from steerserve.core.errors import ConfigError, InvalidRequestError
@@ -179,6 +180,19 @@ def features_import(
     for depth in range(max(map(len, labels.values()), default=0)):
         store.set_labels({feature: found[depth] for feature, found in labels.items() if depth < len(found)})
     typer.echo(f"{store.path}: labels of {len(labels)} features taken from {file}")
+
+
+def labelling_store(source: str) -> Path:
+    """Return the file of a dictionary's store that labels can be written to.
+
+    Raises:
+        ConfigError: the dictionary was not interpreted.
+    """
+    _store(source)
+    return _locate(source).writable().path
+
+
+features_app.command("label-with")(label_with_command)
 
 
 @dataclass(frozen=True, slots=True)

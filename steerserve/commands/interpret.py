@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from steerserve.commands.labelling import KEY_VARIABLE, ask_for_labels, summary
 from steerserve.commands.shared import environment_settings
 from steerserve.core.config import DEFAULT_MODEL, expand_home
 from steerserve.features.interpret_options import DEFAULT_TOKENS, InterpretedSource, InterpretOptions
@@ -58,6 +60,15 @@ def interpret_command(
         bool, typer.Option("--calibrate/--no-calibrate", help="Measure doses and output scores too.")
     ] = True,
     force: Annotated[bool, typer.Option("--force", help="Take dictionaries made for another model too.")] = False,
+    label_with: Annotated[
+        tuple[str, str] | None,
+        typer.Option(
+            metavar="URL MODEL",
+            help="Then have a language model label the features, through an OpenAI-compatible endpoint "
+            f"(key in {KEY_VARIABLE}); more with steerserve features label-with.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Read text and find out what a dictionary's features do in it: statistics, windows, tokens and labels.
 
@@ -89,11 +100,18 @@ def interpret_command(
     try:
         with TerminalObserver() as observer:
             found = interpret_from_anywhere(options, observer)
+            labelled = []
+            if label_with is not None:
+                url, name = label_with
+                key = os.environ.get(KEY_VARIABLE) or None
+                labelled = [ask_for_labels(one.store, url, name, key=key, observer=observer) for one in found]
     except StoppedError as stopped:
         typer.echo(stopped.message, err=True)
         raise typer.Exit(EXIT_STOPPED) from stopped
     for one in found:
         typer.echo(_line(one))
+    for done in labelled:
+        typer.echo(summary(done))
 
 
 def _options(settings: Settings, sources: Sequence[str], force: bool, others: Mapping[str, Any]) -> InterpretOptions:

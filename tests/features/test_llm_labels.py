@@ -202,3 +202,14 @@ async def test_an_empty_answer_labels_nothing(store: FeatureStore) -> None:
         done = await labelled(store, url)
     assert (done.num_labelled, done.num_failed) == (0, NUM_FEATURES)
     assert store.labels(range(NUM_FEATURES)) == {}
+
+
+def test_the_command_labels_those_that_write_most_first(store: FeatureStore) -> None:
+    from steerserve.commands.labelling import ask_for_labels, summary
+    from steerserve.features.records import Calibration
+
+    store.write_calibrations({5: Calibration(1.0, 0.9), 6: Calibration(1.0, 0.5)})
+    with answering(Clever()) as url:
+        done = ask_for_labels(store.path, url, "clever", key=None, limit=2, observer=Quiet())
+    assert store.labels(range(NUM_FEATURES)) == {5: "about f", 6: "about g"}
+    assert summary(done) == "2 features labelled with 400 tokens"

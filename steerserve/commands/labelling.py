@@ -1,0 +1,120 @@
+"""Labels from a language model: the command `steerserve features label-with`, and `--label-with` of interpret."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from steerserve.core.errors import ConfigError
+from steerserve.training.observer import StoppedError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from steerserve.features.llm_labels import Labelled
+    from steerserve.training.observer import Observer
+
+EXIT_STOPPED = 130
+"""As a shell reports Ctrl-C."""
+KEY_VARIABLE = "OPENAI_API_KEY"
+
+
+def label_with_command(
+    source: Annotated[str, typer.Argument(help="The dictionary, as for search.", show_default=False)],
+    url: Annotated[
+        str, typer.Argument(help="OpenAI-compatible endpoint, such as http://127.0.0.1:8000/v1.", show_default=False)
+    ],
+    model: Annotated[str, typer.Argument(help="The model's name there.", show_default=False)],
+    key_env: Annotated[
+        str, typer.Option(help="The environment variable that holds the key, where the endpoint wants one.")
+    ] = KEY_VARIABLE,
+    budget_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Begin no feature after so many tokens.", show_default=False)
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Label only so many, those that write most first.", show_default=False)
+    ] = None,
+    concurrency: Annotated[int, typer.Option(min=1, max=256, help="Requests at the same time.")] = 4,
+    seed: Annotated[int, typer.Option(min=0, help="Of the snippets that labels are scored on.")] = 0,
+) -> None:
+    """Have a language model label features by their snippets, each scored on snippets that it was not shown.
+
+    Labels are kept as they come. Stop it whenever you like: the same command goes on with the features that are left.
+    """
+    from steerserve.commands.features import labelling_store
+    from steerserve.training.progress import TerminalObserver
+
+    try:
+        with TerminalObserver() as observer:
+            done = ask_for_labels(
+                labelling_store(source),
+                url,
+                model,
+                key=os.environ.get(key_env) or None,
+                budget_tokens=budget_tokens,
+                limit=limit,
+                concurrency=concurrency,
+                seed=seed,
+                observer=observer,
+            )
+    except StoppedError as stopped:
+        typer.echo(stopped.message, err=True)
+        raise typer.Exit(EXIT_STOPPED) from stopped
+    typer.echo(summary(done))
+
+
+def ask_for_labels(
+    store_path: Path,
+    url: str,
+    model: str,
+    *,
+    key: str | None,
+    observer: Observer,
+    budget_tokens: int | None = None,
+    limit: int | None = None,
+    concurrency: int = 4,
+    seed: int = 0,
+) -> Labelled:
+    """Label the live features of a store, those that write most first.
+
+    Raises:
+        ConfigError: the endpoint cannot be used; labels so far are kept.
+        StoppedError: the observer asked for it; labels so far are kept.
+    """
+    from steerserve.features.endpoint import ChatEndpoint, EndpointError
+    from steerserve.features.llm_labels import label_features
+    from steerserve.features.store import FeatureStore
+
+    store = FeatureStore.open(store_path)
+    counts = store.counts()
+    found, _ = store.search("", "steerability", min(limit or counts.num_live, max(counts.num_live, 1)), 0)
+
+    async def run() -> Labelled:
+        endpoint = ChatEndpoint(url, model, key)
+        try:
+            return await label_features(
+                store,
+                [row.feature for row in found],
+                endpoint,
+                budget_tokens=budget_tokens,
+                concurrency=concurrency,
+                seed=seed,
+                observer=observer,
+            )
+        finally:
+            await endpoint.close()
+
+    try:
+        return asyncio.run(run())
+    except EndpointError as error:
+        raise ConfigError(error.message) from error
+
+
+def summary(done: Labelled) -> str:
+    """Say what a run of labelling came to."""
+    failed = f", {done.num_failed:,} answers could not be read" if done.num_failed else ""
+    spent = "; the budget is spent" if done.is_spent else ""
+    return f"{done.num_labelled:,} features labelled with {done.num_tokens:,} tokens{failed}{spent}"
