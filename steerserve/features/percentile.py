@@ -19,7 +19,7 @@ _STEPS = 64
 def percentile(values: Float[Tensor, "rows values"], share: float) -> Float[Tensor, " rows"]:
     """Return the value below which `share` of each row's distribution lies, as a weighted mean of its neighbours.
 
-    Source: Harrell and Davis 1982, A new distribution-free quantile estimator; tests compare with scipy's.
+    Source: Harrell and Davis 1982, A new distribution-free quantile estimator.
     """
     weights = _weights(values.shape[-1], share).to(values.device)
     estimate: Tensor = values.double().sort(dim=-1).values @ weights

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 PROMPT_TOKENS = 32
 """Every prompt is cut to so many tokens."""
-_HEADER_TOKENS = 4
-"""Of what a chat template puts before the user's first word, so much is kept."""
+_HEADER_TOKENS = 8
+"""Of what a chat template puts before the user's first word, no more than this is kept."""
 
 PROSE = (
     (
@@ -124,10 +124,11 @@ def _chat_ids(tokenizer: Tokenizer, question: str, answer: str) -> list[int]:
         rest = tokenizer.render_chat(messages, add_generation_prompt=False)[len(start) :]
     except InvalidRequestError:  # there is no template, or it wants other conversations than these
         return [*bos, *tokenizer.encode_plain(f"{question}\n\n{answer}")]
-    header = list(start[-_HEADER_TOKENS:])
-    if bos and bos[0] in header:
-        return [*header[len(header) - 1 - header[::-1].index(bos[0]) :], *rest]
-    return [*bos, *header, *rest]
+    header = start[-_HEADER_TOKENS:]
+    marks = [place for place, token_id in enumerate(header) if token_id in tokenizer.special_ids]
+    begins = [place for place in marks if header[place : place + 1] == tuple(bos)]
+    kept = header[begins[-1] :] if begins else (*bos, *header[marks[0] if marks else 0 :])
+    return [*kept, *rest]
 
 
 def _bos(tokenizer: Tokenizer) -> list[int]:
