@@ -10,7 +10,7 @@ from steerserve.model.hook_names import HOOK_Z
 from steerserve.training.observer import StoppedError
 
 if TYPE_CHECKING:
-    from jaxtyping import Float
+    from jaxtyping import Float, Int
     from torch import Tensor
 
     from steerserve.dictionaries.dictionary import Dictionary
@@ -52,14 +52,13 @@ def direction_facts(lens: LensModel, dictionary: Dictionary, observer: Observer)
         for features in everything.split(_CHUNK):
             rows = directions[features]
             neighbours = _neighbours(directions, features)
-            scores = _promotion(lens, rows) if writes else rows[:, :0]
-            promoted, suppressed = _highest(scores, NUM_PROMOTED), _highest(-scores, NUM_SUPPRESSED)
+            logits = lens.unembed(rows)[:, : lens.tokenizer.vocab_size] if writes else rows[:, :0]
+            promoted, suppressed = (_extreme(logits, NUM_PROMOTED, 1), _extreme(logits, NUM_SUPPRESSED, -1))
             for place, feature in enumerate(features.tolist()):
                 if feature in dictionary.zero_directions:
                     found.append(DirectionFacts((), (), ()))
                     continue
-                lowest = tuple((token_id, -score) for token_id, score in suppressed[place])
-                found.append(DirectionFacts(promoted[place], lowest, neighbours[place]))
+                found.append(DirectionFacts(promoted[place], suppressed[place], neighbours[place]))
             progress.update(len(found))
             if observer.should_stop():
                 message = "Stopped while reading directions; the same call goes on from what was read of the text."
@@ -67,18 +66,23 @@ def direction_facts(lens: LensModel, dictionary: Dictionary, observer: Observer)
     return found
 
 
-def _promotion(lens: LensModel, directions: Float[Tensor, "rows d_model"]) -> Float[Tensor, "rows vocab"]:
-    """Return what directions add to each token's logit, in standard deviations over the vocabulary."""
-    logits = lens.unembed(directions)[:, : lens.tokenizer.vocab_size]
-    return (logits - logits.mean(dim=1, keepdim=True)) / logits.std(dim=1, keepdim=True)
+def _extreme(logits: Float[Tensor, "rows vocab"], count: int, sign: int) -> list[Pairs]:
+    """Return the tokens of the highest logits, or with -1 the lowest, in standard deviations over the vocabulary."""
+    size = logits.shape[1]
+    values, token_ids = logits.topk(min(count, size), dim=1, largest=sign > 0)
+    mean = logits.mean(dim=1, keepdim=True)
+    # As tensor.std computes it, several times as fast.
+    square = logits.norm(dim=1, keepdim=True).square()
+    std = ((square - size * mean.square()) / max(size - 1, 1)).clamp(min=torch.finfo(torch.float32).tiny).sqrt()
+    return _pairs(token_ids, (values - mean) / std)
 
 
 def _neighbours(directions: Float[Tensor, "d_sae d_in"], features: Tensor) -> list[Pairs]:
     cosines = directions[features] @ directions.T
     cosines[torch.arange(len(features), device=features.device), features] = -torch.inf
-    return [tuple(pair for pair in pairs if pair[1] > 0) for pairs in _highest(cosines, NUM_NEIGHBOURS)]
+    found = cosines.topk(min(NUM_NEIGHBOURS, cosines.shape[1]), dim=1)
+    return [tuple(pair for pair in pairs if pair[1] > 0) for pairs in _pairs(found.indices, found.values)]
 
 
-def _highest(scores: Float[Tensor, "rows columns"], count: int) -> list[Pairs]:
-    values, columns = scores.topk(min(count, scores.shape[1]), dim=1)
+def _pairs(columns: Int[Tensor, "rows count"], values: Float[Tensor, "rows count"]) -> list[Pairs]:
     return [tuple(zip(*row, strict=True)) for row in zip(columns.tolist(), values.tolist(), strict=True)]

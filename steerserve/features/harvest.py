@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 _SAVE_EVERY = 32
 """Batches between checkpoints."""
+_READ_TOKENS = {"cpu": 512}
+"""Tokens that the model reads at a time; on a CPU the activations of more do not fit its caches. Elsewhere: a batch."""
 _ENCODED = 2**23
 """Feature activations that are held at a time; a single longer row is computed by itself."""
 
@@ -63,7 +65,7 @@ def harvest(
     with observer.stage("Reading text", tokens) as progress:
         for batch in islice(batches, num_batches, None):
             wanted = batch.wanted & (batch.wanted.flatten().cumsum(0).view_as(batch.wanted) <= tokens - num_read)
-            found = lens.read(batch.ids, hooks)
+            found = _read(lens, batch, hooks)
             for name, dictionary in dictionaries.items():
                 _count(tallies[name], dictionary, batch, found[dictionary.hook_name], wanted)
             num_batches += 1
@@ -82,6 +84,13 @@ def harvest(
         raise CorpusError(message, param="corpus")
     _save(checkpoint, tallies, num_batches, num_read, is_whole=True)
     return tallies
+
+
+def _read(lens: LensModel, batch: WindowBatch, hooks: Sequence[str]) -> dict[str, Float[Tensor, "rows pos d_in"]]:
+    """Return a batch's activations at some hook points."""
+    num_rows = max(1, _READ_TOKENS.get(lens.device.type, batch.ids.numel()) // batch.ids.shape[1])
+    parts = [lens.read(ids, hooks) for ids in batch.ids.split(num_rows)]
+    return {hook: torch.cat([part[hook] for part in parts]) for hook in hooks}
 
 
 def _count(

@@ -12,6 +12,7 @@ from steerserve.core.errors import ConfigError, DictionarySourceError
 from steerserve.core.files import read_json, write_json
 from steerserve.dictionaries.loader import DictionaryLoader
 from steerserve.features.autolabels import Labeller
+from steerserve.features.calibrate import calibrate_features
 from steerserve.features.directions import direction_facts
 from steerserve.features.harvest import harvest
 from steerserve.features.records import Feature
@@ -95,6 +96,9 @@ def interpret(options: InterpretOptions, observer: Observer) -> tuple[Interprete
     }
     if unwritten:
         _harvest(lens, options, corpus, unwritten, stores, observer)
+    if options.calibrate:
+        for name, dictionary in dictionaries.items():
+            _calibrate(lens, dictionary, FeatureStore.open(stores[name]), observer)
     found = tuple(_interpreted(dictionary, stores[name]) for name, dictionary in dictionaries.items())
     shutil.rmtree(options.run_dir, ignore_errors=True)
     return found
@@ -170,14 +174,28 @@ def _features(
     facts = direction_facts(lens, dictionary, observer)
     peak_tokens = tally.peak_tokens.most_frequent(_NUM_PEAK_TOKENS)
     labeller = Labeller(lens.tokenizer.token_bytes, lens.tokenizer.special_ids, created)
-    for feature, windows in enumerate(tally.windows()):
-        labeller.read(feature, windows)
+    for feature, strongest in enumerate(tally.strongest()):
+        labeller.read(feature, strongest)
     rows = zip(tally.spread.activities(), tally.windows(), peak_tokens, facts, strict=True)
     with observer.stage("Writing features", dictionary.d_sae) as progress:
         for feature, (activity, windows, peaks, directions) in enumerate(rows):
             found = Feature(feature, activity, windows, peaks, *directions)
             yield replace(found, labels=labeller.labels(found))
             progress.update(feature + 1)
+
+
+def _calibrate(lens: LensModel, dictionary: Dictionary, store: FeatureStore, observer: Observer) -> None:
+    """Measure the features that were active and have no calibration yet."""
+    known = store.calibrations().keys()
+    promoted: dict[int, tuple[int, ...]] = {}
+    for number in store.feature_numbers():
+        found = store.feature(number) if number not in known else None
+        if found is not None and found.harvested is not None and found.harvested.activity.num_active:
+            promoted[number] = tuple(token_id for token_id, _ in found.harvested.promoted)
+    if promoted:
+        calibrate_features(
+            lens, dictionary, list(promoted), promoted=promoted, observer=observer, write=store.write_calibrations
+        )
 
 
 def _interpreted(dictionary: Dictionary, path: Path) -> Interpreted:

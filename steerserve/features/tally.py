@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import repeat
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,7 +14,7 @@ from steerserve.features.snippets import ABSENT, REACH, Snippets, mixed
 from steerserve.features.spread import Spread
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     from jaxtyping import Float, Int
     from torch import Tensor
@@ -70,23 +71,24 @@ class Tally:
 
     def windows(self) -> Iterator[tuple[Window, ...]]:
         """Yield each feature's windows: the strongest first, then those of the intervals that are not among them."""
-        strongest, drawn = (
-            {name: tensor.view(self.d_sae, -1, *tensor.shape[2:]).cpu() for name, tensor in pool.tensors().items()}
-            for pool in (self._strongest, self._drawn)
-        )
-        for feature in range(self.d_sae):
-            top = (strongest["score"][feature] > 0).nonzero().flatten()
-            known = set(strongest["identity"][feature][top].tolist())
-            others = []
-            for slot, identity in enumerate(drawn["identity"][feature].tolist()):
-                if drawn["score"][feature, slot] > 0 and identity not in known:
+        drawn = {name: tensor.view(self.d_sae, -1, *tensor.shape[2:]) for name, tensor in self._drawn.tensors().items()}
+        identities = self._strongest.identity.tolist()
+        for feature, strongest in enumerate(self.strongest()):
+            known = set(identities[feature][: len(strongest)])
+            slots = []
+            found = zip(drawn["score"][feature].tolist(), drawn["identity"][feature].tolist(), strict=True)
+            for slot, (score, identity) in enumerate(found):
+                if score > 0 and identity not in known:
                     known.add(identity)
-                    others.append(slot)
-            rows = zip(others, _read(drawn, feature, torch.tensor(others, dtype=torch.long)), strict=True)
-            yield (
-                *(Window(*row, None) for row in _read(strongest, feature, top)),
-                *(Window(*row, slot // WINDOWS_PER_INTERVAL) for slot, row in rows),
-            )
+                    slots.append(slot)
+            intervals = (slot // WINDOWS_PER_INTERVAL for slot in slots)
+            yield (*strongest, *_windows(drawn["ids"][feature][slots], drawn["acts"][feature][slots], intervals))
+
+    def strongest(self) -> Iterator[tuple[Window, ...]]:
+        """Yield each feature's strongest windows."""
+        counts = (self._strongest.score > 0).sum(dim=1).tolist()
+        for ids, acts, count in zip(self._strongest.ids, self._strongest.acts, counts, strict=True):
+            yield tuple(_windows(ids[:count], acts[:count], repeat(None)))
 
     def _add_peaks(
         self,
@@ -121,19 +123,14 @@ class Tally:
         return feature * NUM_INTERVALS + fifth
 
 
-def _read(
-    pool: Mapping[str, Tensor], feature: int, slots: Int[Tensor, " windows"]
-) -> list[tuple[tuple[int, ...], tuple[float, ...], int]]:
-    """Return the tokens that are there, their activations and the peak's place of some windows."""
-    ids, acts = pool["ids"][feature][slots], pool["acts"][feature][slots]
+def _windows(
+    ids: Int[Tensor, "windows width"], acts: Float[Tensor, "windows width"], intervals: Iterable[int | None]
+) -> Iterator[Window]:
+    """Yield windows without the tokens that are absent, which are the first ones and the last ones."""
     is_there = ids != ABSENT
-    peaks = is_there[:, :REACH].sum(dim=1).tolist()
-    rows = zip(ids.tolist(), acts.tolist(), peaks, strict=True)
-    return [
-        (
-            tuple(token_id for token_id in row if token_id != ABSENT),
-            tuple(act for token_id, act in zip(row, values, strict=True) if token_id != ABSENT),
-            peak,
-        )
-        for row, values, peak in rows
-    ]
+    peaks, nexts = is_there[:, :REACH].sum(dim=1).tolist(), is_there[:, REACH:].sum(dim=1).tolist()
+    for row, values, peak, following, interval in zip(
+        ids.tolist(), acts.tolist(), peaks, nexts, intervals, strict=False
+    ):
+        there = slice(REACH - peak, REACH + following)
+        yield Window(tuple(row[there]), tuple(values[there]), peak, interval)

@@ -31,11 +31,9 @@ class Unembedding:
         """Return what each direction adds to the logits."""
         if self.is_centred:
             directions = directions - directions.mean(dim=-1, keepdim=True)
-        scaled = directions * self.gain
-        # Less what the head gives for nothing: its bias.
-        both = self.head(torch.cat([scaled, torch.zeros_like(scaled[:1])]))
-        logits: Tensor = both[:-1] - both[-1:]
-        return logits
+        logits: Tensor = self.head(directions * self.gain)
+        bias: Tensor = self.head(torch.zeros_like(directions[:1]))
+        return logits - bias if bias.any() else logits
 
 
 @torch.inference_mode()

@@ -149,6 +149,19 @@ def test_what_is_left_of_a_run_with_other_options_is_dropped(options: InterpretO
     assert planted.num_tokens == 700
 
 
+def test_features_that_were_active_are_calibrated_once(options: InterpretOptions) -> None:
+    asked = replace(options, calibrate=True)
+    with pytest.raises(StoppedError):
+        interpret(asked, Quiet(stop_in="Reading directions"))
+    _, other = interpret(asked, Quiet())
+    store = FeatureStore.open(other.store)
+    calibrations = store.calibrations()
+    assert 0 < other.num_calibrated == len(calibrations) <= other.num_live
+    again = Quiet()
+    interpret(asked, again)
+    assert store.calibrations() == calibrations
+
+
 def test_weights_that_have_changed_are_refused(options: InterpretOptions) -> None:
     changed = replace(options.dictionaries[0], sha256="0" * 64)
     with pytest.raises(DictionarySourceError, match="has changed"):
