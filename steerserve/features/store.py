@@ -18,33 +18,26 @@ from typing import TYPE_CHECKING
 import psutil
 
 from steerserve.core.errors import FeatureStoreError
-from steerserve.features.details import Details, details_of, pack_details, unpack_details
-from steerserve.features.labels import (
-    AUTOMATIC_ORIGINS,
-    current_labels,
-    kept_labels,
-    label_history,
-    put_label,
-    take_labels,
-)
-from steerserve.features.records import Activity, Calibration, Feature
+from steerserve.features.details import details_of
+from steerserve.features.labels import kept_labels, label_history, put_label, take_labels
+from steerserve.features.records import Calibration
+from steerserve.features.rows import calibration_of, found_features, put_calibrations, put_feature, stored_feature
 from steerserve.features.schema import check_file, compact, make_file, reading, told, unusable, writing
-from steerserve.features.search import indexed, search
-from steerserve.features.stored import FoundFeature, StoreCounts, StoredFeature, StoreMeta
-from steerserve.features.vocabulary import Vocabulary, tokens_of
+from steerserve.features.search import search
+from steerserve.features.stored import StoreCounts, StoreMeta
+from steerserve.features.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     import sqlite3
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping
     from pathlib import Path
 
-    from steerserve.features.records import Label
-    from steerserve.features.search import Match, Sort
+    from steerserve.features.records import Feature, Label
+    from steerserve.features.search import Sort
+    from steerserve.features.stored import FoundFeature, StoredFeature
 
 _BATCH = 256
 """Features that are held while they are written; from the first ones comes the order of the vocabulary."""
-_PEAK_REACH = 2
-"""Tokens on each side of a window's peak that are searched as what the feature fires on."""
 _COUNTER = slice(24, 28)
 """Place in SQLite's header of a number that changes with every transaction."""
 
@@ -146,23 +139,17 @@ class FeatureStore:
             while batch := list(islice(rest, _BATCH)):
                 vocabulary.add(token for feature in batch for token in details_of(feature).tokens())
                 for feature in batch:
-                    _insert_feature(connection, feature, vocabulary)
+                    put_feature(connection, feature, vocabulary)
 
     def write_calibrations(self, calibrations: Mapping[int, Calibration]) -> None:
         """Keep what features do when they are pushed, in place of what was known."""
         with writing(self.path) as connection:
-            _put_calibrations(connection, calibrations)
+            put_calibrations(connection, calibrations)
 
     def feature(self, feature: int) -> StoredFeature | None:
         """Return all that is known of a feature; None for nothing."""
-        with reading(self.path) as connection:
-            labels = current_labels(connection, feature)
-            harvested, token_bytes = self._harvested(connection, feature, labels)
-            calibration = _calibration(connection, feature)
-        if harvested is None and not labels and calibration is None:
-            return None
-        best = labels[0] if labels else None
-        return StoredFeature(feature, harvested, calibration, best, labels, token_bytes)
+        with self._reading() as connection:
+            return stored_feature(connection, feature)
 
     def feature_numbers(self) -> list[int]:
         """Return all features that anything is known of, in order."""
@@ -172,7 +159,7 @@ class FeatureStore:
     def calibration(self, feature: int) -> Calibration | None:
         """Return what a feature does when it is pushed."""
         with reading(self.path) as connection:
-            return _calibration(connection, feature)
+            return calibration_of(connection, feature)
 
     def calibrations(self) -> dict[int, Calibration]:
         """Return what each feature does that was calibrated."""
@@ -234,9 +221,9 @@ class FeatureStore:
         Raises:
             InvalidRequestError: the query has too many words.
         """
-        with reading(self.path) as connection:
+        with self._reading() as connection:
             matches = search(connection, query, sort, limit + 1, offset)
-            return self._found(connection, matches[:limit]), len(matches) > limit
+            return found_features(connection, matches[:limit]), len(matches) > limit
 
     def carry_over(self, older: FeatureStore) -> None:
         """Take the calibrations of a store of the same dictionary, and its labels with their history.
@@ -248,7 +235,7 @@ class FeatureStore:
             labels = kept_labels(connection)
         with writing(self.path) as connection:
             own = {feature for (feature,) in connection.execute("SELECT feature FROM features WHERE dose IS NOT NULL")}
-            _put_calibrations(connection, {one: calibrations[one] for one in calibrations.keys() - own})
+            put_calibrations(connection, {one: calibrations[one] for one in calibrations.keys() - own})
             take_labels(connection, labels)
 
     def follow(self, older: FeatureStore) -> None:
@@ -260,63 +247,13 @@ class FeatureStore:
             with told(path):
                 path.replace(path.with_name(f"{path.stem}-{about[:12]}{path.suffix}"))
 
-    def _harvested(
-        self, connection: sqlite3.Connection, feature: int, labels: Sequence[Label]
-    ) -> tuple[Feature | None, Mapping[int, bytes]]:
-        row = connection.execute(
-            "SELECT num_active, maximum, mean, details.content, heads.content FROM features "
-            "JOIN details USING (feature) JOIN heads USING (feature) WHERE feature = ?",
-            (feature,),
-        ).fetchone()
-        if row is None:
-            return None, {}
-        num_active, maximum, mean, content, head = row
-        details = self._unpack(content).with_head(self._unpack(head))
-        ids, token_bytes = tokens_of(connection, set(details.tokens()))
-        details = self._renamed(details, ids)
-        activity = Activity(_num_tokens(connection), num_active, maximum, mean, details.quantiles, details.histogram)
-        return Feature(
-            feature=feature,
-            activity=activity,
-            windows=details.windows,
-            peak_tokens=details.peak_tokens,
-            promoted=details.promoted,
-            suppressed=details.suppressed,
-            neighbours=details.neighbours,
-            labels=tuple(label for label in labels if label.origin in AUTOMATIC_ORIGINS),
-        ), token_bytes
-
-    def _found(self, connection: sqlite3.Connection, matches: Sequence[Match]) -> list[FoundFeature]:
-        num_tokens = max(_num_tokens(connection), 1)
-        stored = connection.execute(
-            "SELECT feature, content FROM heads JOIN json_each(?) ON feature = value",
-            (json.dumps([match.feature for match in matches]),),
-        )
-        heads = {feature: self._unpack(content) for feature, content in stored}
-        ids, token_bytes = tokens_of(connection, {token for head in heads.values() for token in head.tokens()})
-        return [
-            _row(
-                match,
-                num_tokens,
-                self._renamed(heads.get(match.feature, Details()), ids),
-                token_bytes,
-                current_labels(connection, match.feature),
-            )
-            for match in matches
-        ]
-
-    def _unpack(self, content: bytes) -> Details:
-        try:
-            return unpack_details(content)
-        except ValueError as error:
-            raise unusable(self.path, f"a feature in it cannot be read ({error})") from error
-
-    def _renamed(self, details: Details, ids: Mapping[int, int]) -> Details:
-        """Name the tokens by the model's ids."""
-        try:
-            return details.renamed(ids)
-        except KeyError as error:
-            raise unusable(self.path, f"its token {error} is missing") from error
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[sqlite3.Connection]:
+        with reading(self.path) as connection:
+            try:
+                yield connection
+            except ValueError as error:
+                raise unusable(self.path, f"a feature in it cannot be read ({error})") from error
 
     def _stamp(self) -> tuple[int, bytes]:
         """Return what changes whenever the file does."""
@@ -325,67 +262,6 @@ class FeatureStore:
                 return os.fstat(file.fileno()).st_ino, file.read(_COUNTER.stop)[_COUNTER]
         except OSError:
             return 0, b""
-
-
-def _row(
-    match: Match, num_tokens: int, head: Details, token_bytes: Mapping[int, bytes], labels: Sequence[Label]
-) -> FoundFeature:
-    score = match.output_score
-    return FoundFeature(
-        feature=match.feature,
-        label=labels[0] if labels else None,
-        density=None if match.num_active is None else match.num_active / num_tokens,
-        maximum=match.maximum,
-        calibration=Calibration(match.dose, score) if match.dose is not None and score is not None else None,
-        relevance=match.relevance,
-        example=head.windows[0] if head.windows else None,
-        promoted=tuple(token_id for token_id, _ in head.promoted),
-        token_bytes=token_bytes,
-    )
-
-
-def _insert_feature(connection: sqlite3.Connection, feature: Feature, vocabulary: Vocabulary) -> None:
-    number, activity = feature.feature, feature.activity
-    connection.execute(
-        "INSERT INTO features (feature, num_active, maximum, mean) VALUES (?, ?, ?, ?) ON CONFLICT (feature) DO UPDATE "
-        "SET num_active = excluded.num_active, maximum = excluded.maximum, mean = excluded.mean",
-        (number, activity.num_active, activity.maximum, activity.mean),
-    )
-    head, rest = details_of(feature).renamed(vocabulary.number_of).split()
-    connection.execute("INSERT INTO heads VALUES (?, ?)", (number, pack_details(head)))
-    connection.execute("INSERT INTO details VALUES (?, ?)", (number, pack_details(rest)))
-    named = [token_id for pairs in (feature.peak_tokens, feature.promoted) for token_id, _ in pairs]
-    near = [
-        window.token_ids[max(0, window.peak - _PEAK_REACH) : window.peak + _PEAK_REACH + 1]
-        for window in feature.windows
-    ]
-    tokens = indexed(" ".join(vocabulary.text([token_id]) for token_id in named))
-    peaks = indexed(" ".join(map(vocabulary.text, near)))
-    texts = indexed(" ".join(vocabulary.text(window.token_ids) for window in feature.windows))
-    connection.execute("INSERT INTO peak_index (rowid, tokens, peaks) VALUES (?, ?, ?)", (number, tokens, peaks))
-    # Whatever can match is in here, so that this index alone says what does.
-    connection.execute("INSERT INTO text_index (rowid, text) VALUES (?, ?)", (number, f"{texts} {tokens}"))
-    for label in feature.labels:
-        put_label(connection, number, label)
-
-
-def _put_calibrations(connection: sqlite3.Connection, calibrations: Mapping[int, Calibration]) -> None:
-    connection.executemany(
-        "INSERT INTO features (feature, dose, output_score) VALUES (?, ?, ?) ON CONFLICT (feature) DO UPDATE "
-        "SET dose = excluded.dose, output_score = excluded.output_score",
-        [(feature, found.dose, found.output_score) for feature, found in calibrations.items()],
-    )
-
-
-def _calibration(connection: sqlite3.Connection, feature: int) -> Calibration | None:
-    query = "SELECT dose, output_score FROM features WHERE feature = ? AND dose IS NOT NULL"
-    row = connection.execute(query, (feature,)).fetchone()
-    return None if row is None else Calibration(*row)
-
-
-def _num_tokens(connection: sqlite3.Connection) -> int:
-    (value,) = connection.execute("SELECT value FROM meta WHERE key = 'num_tokens'").fetchone()
-    return int(json.loads(value))
 
 
 def _meta(rows: Mapping[str, str], path: Path) -> StoreMeta:
