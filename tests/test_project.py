@@ -66,7 +66,8 @@ def needed(requirement: Requirement, seen: set[str]) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    "command", [(), ("serve",), ("train",), ("bench",), ("models",), ("dictionaries",), ("corpus",), ("vectors",)]
+    "command",
+    [(), ("serve",), ("train",), ("interpret",), ("bench",), ("models",), ("dictionaries",), ("corpus",), ("vectors",)],
 )
 def test_help_answers_without_loading_torch(command: tuple[str, ...]) -> None:
     done = run("-X", "importtime", "-m", "steerserve", *command, "--help")

@@ -67,7 +67,7 @@ def interpret(options: InterpretOptions, observer: Observer) -> tuple[Interprete
     was. What is left of a run with others is dropped.
 
     Raises:
-        ConfigError: the folder for what is unfinished cannot be written.
+        ConfigError: the folder for what is unfinished cannot be written, or the model reads shorter texts.
         CorpusError: the text cannot be read or is too short.
         DictionarySourceError: a dictionary cannot be used, or its weights are not those that were meant.
         FeatureStoreError: a store cannot be written.
@@ -77,6 +77,11 @@ def interpret(options: InterpretOptions, observer: Observer) -> tuple[Interprete
     corpus = load_corpus(options.prepared or options.corpus)
     files = fetch_model(options.model)
     lens = load_lens(files, device=options.device, dtype=options.dtype)
+    if options.context_size > lens.max_context:
+        message = (
+            f"The model {lens.id} reads at most {lens.max_context} tokens; context_size is {options.context_size}."
+        )
+        raise ConfigError(message, param="context_size")
     loader = DictionaryLoader(
         lens=lens,
         model_names=model_names(files),

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
-from steerserve.core.errors import CorpusError, DictionarySourceError
+from steerserve.core.errors import ConfigError, CorpusError, DictionarySourceError
 from steerserve.features.interpret import interpret
 from steerserve.features.interpret_options import InterpretedSource, InterpretOptions
 from steerserve.features.records import Label
@@ -171,6 +171,11 @@ def test_weights_that_have_changed_are_refused(options: InterpretOptions) -> Non
 def test_text_that_is_not_there_is_refused_before_a_model_is_loaded(options: InterpretOptions) -> None:
     with pytest.raises(CorpusError):
         interpret(replace(options, corpus=("nowhere",), model="no-such-model"), Quiet())
+
+
+def test_windows_longer_than_the_model_reads_are_refused(options: InterpretOptions) -> None:
+    with pytest.raises(ConfigError, match="at most 128 tokens"):
+        interpret(replace(options, context_size=129), Quiet())
 
 
 def test_options_come_back_from_json_as_they_were(options: InterpretOptions) -> None:
