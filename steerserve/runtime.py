@@ -19,6 +19,7 @@ from steerserve.core.errors import (
     UnavailableError,
 )
 from steerserve.core.memory import give_back_freed
+from steerserve.core.pool import Pool
 from steerserve.core.progress import stage_bar
 from steerserve.dictionaries.loader import DictionaryLoader
 from steerserve.dictionaries.registry import DictionaryRegistry
@@ -72,6 +73,9 @@ class Runtime:
         self._loading_lock = threading.Lock()
         self.jobs = Supervisor(settings.dictionary_dirs[0], settings.jobs, self.load_dictionary)
         """Call it from any thread but that of an event loop."""
+        # Of their own: what waits for a disk or a hub must not keep long prompts from being tokenised.
+        self.job_calls = Pool("job-calls", 4)
+        self.loads = Pool("loads", 4)
         self.stores = FeatureStores(settings.dictionary_dirs, settings.allowed_dictionary_dirs)
         """What is known of the features of each dictionary."""
         self._is_started = False
@@ -114,6 +118,8 @@ class Runtime:
         self._is_stopping = True
         self.jobs.stop()
         self.engine.stop()
+        self.job_calls.close()
+        self.loads.close()
         self._doses.stop()
 
     def check_model(self, name: str) -> None:

@@ -13,7 +13,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any
 
-from steerserve.core.errors import ConfigError
+from steerserve.core.errors import ConfigError, UnavailableError
 from steerserve.jobs.job import ENDED, Job, JobEvent, Outcome
 
 if TYPE_CHECKING:
@@ -27,7 +27,9 @@ MAX_PROGRESS_EVENTS = 1000
 """Of one job. When there are more, every second one goes: what is left still spans the whole run."""
 MAX_LOG_EVENTS = 500
 """Of one job; the newest stay."""
-_BUSY_S = 30.0
+BUSY_S = 30.0
+"""How long a write waits for another writer of the file, unless it is told otherwise."""
+_RETRY_AFTER_S = 5
 _MIGRATIONS: tuple[tuple[str, ...], ...] = (
     (
         """CREATE TABLE jobs (
@@ -64,21 +66,32 @@ _COLUMNS = "id, kind, spec, state, progress, error, result, created, started, en
 
 
 class JobStore:
-    """The file. Any thread, several processes; every call is one short transaction."""
+    """The file. Any thread, several processes; every call is one short transaction.
 
-    def __init__(self, path: Path) -> None:
-        """Open the file, or make it.
+    Each raises UnavailableError where the file cannot be read or written now.
+    """
+
+    def __init__(self, path: Path, *, busy_s: float = BUSY_S) -> None:
+        """Open the file, or make it. `busy_s` is how long a write waits for another writer.
 
         Raises:
             ConfigError: it cannot be used.
+            UnavailableError: it cannot be used now: something else holds it, or it may not be written.
         """
         self.path = path
+        self._busy_s = busy_s
+        self._is_closed = False
         self._lock = threading.Lock()
+        self._reading = threading.Lock()
         try:
-            # Transactions are begun by hand: the module's own begin without the write lock, and fail in the middle.
-            self._connection = sqlite3.connect(path, timeout=_BUSY_S, isolation_level=None, check_same_thread=False)
+            self._connection = self._connect()
             self._connection.execute("PRAGMA foreign_keys = ON")
             self._migrate()
+            # One of its own: who reads does not wait for a write, which may wait for another process.
+            self._reader = self._connect()
+            self._reader.execute("PRAGMA query_only = ON")
+        except sqlite3.OperationalError as error:
+            raise _unavailable(error) from error
         except sqlite3.Error as error:
             message = (
                 f"The jobs in {path} cannot be read: {error}. Move the file away, or put another folder first in "
@@ -88,8 +101,10 @@ class JobStore:
 
     def close(self) -> None:
         """Close the file; calling it again does nothing."""
-        with self._lock:
+        with self._lock, self._reading:
+            self._is_closed = True
             self._connection.close()
+            self._reader.close()
 
     def __enter__(self) -> Self:
         return self
@@ -228,10 +243,16 @@ class JobStore:
             connection.executemany("DELETE FROM jobs WHERE id = ?", [(job_id,) for job_id in ids])
         return ids
 
+    def _connect(self) -> sqlite3.Connection:
+        # Transactions are begun by hand: the module's own begin without the write lock, and fail in the middle.
+        return sqlite3.connect(self.path, timeout=self._busy_s, isolation_level=None, check_same_thread=False)
+
     def _migrate(self) -> None:
         if self._connection.execute("PRAGMA journal_mode").fetchone() != ("wal",):
             self._connection.execute("PRAGMA journal_mode = WAL")
         self._connection.execute("PRAGMA synchronous = NORMAL")
+        if self._connection.execute("PRAGMA user_version").fetchone() == (len(_MIGRATIONS),):
+            return  # without the write lock, which something else may hold
         with self._transaction() as connection:
             (version,) = connection.execute("PRAGMA user_version").fetchone()
             if version > len(_MIGRATIONS):
@@ -247,19 +268,46 @@ class JobStore:
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
-        """Hold the write lock of the file from the first statement to the last."""
+        """Hold the write lock of the file from the first statement to the last.
+
+        Raises:
+            UnavailableError: something else holds it, or the file cannot be written.
+        """
         with self._lock:
-            self._connection.execute("BEGIN IMMEDIATE")
+            self._check_open()
             try:
-                yield self._connection
-            except BaseException:
-                self._connection.execute("ROLLBACK")
-                raise
-            self._connection.execute("COMMIT")
+                self._connection.execute("BEGIN IMMEDIATE")
+                try:
+                    yield self._connection
+                except BaseException:
+                    self._roll_back()
+                    raise
+                self._connection.execute("COMMIT")
+            except sqlite3.OperationalError as error:
+                self._roll_back()
+                raise _unavailable(error) from error
+
+    def _roll_back(self) -> None:
+        if self._connection.in_transaction:  # a full disk has ended it already
+            self._connection.execute("ROLLBACK")
 
     def _query(self, query: str, *values: object) -> list[tuple[Any, ...]]:
-        with self._lock:
-            return self._connection.execute(query, values).fetchall()
+        with self._reading:
+            self._check_open()
+            try:
+                return self._reader.execute(query, values).fetchall()
+            except sqlite3.OperationalError as error:
+                raise _unavailable(error) from error
+
+    def _check_open(self) -> None:
+        if self._is_closed:
+            message = "The server is stopping. Try again when it is back."
+            raise UnavailableError(message, retry_after_s=_RETRY_AFTER_S)
+
+
+def _unavailable(error: sqlite3.OperationalError) -> UnavailableError:
+    message = f"The jobs cannot be read or written now: {error}. Try again in a few seconds."
+    return UnavailableError(message, retry_after_s=_RETRY_AFTER_S)
 
 
 def _append(connection: sqlite3.Connection, job_id: str, kind: EventType, data: Mapping[str, Any]) -> None:

@@ -6,7 +6,14 @@ import logging
 import threading
 from typing import TYPE_CHECKING, Any
 
-from steerserve.core.errors import ConfigError, ConflictError, NotFoundError, QueueFullError, UnavailableError
+from steerserve.core.errors import (
+    ConfigError,
+    ConflictError,
+    NotFoundError,
+    QueueFullError,
+    SteerserveError,
+    UnavailableError,
+)
 from steerserve.jobs.job import Job, new_job_id
 from steerserve.jobs.lock import FileLock
 from steerserve.jobs.runner import STOP_GRACE_S, JobRunner, worker_command
@@ -24,6 +31,8 @@ if TYPE_CHECKING:
 MAX_ACTIVE = 256
 KEPT_JOBS = 1000
 """Ended jobs that are remembered."""
+_BUSY_S = 5.0
+"""How long a request waits for whoever else writes the file."""
 _POLL_S = 0.1
 _LOCK_POLL_S = 1.0
 _AFTER_FAILURE_S = 2.0
@@ -58,6 +67,8 @@ class Supervisor:
         """There is one as long as this server owns the folder."""
         self._thread: threading.Thread | None = None
         self._is_stopping = False
+        self._is_told = False
+        """Whether it has been logged that the jobs cannot be looked after."""
 
     @property
     def store_path(self) -> Path:
@@ -65,14 +76,19 @@ class Supervisor:
         return self._folder / "jobs.sqlite3"
 
     def start(self) -> None:
-        """Go on with the jobs that there are.
+        """Go on with the jobs that there are; where they cannot be read or written now, as soon as they can.
 
         Raises:
             ConfigError: the file that holds them cannot be used.
         """
         with self._changed:
             self._is_stopping = False
+        try:
             self._opened()
+        except UnavailableError as error:
+            _log.warning("%s (%s)", error.message, self.store_path)
+            with self._changed:
+                self._start_thread()
 
     def stop(self) -> None:
         """Have the workers save what they have, and wait for that; their jobs go on after the next start."""
@@ -101,6 +117,7 @@ class Supervisor:
         Raises:
             ConflictError: another job works on one of them, another server on the folder, or it cannot be written.
             QueueFullError: too many wait.
+            UnavailableError: something else holds the file that the jobs are in.
         """
         job = Job(new_job_id(kind, subject), kind, spec)
         with self._changed:
@@ -125,19 +142,19 @@ class Supervisor:
             NotFoundError: there is no such job.
             ConflictError: another server works in the folder.
         """
+        job = self.find(job_id)
+        if job.has_ended:
+            return job
         with self._changed:
-            job = self.find(job_id)
-            if job.has_ended:
-                return job
             store = self._owned_store()
             store.mark_cancelled(job_id)
-            if job.state == "queued":
+            if self.find(job_id).state == "queued":
                 store.move(job_id, "cancelled")
             elif self._runner is not None:
                 store.record_log(job_id, "info", "The job is asked to stop.")
                 self._runner.stop(job_id)
             self._changed.notify_all()
-            return self.find(job_id)
+        return self.find(job_id)
 
     def find(self, job_id: str) -> Job:
         """Return one job.
@@ -145,9 +162,8 @@ class Supervisor:
         Raises:
             NotFoundError: there is none of that id.
         """
-        with self._changed:
-            store = self._opened()
-            job = store.find(job_id) if store is not None else None
+        store = self._opened()
+        job = store.find(job_id) if store is not None else None
         if job is None:
             message = f"There is no job {job_id[:200]!r}. GET /admin/jobs lists them."
             raise NotFoundError(message, param="job_id", code="job_not_found")
@@ -155,28 +171,31 @@ class Supervisor:
 
     def newest(self, limit: int, state: State | None = None) -> list[Job]:
         """Return up to `limit` jobs, of one state or any, the newest first."""
-        with self._changed:
-            store = self._opened()
-            return store.newest(limit, state) if store is not None else []
+        store = self._opened()
+        return store.newest(limit, state) if store is not None else []
 
     def active(self) -> list[Job]:
         """Return the jobs that have not ended, in order of creation."""
-        with self._changed:
-            store = self._opened()
-            return store.in_state("queued", "running") if store is not None else []
+        store = self._opened()
+        return store.in_state("queued", "running") if store is not None else []
 
     def events(self, job_id: str, after: int) -> list[JobEvent]:
         """Return the next events of a job with a number over `after`, in order."""
-        with self._changed:
-            store = self._opened()
-            return store.events(job_id, after=after) if store is not None else []
+        store = self._opened()
+        return store.events(job_id, after=after) if store is not None else []
 
     def _opened(self) -> JobStore | None:
-        """Return the store where there is one, whichever server owns it; from then on it is looked after."""
-        if self._store is None and not self._is_stopping and self.store_path.is_file():
-            self._store = JobStore(self.store_path)
-            self._start_thread()
-        return self._store
+        """Return the store where there is one, whichever server owns it; from then on it is looked after.
+
+        Once it is open this takes no lock: who reads does not wait for one who waits to write.
+        """
+        if (store := self._store) is not None or self._is_stopping or not self.store_path.is_file():
+            return store
+        with self._changed:
+            if self._store is None and not self._is_stopping:
+                self._store = JobStore(self.store_path, busy_s=_BUSY_S)
+                self._start_thread()
+            return self._store
 
     def _owned_store(self) -> JobStore:
         """Return the store to write to, made where there is none."""
@@ -203,7 +222,7 @@ class Supervisor:
         if not self._lock.acquire():
             return False
         if self._store is None:
-            self._store = JobStore(self.store_path)
+            self._store = JobStore(self.store_path, busy_s=_BUSY_S)
         if self._runner is None:
             self._runner = JobRunner(
                 self._store, self._settings, self._load, command=self._command, grace_s=self._grace_s
@@ -220,12 +239,19 @@ class Supervisor:
         while not self._is_stopping:
             try:
                 self._look_after()
-            except Exception:  # noqa: BLE001 a full disk must not end the thread
-                _log.exception("the jobs cannot be looked after; trying again")
+                self._is_told = False
+            except Exception as error:  # noqa: BLE001 a full disk must not end the thread
+                if not self._is_told:
+                    unforeseen = None if isinstance(error, SteerserveError | OSError) else error
+                    _log.warning("the jobs cannot be looked after; trying again: %s", error, exc_info=unforeseen)
+                self._is_told = True
                 with self._changed:
                     self._changed.wait(_AFTER_FAILURE_S)
-        if self._runner is not None:
-            self._runner.wind_up()
+        try:
+            if self._runner is not None:
+                self._runner.wind_up()
+        except UnavailableError as error:
+            _log.warning("the jobs that ran are settled at the next start: %s", error)
 
     def _look_after(self) -> None:
         """Settle what has ended, or else start what may run and wait for something to happen."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from steerserve.core.errors import ConfigError
+from steerserve.core.errors import ConfigError, UnavailableError
 from steerserve.jobs import store as store_module
 from steerserve.jobs.job import Job, Outcome
 from steerserve.jobs.store import JobStore
@@ -182,6 +182,24 @@ def test_a_writer_that_is_killed_leaves_whole_events_and_a_file_that_can_be_writ
     with sqlite3.connect(store.path) as connection:
         assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
     connection.close()
+
+
+def test_a_locked_file_is_opened_and_read_and_a_write_waits_no_longer_than_it_may(store: JobStore) -> None:
+    holder = sqlite3.connect(store.path, isolation_level=None)
+    holder.execute("BEGIN IMMEDIATE")
+    with JobStore(store.path, busy_s=0.01) as hasty:
+        assert hasty.find("a") is not None
+        with pytest.raises(UnavailableError, match="locked") as caught:
+            hasty.move("a", "running")
+        assert caught.value.retry_after_s > 0
+        with ThreadPoolExecutor(1) as pool:
+            writing = pool.submit(store.move, "a", "running")  # waits for half a minute
+            assert [job.state for job in store.newest(1)] == ["queued"]
+            assert not writing.done()
+            holder.execute("ROLLBACK")
+            writing.result()
+        assert [job.state for job in store.newest(1)] == ["running"]
+    holder.close()
 
 
 def test_a_file_of_a_newer_version_is_refused(store: JobStore) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from steerserve.core.errors import ConfigError, ConflictError, DictionarySourceError, NotFoundError
+from steerserve.core.errors import ConfigError, ConflictError, DictionarySourceError, NotFoundError, UnavailableError
 from steerserve.jobs import supervisor as supervisor_module
 from steerserve.jobs.job import Job
 from steerserve.jobs.lock import FileLock
@@ -319,6 +320,48 @@ def test_jobs_that_cannot_be_read_keep_the_server_from_starting(counting: Counti
         supervisor.start()
     with pytest.raises(ConflictError):
         supervisor.submit("train", "a", counting.spec("a"))
+
+
+def test_jobs_whose_folder_cannot_be_written_now_are_read_and_go_on_when_it_can(
+    counting: Counting, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = counting.supervisor()
+    job = first.submit("train", "a", counting.spec("a", hold_at=1))
+    until(lambda: counting.is_held("a", 1))
+    first.stop()
+    monkeypatch.setattr(supervisor_module, "_AFTER_FAILURE_S", 0.05)
+    lock = first.store_path.with_name("server.lock")
+    lock.unlink()
+    lock.mkdir()  # as little a file to be opened as in a folder where nothing may be written
+    second = counting.supervisor()
+    until(lambda: "cannot be looked after" in caplog.text)
+    assert second.find(job.id).state == "queued"
+    with pytest.raises(ConflictError) as caught:
+        second.submit("train", "b", counting.spec("b"))
+    assert caught.value.code == "jobs_folder_unusable"
+    lock.rmdir()
+    counting.go("a")
+    wait_for(second, job, "done")
+    assert caplog.text.count("cannot be looked after") == 1
+
+
+def test_a_locked_file_of_jobs_does_not_keep_the_server_from_starting(
+    counting: Counting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor_module, "_BUSY_S", 0.01)
+    monkeypatch.setattr(supervisor_module, "_AFTER_FAILURE_S", 0.05)
+    supervisor = counting.supervisor(start=False)
+    job = left_by_a_dead_server(counting)
+    holder = sqlite3.connect(supervisor.store_path, isolation_level=None)
+    holder.execute("PRAGMA locking_mode = EXCLUSIVE")
+    holder.execute("BEGIN EXCLUSIVE")
+    holder.execute("UPDATE jobs SET kind = kind")
+    supervisor.start()
+    with pytest.raises(UnavailableError, match="locked"):
+        supervisor.find(job.id)
+    holder.execute("ROLLBACK")
+    holder.close()
+    wait_for(supervisor, job, "done")
 
 
 def test_a_process_that_ends_without_a_word_fails_the_job(counting: Counting, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -62,7 +62,7 @@ def followed(url: str, job_id: str) -> list[str]:
 
 def test_a_job_is_followed_to_its_end_while_a_chat_streams(counting_server: LiveServer) -> None:
     url = base(counting_server)
-    job = job_of(url, id="beside", tokens=4, seed=2)
+    job = job_of(url, id="beside", tokens=16, seed=2)
     lines: list[str] = []
     follower = threading.Thread(target=lambda: lines.extend(followed(url, job["id"])))
     follower.start()
@@ -77,12 +77,12 @@ def test_a_job_is_followed_to_its_end_while_a_chat_streams(counting_server: Live
     assert told[-1] == "data: [DONE]"
     events = [json.loads(line.removeprefix("data: ")) for line in told[:-1]]
     assert [event["state"] for event in events if event["type"] == "state"] == ["queued", "running", "done"]
-    assert events[-1]["result"]["dictionaries"][0]["counted"] == 4
+    assert events[-1]["result"]["dictionaries"][0]["counted"] == 16
 
 
 def test_silence_is_filled_and_who_leaves_is_noticed(counting_server: LiveServer, log_lines: queue.Queue[str]) -> None:
     url = base(counting_server)
-    job = job_of(url, id="left", tokens=4, seed=1)
+    job = job_of(url, id="left", tokens=16, seed=1)
     headers = {"x-request-id": "leaver-of-a-job"}
     with httpx.stream("GET", f"{url}/admin/jobs/{job['id']}/events", headers=headers, timeout=TIMEOUT_S) as response:
         assert any(line == ": ping" for line in response.iter_lines())

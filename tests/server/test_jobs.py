@@ -6,6 +6,7 @@ import asyncio
 import json
 import random
 import shutil
+import sqlite3
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,8 @@ import pytest
 
 from steerserve.core.errors import InvalidRequestError
 from steerserve.jobs import admission
+from steerserve.jobs import supervisor as supervisor_module
+from steerserve.jobs.store import JobStore
 from steerserve.jobs.supervisor import Supervisor
 from steerserve.runtime import Runtime, build_runtime
 from steerserve.server.app import create_app
@@ -80,7 +83,7 @@ async def ended(client: httpx.AsyncClient, job: dict[str, Any]) -> dict[str, Any
 
 
 async def started(client: httpx.AsyncClient, **body: object) -> dict[str, Any]:
-    response = await client.post("/admin/train", json={"corpus": "self", "tokens": 3, **body})
+    response = await client.post("/admin/train", json={"corpus": "self", "tokens": 16, **body})
     assert response.status_code == 202, response.text
     job: dict[str, Any] = response.json()
     assert response.headers["location"] == f"/admin/jobs/{job['id']}"
@@ -101,7 +104,7 @@ async def test_a_job_is_answered_found_listed_and_done(admin: httpx.AsyncClient)
     assert (job["kind"], job["state"], job["progress"]) == ("train", "queued", {})
     done = await ended(admin, job)
     assert done["state"] == "done"
-    assert done["result"]["dictionaries"][0]["counted"] == 3
+    assert done["result"]["dictionaries"][0]["counted"] == 16
     assert job["created"] <= done["started"] <= done["ended"]
     listed = (await admin.get("/admin/jobs")).json()
     assert (listed["object"], listed["data"][0]) == ("list", done)
@@ -435,11 +438,66 @@ async def test_a_dictionary_that_the_server_could_not_load_is_not_trained(
 async def test_no_training_request_is_answered_with_a_5xx(admin: httpx.AsyncClient) -> None:
     source = random.Random("train")
     for _ in range(200):
-        body = {"id": "fuzz", "tokens": 1, source.choice([*TrainRequest.model_fields, "x"]): any_json(source)}
+        body = {"id": "fuzz", "tokens": 16, source.choice([*TrainRequest.model_fields, "x"]): any_json(source)}
         response = await admin.post("/admin/train", json=body)
         assert response.status_code in {202, 400, 404, 409}, (body, response.text)
         if response.status_code == 202:
             await admin.delete(f"/admin/jobs/{response.json()['id']}")
+
+
+@pytest.fixture
+def locked(job_runtime: Runtime) -> Iterator[sqlite3.Connection]:
+    """Hold the write lock of the file with the jobs, as a backup of it might."""
+    with JobStore(job_runtime.jobs.store_path):
+        pass
+    connection = sqlite3.connect(job_runtime.jobs.store_path, isolation_level=None, check_same_thread=False)
+    connection.execute("BEGIN IMMEDIATE")
+    yield connection
+    connection.close()
+
+
+async def test_a_file_that_something_else_locks_is_read_and_what_would_be_written_is_told_to_come_back(
+    admin: httpx.AsyncClient, job_runtime: Runtime, locked: sqlite3.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = job_runtime.settings
+    await asyncio.to_thread(job_runtime.jobs.stop)
+    monkeypatch.setattr(supervisor_module, "_BUSY_S", 0.01)
+    hasty = Supervisor(settings.dictionary_dirs[0], settings.jobs, lambda *_: None, command=stand_in_command)
+    monkeypatch.setattr(job_runtime, "jobs", hasty)
+    hasty.start()
+    try:
+        response = await admin.post("/admin/train", json={"id": "late", "corpus": "self", "tokens": 16})
+        error = response.json()["error"]
+        assert (response.status_code, error["code"]) == (503, "service_unavailable"), error
+        assert "locked" in error["message"]
+        assert int(response.headers["retry-after"]) > 0
+        assert (await admin.get("/admin/jobs")).status_code == 200
+        locked.execute("ROLLBACK")
+        job = (await admin.post("/admin/train", json={"id": "late", "corpus": "self", "tokens": 16})).json()
+        assert (await ended(admin, job))["state"] == "done"
+    finally:
+        await asyncio.to_thread(hasty.stop)
+        monkeypatch.undo()
+        job_runtime.jobs.start()
+
+
+async def test_requests_that_wait_for_the_jobs_keep_nobody_else_waiting(
+    admin: httpx.AsyncClient, locked: sqlite3.Connection
+) -> None:
+    body = {"corpus": "self", "tokens": 16}
+    waiting = [
+        asyncio.create_task(admin.post("/admin/train", json={"id": f"wait{number}", **body})) for number in range(64)
+    ]
+    prompt = "x" * 20_000  # long enough to be tokenised in a thread
+    for _ in range(8):
+        response = await admin.post("/v1/completions", json={"model": "tiny", "prompt": prompt})
+        assert response.json()["error"]["code"] == "context_length_exceeded"
+        assert not any(task.done() for task in waiting)
+    locked.execute("ROLLBACK")
+    responses = await asyncio.gather(*waiting)
+    assert {response.status_code for response in responses} == {202}
+    for response in responses:
+        await admin.delete(response.headers["location"])
 
 
 async def test_without_keys_jobs_answer_this_machine_alone(job_runtime: Runtime) -> None:

@@ -37,12 +37,12 @@ async def load_dictionary(
 
     One of the same id is replaced, and keeps its place. What cannot be used is refused and changes nothing.
     """
-    loaded = await asyncio.to_thread(runtime.load_dictionary, body.id, body.source, force=body.force)
+    loaded = await runtime.loads.run(runtime.load_dictionary, body.id, body.source, force=body.force)
     return await asyncio.to_thread(runtime.describe, loaded)
 
 
 @router.delete("/admin/dictionaries/{dictionary_id}")
 async def unload_dictionary(dictionary_id: DictionaryId, runtime: RuntimeDep) -> DeletedDictionary:
     """Serve a dictionary no longer. Where it was the default, the next one becomes it."""
-    await asyncio.to_thread(runtime.unload_dictionary, dictionary_id)
+    await runtime.loads.run(runtime.unload_dictionary, dictionary_id)
     return DeletedDictionary(id=dictionary_id)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from typing import TYPE_CHECKING, Annotated
 
@@ -50,7 +49,7 @@ async def start_training(
     def submit() -> Job:
         return runtime.jobs.submit("train", body.id, training_spec(body, runtime))
 
-    return _accepted(await asyncio.to_thread(submit))
+    return _accepted(await runtime.job_calls.run(submit))
 
 
 @router.post(
@@ -69,7 +68,7 @@ async def start_interpreting(
         spec = interpretation_spec(body, runtime)
         return runtime.jobs.submit("interpret", spec["claims"][0], spec)
 
-    return _accepted(await asyncio.to_thread(submit))
+    return _accepted(await runtime.job_calls.run(submit))
 
 
 @router.get("/admin/jobs")
@@ -79,20 +78,20 @@ async def list_jobs(
     limit: Annotated[int, Query(ge=1, le=_MAX_LISTED, description="At most so many.")] = 100,
 ) -> JobList:
     """List jobs, the newest first."""
-    jobs = await asyncio.to_thread(runtime.jobs.newest, limit + 1, state)
+    jobs = await runtime.job_calls.run(runtime.jobs.newest, limit + 1, state)
     return JobList(data=[JobObject(**job.as_json()) for job in jobs[:limit]], has_more=len(jobs) > limit)
 
 
 @router.get("/admin/jobs/{job_id}")
 async def get_job(job_id: JobId, runtime: RuntimeDep) -> JobObject:
     """Return one job."""
-    return JobObject(**(await asyncio.to_thread(runtime.jobs.find, job_id)).as_json())
+    return JobObject(**(await runtime.job_calls.run(runtime.jobs.find, job_id)).as_json())
 
 
 @router.delete("/admin/jobs/{job_id}")
 async def cancel_job(job_id: JobId, runtime: RuntimeDep) -> JobObject:
     """Cancel a job. A running one saves a checkpoint first and is `running` until then; an ended one stays as it is."""
-    return JobObject(**(await asyncio.to_thread(runtime.jobs.cancel, job_id)).as_json())
+    return JobObject(**(await runtime.job_calls.run(runtime.jobs.cancel, job_id)).as_json())
 
 
 @router.get(
@@ -106,7 +105,7 @@ async def follow_job(
     after: Annotated[int, Query(ge=0, le=2**62, description="Only events with a larger number.")] = 0,
 ) -> EventStream:
     """Follow a job: what has happened first, then what happens, until it has ended."""
-    await asyncio.to_thread(runtime.jobs.find, job_id)
+    await runtime.job_calls.run(runtime.jobs.find, job_id)
     settings = runtime.settings.server
     stopping = anyio.Event()
     return EventStream(
@@ -126,8 +125,8 @@ def _accepted(job: Job) -> Response:
 async def _events(runtime: Runtime, job_id: str, after: int, stopping: anyio.Event) -> AsyncIterator[bytes]:
     while not stopping.is_set():
         # In this order: an event that comes in between is seen before the end is.
-        has_ended = (await asyncio.to_thread(runtime.jobs.find, job_id)).has_ended
-        events = await asyncio.to_thread(runtime.jobs.events, job_id, after)
+        has_ended = (await runtime.job_calls.run(runtime.jobs.find, job_id)).has_ended
+        events = await runtime.job_calls.run(runtime.jobs.events, job_id, after)
         if events:
             after = events[-1].seq
             yield b"".join(line_bytes(json.dumps(event.as_json())) for event in events)

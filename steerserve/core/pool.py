@@ -1,0 +1,39 @@
+"""Threads for calls that may wait long, so that those who share the event loop's own threads never wait for them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import functools
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+
+
+class Pool:
+    """A few threads, made when there is something to do. Event loop thread only, but for `close`."""
+
+    def __init__(self, name: str, num_threads: int) -> None:
+        """Name the threads."""
+        self._name = name
+        self._num_threads = num_threads
+        self._executor: ThreadPoolExecutor | None = None
+
+    async def run(self, call: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
+        """Call something in one of the threads, as `asyncio.to_thread` does, and return what it returns."""
+        if self._executor is None:
+            self._executor = ThreadPoolExecutor(self._num_threads, thread_name_prefix=self._name)
+        context = contextvars.copy_context()
+        bound = functools.partial(context.run, call, *args, **kwargs)
+        return await asyncio.get_running_loop().run_in_executor(self._executor, bound)
+
+    def close(self) -> None:
+        """Let what runs end and drop what waits; calling it again does nothing."""
+        executor, self._executor = self._executor, None
+        if executor is not None:
+            executor.shutdown(wait=False, cancel_futures=True)
