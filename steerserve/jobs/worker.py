@@ -14,9 +14,9 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from steerserve.core.errors import SteerserveError
+from steerserve.core.errors import SteerserveError, UnavailableError
 from steerserve.core.log import set_up_logging
 from steerserve.jobs.job import Outcome
 from steerserve.jobs.lock import FileLock
@@ -38,6 +38,10 @@ GRACE_S = 20.0
 """A run that was asked to stop has so long to save what it has."""
 _LOCK_WAIT_S = 60.0
 _LOCK_POLL_S = 0.1
+_BUSY_S = 5.0
+"""A line of progress waits so long for whoever else writes the store, and is dropped then."""
+_OUTCOME_WAIT_S = 600.0
+_OUTCOME_POLL_S = 0.5
 _MAX_MESSAGE_CHARS = 500
 _log = logging.getLogger(__name__)
 
@@ -48,7 +52,9 @@ def main() -> None:
     sys.exit(run_worker(Path(store), job_id, WORK))
 
 
-def run_worker(store_path: Path, job_id: str, work: Mapping[str, Work], *, grace_s: float = GRACE_S) -> int:
+def run_worker(
+    store_path: Path, job_id: str, work: Mapping[str, Work], *, grace_s: float = GRACE_S, busy_s: float = _BUSY_S
+) -> int:
     """Work on a job until it ends in one way or another; returns the exit code."""
     faulthandler.enable()
     step_aside()
@@ -57,7 +63,7 @@ def run_worker(store_path: Path, job_id: str, work: Mapping[str, Work], *, grace
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the server, which then says what is to be done
     threading.Thread(target=_await_server_end, args=(stop,), daemon=True).start()
-    with FileLock(lock_path(store_path, job_id)) as lock, JobStore(store_path) as store:
+    with FileLock(lock_path(store_path, job_id)) as lock, JobStore(store_path, busy_s=busy_s) as store:
         if not _wait_for(lock, stop):
             return EXIT_BUSY
         job = store.find(job_id)
@@ -65,12 +71,17 @@ def run_worker(store_path: Path, job_id: str, work: Mapping[str, Work], *, grace
             return 0
         logging.getLogger("steerserve").addHandler(_EventHandler(store, job_id))
         furthest = store.furthest(job_id)
-        store.record_progress(job_id, {"stage": "Starting"}, furthest)
-        observer = JobObserver(
-            lambda progress, furthest: store.record_progress(job_id, progress, furthest), stop, furthest
-        )
+
+        def record(progress: Mapping[str, Any], furthest: Mapping[str, int]) -> None:
+            try:
+                store.record_progress(job_id, progress, furthest)
+            except UnavailableError as error:  # what is worked out must not be lost for a line about it
+                _log.warning("progress is dropped: %s", error)
+
+        record({"stage": "Starting"}, furthest)
+        observer = JobObserver(record, stop, furthest)
         threading.Thread(target=_end_in_time, args=(stop, store, job_id, observer, grace_s), daemon=True).start()
-        store.record_outcome(job_id, _outcome(job, work, observer))
+        _record_outcome(store, job_id, _outcome(job, work, observer))
     return 0
 
 
@@ -108,6 +119,19 @@ def _outcome(job: Job, work: Mapping[str, Work], observer: JobObserver) -> Outco
         return Outcome("failed", error=f"{type(error).__name__}: {first_line}" if first_line else type(error).__name__)
 
 
+def _record_outcome(store: JobStore, job_id: str, outcome: Outcome) -> None:
+    """Keep how the work ended, in spite of a store that something else locks for a while."""
+    deadline = time.monotonic() + _OUTCOME_WAIT_S
+    while True:
+        try:
+            return store.record_outcome(job_id, outcome)
+        except UnavailableError as error:
+            if time.monotonic() >= deadline:
+                raise
+            _log.warning("the outcome cannot be written yet: %s", error)
+            time.sleep(_OUTCOME_POLL_S)
+
+
 def _await_server_end(stop: threading.Event) -> None:
     while os.read(sys.stdin.fileno(), 1):
         pass
@@ -119,8 +143,10 @@ def _end_in_time(stop: threading.Event, store: JobStore, job_id: str, observer: 
     stop.wait()
     if observer.has_begun:
         threading.Event().wait(grace_s)
-    store.record_outcome(job_id, Outcome("stopped"))
-    os._exit(0)  # the main thread may be deep in a library; what it was writing is whole or absent
+    try:
+        store.record_outcome(job_id, Outcome("stopped"))
+    finally:
+        os._exit(0)  # the main thread may be deep in a library; what it was writing is whole or absent
 
 
 class _EventHandler(logging.Handler):
@@ -132,9 +158,14 @@ class _EventHandler(logging.Handler):
         self._job_id = job_id
 
     def emit(self, record: logging.LogRecord) -> None:
+        if record.name == _log.name:
+            return  # about the store itself
         # Not the traceback: that is for the log file.
         message = record.getMessage()[:_MAX_MESSAGE_CHARS]
-        self._store.record_log(self._job_id, record.levelname.lower(), message)
+        try:
+            self._store.record_log(self._job_id, record.levelname.lower(), message)
+        except UnavailableError as error:
+            _log.warning("a line for those who follow the job is dropped: %s", error)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ spec is that of a real training, it counts to the number of tokens and holds at 
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import sys
@@ -51,9 +52,10 @@ def count(spec: Mapping[str, Any], observer: Observer) -> dict[str, Any]:
                     break
             if observer.should_stop() and not spec.get("deaf"):
                 raise StoppedError("stopped")
+        logging.getLogger("steerserve.counting").info("counted")
     return {"dictionaries": [{"id": "one", "source": "path:one", "counted": spec["steps"], "from": first}]}
 
 
 if __name__ == "__main__":
     store, job_id = sys.argv[1:]
-    sys.exit(run_worker(Path(store), job_id, {"train": count}, grace_s=0.5))
+    sys.exit(run_worker(Path(store), job_id, {"train": count}, grace_s=0.5, busy_s=0.05))

@@ -138,6 +138,23 @@ def test_a_job_whose_process_is_killed_goes_on_from_its_checkpoint(counting: Cou
     assert any("SIGKILL" in message for message in messages)
 
 
+def test_a_job_whose_progress_and_end_cannot_be_written_works_on_and_ends_once_they_can(counting: Counting) -> None:
+    supervisor = counting.supervisor()
+    job = supervisor.submit("train", "a", counting.spec("a", hold_at=2))
+    until(lambda: counting.is_held("a", 2))
+    holder = sqlite3.connect(supervisor.store_path, isolation_level=None)
+    holder.execute("BEGIN IMMEDIATE")
+    counting.go("a")
+    log = log_path(supervisor.store_path, job.id)
+    for said in ("a line for those who follow the job is dropped", "progress is dropped", "cannot be written yet"):
+        until(lambda said=said: said in log.read_text(encoding="utf-8"))
+    assert counting.starts("a") == [0]
+    holder.execute("ROLLBACK")
+    holder.close()
+    wait_for(supervisor, job, "done")
+    assert counting.starts("a") == [0]
+
+
 def test_a_job_that_keeps_dying_at_one_place_fails_and_names_the_signal(counting: Counting) -> None:
     supervisor = counting.supervisor(max_attempts=2)
     job = supervisor.submit("train", "a", counting.spec("a", dies=3))
