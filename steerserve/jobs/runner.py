@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -30,6 +31,11 @@ if TYPE_CHECKING:
 STOP_GRACE_S = 25.0
 """A worker that was asked to stop is killed after so long; it gives itself a little less."""
 _POLL_S = 0.05
+_SHORT_MEMORY = "Memory may be short: try a smaller d_sae, batch_size or context_size."
+_ADVICE = {
+    signal.SIGBUS: "The disk may be full or damaged: free some of it, give fewer tokens, or 'storage': 'buffer'."
+}
+"""Where a signal says another thing."""
 _log = logging.getLogger(__name__)
 
 
@@ -144,8 +150,7 @@ class JobRunner:
             self._requeue(job, f"The job's process {found}; the job goes on from its last checkpoint.")
             return
         often = "" if num_deaths == 1 else f", {num_deaths} times in a row without getting further"
-        is_killed = found.status is not None and found.status < 0
-        advice = "Memory may be short: try a smaller d_sae, batch_size or context_size." if is_killed else ""
+        advice = _ADVICE.get(-found.status, _SHORT_MEMORY) if found.status is not None and found.status < 0 else ""
         self._store.move(job.id, "failed", error=f"The job's process {found}{often}. {advice}".rstrip())
 
     def _requeue(self, job: Job, message: str) -> None:

@@ -5,24 +5,29 @@ A cache can be filled in several goes: what is on disk is always a prefix of wha
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
+import os
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from steerserve.core.errors import CorpusError
+from steerserve.core.errors import ConfigError, CorpusError
 from steerserve.core.files import write_json
 from steerserve.training.activations import CachedActivations, Calibration
 from steerserve.training.observer import StoppedError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from pathlib import Path
 
     from steerserve.training.activations import ActivationReader
     from steerserve.training.observer import Observer
 
 _SAVE_EVERY = 25
+_CANNOT_ALLOCATE = frozenset({errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL})
+"""What file systems say that have no way to set blocks aside."""
 log = logging.getLogger(__name__)
 
 
@@ -30,6 +35,7 @@ def fill_cache(reader: ActivationReader, folder: Path, tokens: int, observer: Ob
     """Fill the cache in `folder` up to `tokens` rows (fewer if the text ends) and return it.
 
     Raises:
+        ConfigError: the disk has no room for it.
         CorpusError: the text has no token to train on.
         StoppedError: the observer asked for it; what was read is kept.
     """
@@ -46,6 +52,7 @@ def fill_cache(reader: ActivationReader, folder: Path, tokens: int, observer: Ob
         state = {"num_rows": 0, "is_full": False}
     num_rows = state["num_rows"]
     if not state["is_full"]:
+        _allocate(folder, calibration, calibration.widths, tokens)
         cache = {hook: _open(folder, calibration, hook, tokens) for hook in calibration.widths}
         num_rows = _fill(reader, cache, num_rows, tokens, state_file, observer)
     if num_rows == 0:
@@ -102,11 +109,31 @@ def _save_state(state_file: Path, reader: ActivationReader, num_rows: int, *, is
     write_json(state_file, {"calibration": calibration, **read, "is_full": is_full})
 
 
-def _open(
-    folder: Path, calibration: Calibration, hook: str, tokens: int, mode: str | None = None
-) -> np.memmap[Any, Any]:
+def _allocate(folder: Path, calibration: Calibration, hooks: Iterable[str], tokens: int) -> None:
+    """Take the files' room on the disk now: a mapped file that finds none later ends the process with SIGBUS."""
+    itemsize = np.dtype(calibration.dtype).itemsize
+    sizes = {folder / f"{hook}.bin": tokens * calibration.widths[hook] * itemsize for hook in hooks}
+    for file, size in sizes.items():
+        try:
+            with file.open("ab") as opened:
+                size_before = os.fstat(opened.fileno()).st_size
+                try:
+                    os.posix_fallocate(opened.fileno(), 0, size)
+                except OSError as error:
+                    is_full = error.errno not in _CANNOT_ALLOCATE
+                    os.truncate(opened.fileno(), size_before if is_full else size)
+                    if is_full:
+                        raise
+        except OSError as error:
+            message = (
+                f"The activations need {sum(sizes.values()) / 1e9:.2f} GB in {folder}, which cannot be had there: "
+                f"{error.strerror}. Free some, give fewer tokens, or keep some in memory alone (storage 'buffer')."
+            )
+            raise ConfigError(message, param="tokens") from error
+
+
+def _open(folder: Path, calibration: Calibration, hook: str, tokens: int, mode: str = "r+") -> np.memmap[Any, Any]:
     file = folder / f"{hook}.bin"
-    mode = mode or ("r+" if file.is_file() else "w+")
     shape = (tokens, calibration.widths[hook])
     opened: np.memmap[Any, Any] = np.memmap(file, calibration.dtype, mode, shape=shape)  # type: ignore[call-overload]
     return opened

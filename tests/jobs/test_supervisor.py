@@ -389,6 +389,16 @@ def test_a_process_that_ends_without_a_word_fails_the_job(counting: Counting, mo
     assert error == "The job's process ended with exit code 7, 2 times in a row without getting further."
 
 
+def test_a_job_that_is_ended_by_its_disk_is_told_so(counting: Counting, monkeypatch: pytest.MonkeyPatch) -> None:
+    supervisor = counting.supervisor(max_attempts=1)
+    monkeypatch.setattr(supervisor, "_command", lambda *_: [sys.executable, "-c", "import os; os.kill(os.getpid(), 7)"])
+    error = wait_for(supervisor, supervisor.submit("train", "a", counting.spec("a")), "failed").error
+    assert error is not None
+    assert "SIGBUS" in error
+    assert "disk" in error
+    assert "Memory" not in error
+
+
 def test_a_process_that_cannot_be_started_fails_the_job(counting: Counting, monkeypatch: pytest.MonkeyPatch) -> None:
     supervisor = counting.supervisor()
     monkeypatch.setattr(supervisor, "_command", lambda *_: [str(counting.folder / "none")])
