@@ -75,7 +75,7 @@ def interpret(options: InterpretOptions, observer: Observer) -> tuple[Interprete
         StoppedError: the observer asked for it; what was done is kept.
     """
     corpus = load_corpus(options.prepared or options.corpus)
-    files = fetch_model(options.model)
+    files = fetch_model(options.model, trust_remote_code=options.trust_remote_code)
     lens = load_lens(files, device=options.device, dtype=options.dtype)
     if options.context_size > lens.max_context:
         message = (

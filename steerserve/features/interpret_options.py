@@ -53,6 +53,8 @@ class InterpretOptions:
     prepared: tuple[str, ...] = ()
     """Files that stand for the corpus, where it had to be fetched or written first."""
     model: str = DEFAULT_MODEL
+    trust_remote_code: bool = False
+    """Run Python code that the model's repository brings."""
     tokens: int = DEFAULT_TOKENS
     """Tokens that are read, special ones not counted; fewer if the corpus has fewer."""
     context_size: int = 128
@@ -71,6 +73,11 @@ class InterpretOptions:
         _check(bool(self.corpus), "corpus", self.corpus, "at least one folder or file")
         _check(1 <= self.tokens <= MAX_TOKENS, "tokens", self.tokens, f"1 to {MAX_TOKENS}")
         _check(self.context_size >= _MIN_CONTEXT, "context_size", self.context_size, f"{_MIN_CONTEXT} or more")
+
+    @property
+    def model_dtype(self) -> str:
+        """In which the model computes."""
+        return self.dtype
 
     @property
     def run_dir(self) -> Path:

@@ -44,6 +44,14 @@ class WantedText(Protocol):
         """The model that writes."""
 
     @property
+    def model_dtype(self) -> str:
+        """In which it computes."""
+
+    @property
+    def trust_remote_code(self) -> bool:
+        """Whether code that its repository brings is run."""
+
+    @property
     def device(self) -> str:
         """Where it writes."""
 
@@ -106,7 +114,8 @@ def _own_text(options: WantedText, num_tokens: int, observer: Observer) -> Path:
     from steerserve.model.lens import load_lens  # noqa: PLC0415
     from steerserve.model.source import fetch_model  # noqa: PLC0415
 
-    lens = load_lens(fetch_model(options.model), device=options.device, dtype="auto")
+    files = fetch_model(options.model, trust_remote_code=options.trust_remote_code)
+    lens = load_lens(files, device=options.device, dtype=options.model_dtype)
     try:
         write_own_text(lens, target, seed=options.seed, num_tokens=num_tokens, observer=observer)
     finally:

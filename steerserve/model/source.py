@@ -49,6 +49,12 @@ def fetch_model(source: str, *, cache_dir: Path | None = None, trust_remote_code
         raise ModelSourceError(message) from error
 
 
+def absolute_source(source: str) -> str:
+    """Return a source as it is found from any working directory: a folder or file by its whole path."""
+    path = Path(source).expanduser()
+    return source if source in BUILTIN_MODELS or not path.exists() else str(path.absolute())
+
+
 def _fetch(source: str, cache_dir: Path, *, trust_remote_code: bool) -> ModelFiles:
     if source in BUILTIN_MODELS:
         return ModelFiles(source, _builtin(source, cache_dir), source)

@@ -9,6 +9,7 @@ from steerserve.core.config import expand_home
 from steerserve.core.errors import InvalidRequestError
 from steerserve.features.interpret_options import InterpretedSource, InterpretOptions
 from steerserve.jobs.admission import check_corpus, check_interpretation_room
+from steerserve.model.source import absolute_source
 
 if TYPE_CHECKING:
     from steerserve.dictionaries.dictionary import Dictionary
@@ -41,7 +42,8 @@ def interpretation_spec(body: InterpretRequest, runtime: Runtime) -> dict[str, A
         dictionary_dirs=folders,
         allowed_dirs=tuple(folder.resolve() for folder in settings.allowed_dictionary_dirs),
         max_dictionary_bytes=settings.max_dictionary_bytes,
-        model=settings.model.source,
+        model=absolute_source(settings.model.source),
+        trust_remote_code=settings.model.trust_remote_code,
         tokens=body.tokens,
         context_size=body.context_size,
         seed=body.seed,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from steerserve.core.errors import ConfigError, InvalidRequestError
 from steerserve.jobs.admission import check_corpus, check_folder, check_room, room_for
+from steerserve.model.source import absolute_source
 from steerserve.training.options import DEFAULT_HOOK, DEFAULT_L1, DEFAULT_RESAMPLE, Grid, TrainOptions
 
 if TYPE_CHECKING:
@@ -69,7 +70,9 @@ def _options(body: TrainRequest, runtime: Runtime) -> TrainOptions:
             out=settings.dictionary_dirs[0].resolve() / body.id,
             corpus=tuple(check_corpus(entry, settings.corpus_dirs) for entry in corpus),
             dictionaries=Grid(body.id, hooks, widths, _shared(body)).dictionaries(),
-            model=settings.model.source,
+            model=absolute_source(settings.model.source),
+            model_dtype=settings.model.dtype,
+            trust_remote_code=settings.model.trust_remote_code,
             tokens=body.tokens,
             epochs=body.epochs,
             batch_size=body.batch_size,

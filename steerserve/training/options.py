@@ -117,6 +117,10 @@ class TrainOptions:
     prepared: tuple[str, ...] = ()
     """Files that stand for the corpus, where it had to be fetched or written first."""
     model: str = DEFAULT_MODEL
+    model_dtype: str = "auto"
+    """In which the model computes."""
+    trust_remote_code: bool = False
+    """Run Python code that the model's repository brings."""
     tokens: int = 1_000_000
     """Tokens whose activations are kept; fewer if the corpus has fewer."""
     epochs: int | None = None
@@ -195,6 +199,9 @@ class TrainOptions:
     def what_shapes_the_result(self) -> dict[str, Any]:
         """Return the values that an interrupted run must share with the one that goes on."""
         aside = {"out", "corpus", "prepared", "device", "heldout_tokens", "checkpoint_every", "keep_run"}
+        aside |= {"trust_remote_code"}
+        if self.model_dtype == "auto":  # runs from before there was a choice go on
+            aside |= {"model_dtype"}
         return {name: value for name, value in asdict(self).items() if name not in aside}
 
     @property

@@ -59,7 +59,8 @@ def train(options: TrainOptions, observer: Observer) -> tuple[Path, ...]:
     corpus = load_corpus(options.prepared or options.corpus)
     _claim(options, corpus)
     with _Clock(options.run_dir / "clock.json") as clock:
-        lens = load_lens(fetch_model(options.model), device=options.device, dtype="auto")
+        files = fetch_model(options.model, trust_remote_code=options.trust_remote_code)
+        lens = load_lens(files, device=options.device, dtype=options.model_dtype)
         _check_hooks(lens, options)
         batches = _activations(lens, options, corpus, observer)
         saes, histories = _train(lens, options, batches, observer)

@@ -15,14 +15,16 @@ import anyio
 import pytest
 
 from steerserve.core.errors import InvalidRequestError
+from steerserve.features.interpret_options import InterpretOptions
 from steerserve.jobs import admission
 from steerserve.jobs import supervisor as supervisor_module
 from steerserve.jobs.store import JobStore
 from steerserve.jobs.supervisor import Supervisor
 from steerserve.runtime import Runtime, build_runtime
 from steerserve.server.app import create_app
+from steerserve.server.interpretation_request import interpretation_spec
 from steerserve.server.routes.jobs import _events
-from steerserve.server.schemas.jobs import TrainRequest
+from steerserve.server.schemas.jobs import InterpretRequest, TrainRequest
 from steerserve.server.training_request import training_spec
 from steerserve.training.options import TrainOptions
 from tests.jobs.conftest import stand_in_command
@@ -306,6 +308,26 @@ def test_an_empty_request_is_a_sensible_run(job_runtime: Runtime) -> None:
     assert (options.corpus, options.model, options.device) == (("self",), job_runtime.settings.model.source, "cpu")
     assert options.out == job_runtime.settings.dictionary_dirs[0].resolve() / "x"
     assert (spec["load"], spec["claims"], spec["threads"]) == (False, ["x"], 1)
+
+
+def test_a_job_takes_the_model_as_the_server_does_from_any_folder(
+    job_runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = job_runtime.settings
+    folder = Path(settings.model.source)
+    values = {"source": f"./{folder.name}", "dtype": "bfloat16", "trust_remote_code": True}
+    model = settings.model.model_copy(update=values)
+    monkeypatch.setattr(job_runtime, "settings", settings.model_copy(update={"model": model}))
+    monkeypatch.chdir(folder.parent)
+    trained = options_of(job_runtime, id="x")
+    body = InterpretRequest.model_validate({})
+    interpreted = InterpretOptions.from_json(interpretation_spec(body, job_runtime)["options"])
+    for found in (trained, interpreted):
+        assert (found.model_dtype, found.trust_remote_code) == ("bfloat16", True)
+        assert found.model == str(folder)
+    assert "trust_remote_code" not in trained.what_shapes_the_result()
+    assert trained.what_shapes_the_result()["model_dtype"] == "bfloat16"
+    assert "model_dtype" not in replace(trained, model_dtype="auto").what_shapes_the_result()
 
 
 def test_a_request_is_honoured_in_every_field(job_runtime: Runtime, folder: Path) -> None:

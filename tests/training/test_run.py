@@ -150,6 +150,20 @@ def test_one_pass_trains_dictionaries_at_several_hook_points(
     assert (late / "sae_weights.safetensors").stat().st_size == (folders[0] / "sae_weights.safetensors").stat().st_size
 
 
+def test_the_model_computes_in_the_format_that_is_asked_for(
+    sink_model: Path, text_folder: Path, tmp_path: Path
+) -> None:
+    plain, coarse = (
+        options(sink_model, text_folder, tmp_path / name, model_dtype=name) for name in ("float32", "bfloat16")
+    )
+    losses = [
+        json.loads((train(asked, Quiet())[0] / "report.json").read_text(encoding="utf-8"))["heldout"]["ce_clean"]
+        for asked in (plain, coarse)
+    ]
+    assert losses[0] != losses[1]
+    assert losses[0] == pytest.approx(losses[1], rel=0.05)
+
+
 def test_held_out_documents_are_never_trained_on(
     sink_model: Path, embeddings: NDArray[np.float32], tmp_path: Path
 ) -> None:
