@@ -23,6 +23,8 @@ NUM_BINS = 64
 QUANTILES = (0.5, 0.75, 0.9, 0.95, 0.99)
 _FINE_BITS = 9
 _FINE_BINS = 2**_FINE_BITS
+_LEAST_EXPONENT = -100
+"""Lower ones could not be divided by."""
 _NO_EXPONENT = -(2**15)
 
 
@@ -77,7 +79,7 @@ class Spread:
 
     def _widen(self) -> None:
         """Join bins of histograms that the maximum has outgrown."""
-        exponent = torch.frexp(self.maximum).exponent.int()
+        exponent = torch.frexp(self.maximum).exponent.int().clamp(min=_LEAST_EXPONENT)
         grown = ((self.maximum > 0) & (exponent > self.exponent)).nonzero().flatten()
         shift = (exponent - self.exponent)[grown].clamp(max=_FINE_BITS)
         place = torch.arange(_FINE_BINS, device=grown.device) >> shift[:, None]

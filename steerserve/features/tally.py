@@ -71,7 +71,9 @@ class Tally:
 
     def windows(self) -> Iterator[tuple[Window, ...]]:
         """Yield each feature's windows: the strongest first, then those of the intervals that are not among them."""
-        drawn = {name: tensor.view(self.d_sae, -1, *tensor.shape[2:]) for name, tensor in self._drawn.tensors().items()}
+        drawn = {
+            name: tensor.view(self.d_sae, -1, *tensor.shape[2:]).cpu() for name, tensor in self._drawn.tensors().items()
+        }
         identities = self._strongest.identity.tolist()
         for feature, strongest in enumerate(self.strongest()):
             known = set(identities[feature][: len(strongest)])
@@ -87,7 +89,7 @@ class Tally:
     def strongest(self) -> Iterator[tuple[Window, ...]]:
         """Yield each feature's strongest windows."""
         counts = (self._strongest.score > 0).sum(dim=1).tolist()
-        for ids, acts, count in zip(self._strongest.ids, self._strongest.acts, counts, strict=True):
+        for ids, acts, count in zip(self._strongest.ids.cpu(), self._strongest.acts.cpu(), counts, strict=True):
             yield tuple(_windows(ids[:count], acts[:count], repeat(None)))
 
     def _add_peaks(
