@@ -17,16 +17,28 @@ from steerserve.training.corpus import SUFFIXES
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from steerserve.jobs.job import Job
     from steerserve.training.options import TrainOptions
 
 OWN_TEXT = "self"
 _FLOAT16_BYTES, _FLOAT32_BYTES = 2, 4
-_CHECKPOINT_COPIES = 4
-"""Weights and Adam's two moments, and the checkpoint before, which stays until the new one is whole."""
+_CHECKPOINT_COPIES = 6
+"""Weights and Adam's two moments, twice: the checkpoint before stays until the new one is whole."""
+_BUFFER_COPIES = 2
+"""One in each checkpoint."""
 _TRAINING_COPIES = 4
 """Weights, gradients and Adam's two moments."""
 _BATCH_COPIES = 3
 """Of a batch's feature activations: before and after the non-linearity, and their gradient."""
+_SAMPLED_ROWS = 200_000
+"""Of activations that a dictionary is measured on when it is trained."""
+_LOGIT_COPIES = 5
+"""Of a batch's logits that lie side by side while held-out text is measured."""
+_LOGIT_ROWS = 512
+_TEXT_COPIES = 2
+"""A corpus is held in memory, and a file of it twice while it is read."""
+MAX_CORPUS_BYTES = 4 * 10**9
+"""Of the files that one job reads."""
 _TEXT_BYTES_PER_TOKEN = 16
 """Of text that must be fetched or written first, generously."""
 TALLY_BYTES = 24_000
@@ -45,6 +57,20 @@ class Room:
 
     disk: int
     memory: int
+    """Of the machine."""
+    device_memory: int = 0
+    """Of the model's device, where that has a memory of its own."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSize:
+    """What the model takes in a process of its own."""
+
+    weight_bytes: int
+    vocab_size: int
+    widths: Mapping[str, int]
+    """Of the vectors at its hook points."""
+    is_on_cpu: bool = True
 
 
 def check_corpus(entry: str, allowed_dirs: Sequence[Path]) -> str:
@@ -103,27 +129,62 @@ def check_folder(options: TrainOptions) -> None:
         raise InvalidRequestError(message, param="id")
 
 
-def room_for(options: TrainOptions, widths: Mapping[str, int]) -> Room:
-    """Return what a run takes; `widths` are the sizes of the vectors at its hook points."""
+def corpus_bytes(corpus: Sequence[str], tokens: int) -> int:
+    """Return the size of a job's text: of its files, and of what must be fetched or written first.
+
+    Raises:
+        InvalidRequestError: its files are more than one job reads.
+    """
+    paths = [Path(entry) for entry in corpus if not _is_made(entry)]
+    files = [file for path in paths for file in (path.rglob("*") if path.is_dir() else (path,))]
+    found = sum(file.stat().st_size for file in files if file.suffix.lower() in SUFFIXES and file.is_file())
+    if found > MAX_CORPUS_BYTES:
+        message = (
+            f"The corpus has {_size(found)} of text, and one job reads at most {_size(MAX_CORPUS_BYTES)}. Send a "
+            "folder with a part of it."
+        )
+        raise InvalidRequestError(message, param="corpus")
+    return found + (tokens * _TEXT_BYTES_PER_TOKEN if any(map(_is_made, corpus)) else 0)
+
+
+def room_for(options: TrainOptions, model: ModelSize) -> Room:
+    """Return what a run takes.
+
+    Raises:
+        InvalidRequestError: its corpus is more than one job reads.
+    """
+    widths = model.widths
     num_weights = [2 * widths[one.hook] * one.d_sae for one in options.dictionaries]
     weights = sum(num_weights) * _FLOAT32_BYTES
-    disk = weights * (1 + _CHECKPOINT_COPIES)
+    buffer = options.buffer_mb * 1_000_000 if options.storage == "buffer" else 0
+    disk = weights * _CHECKPOINT_COPIES + buffer * _BUFFER_COPIES
     if options.storage == "disk":
         disk += sum(options.tokens * widths[hook] * _FLOAT16_BYTES for hook in options.hooks)
-    if any(entry == OWN_TEXT or entry.startswith("hf:") for entry in options.corpus):
+    if any(map(_is_made, options.corpus)):
         disk += options.tokens * _TEXT_BYTES_PER_TOKEN
     batch = options.tokens_a_step * max(one.d_sae for one in options.dictionaries) * _FLOAT32_BYTES
-    buffer = options.buffer_mb * 1_000_000 if options.storage == "buffer" else 0
-    return Room(disk, weights * _TRAINING_COPIES + batch * _BATCH_COPIES + buffer)
+    logits = _LOGIT_ROWS * model.vocab_size * _FLOAT32_BYTES * _LOGIT_COPIES
+    computing = model.weight_bytes + weights * _TRAINING_COPIES + batch * _BATCH_COPIES + logits
+    rows = min(options.tokens, _SAMPLED_ROWS) * max(widths[hook] for hook in options.hooks) * _FLOAT32_BYTES
+    holding = buffer + rows + corpus_bytes(options.corpus, options.tokens) * _TEXT_COPIES
+    return Room(disk, holding + computing) if model.is_on_cpu else Room(disk, holding, computing)
 
 
 def check_interpretation_room(
-    sizes: Sequence[tuple[int, int]], tokens: int, folder: Path, *, promised_bytes: int
+    sizes: Sequence[tuple[int, int]],
+    weight_bytes: int,
+    corpus: Sequence[str],
+    tokens: int,
+    folder: Path,
+    *,
+    promised_bytes: int,
 ) -> int:
     """Check that the disk and the memory have room for an interpretation; return what it takes of the disk.
 
     Args:
         sizes: Vector width and number of features of each dictionary.
+        weight_bytes: Of the model, where it lies in the machine's memory.
+        corpus: Where the text comes from.
         tokens: That are read.
         folder: Where its files go.
         promised_bytes: What other jobs take of the disk.
@@ -135,6 +196,7 @@ def check_interpretation_room(
     # The checkpoint before stays until the new one is whole, and so does the store.
     disk = num_features * 2 * (TALLY_BYTES + _STORE_BYTES) + tokens * _TEXT_BYTES_PER_TOKEN
     memory = num_features * TALLY_BYTES + 2 * sum(d_in * d_sae for d_in, d_sae in sizes) * _FLOAT32_BYTES
+    memory += weight_bytes + corpus_bytes(corpus, tokens) * _TEXT_COPIES
     advice = "Send fewer dictionaries at once."
     free = shutil.disk_usage(_existing(folder)).free - _DISK_MARGIN_BYTES - promised_bytes
     if disk > free:
@@ -146,14 +208,27 @@ def check_interpretation_room(
     available = psutil.virtual_memory().available
     if memory + _INTERPRET_BYTES > available:
         message = (
-            f"Interpreting needs about {_size(memory + _INTERPRET_BYTES)} of memory beside the model, and "
+            f"Interpreting needs about {_size(memory + _INTERPRET_BYTES)} of memory, and "
             f"{_size(available)} are free. {advice}"
         )
         raise InvalidRequestError(message, param="dictionaries", code="insufficient_memory")
     return disk
 
 
-def check_room(room: Room, folder: Path, *, promised_bytes: int, max_dictionary_bytes: int, largest: int) -> None:
+def disk_shortage(job: Job, folder: Path) -> str | None:
+    """Say what a job that is about to start for the first time lacks on the disk; None where it lacks nothing."""
+    needed, free = int(job.spec.get("disk_bytes", 0)), shutil.disk_usage(_existing(folder)).free - _DISK_MARGIN_BYTES
+    if job.started is not None or needed <= free:
+        return None
+    return (
+        f"The job needs up to {_size(needed)} on the disk of the dictionaries, where {_size(max(free, 0))} are free by "
+        "now. Free some, and send it again."
+    )
+
+
+def check_room(
+    room: Room, folder: Path, *, promised_bytes: int, max_dictionary_bytes: int, largest: int, device_free: int
+) -> None:
     """Check that the disk and the memory have room for a run.
 
     Args:
@@ -162,6 +237,7 @@ def check_room(room: Room, folder: Path, *, promised_bytes: int, max_dictionary_
         promised_bytes: What other jobs take of the disk.
         max_dictionary_bytes: The largest dictionary that the server would load.
         largest: The size of the run's largest dictionary.
+        device_free: The free memory of the model's device.
 
     Raises:
         InvalidRequestError: they have not; the message says how much is missing.
@@ -187,6 +263,17 @@ def check_room(room: Room, folder: Path, *, promised_bytes: int, max_dictionary_
             "d_sae or batch_size, or fewer dictionaries at once."
         )
         raise InvalidRequestError(message, param="d_sae", code="insufficient_memory")
+    if room.device_memory > device_free:
+        message = (
+            f"Training needs about {_size(room.device_memory)} of the device's memory, and {_size(device_free)} are "
+            "free beside the server. Send a smaller d_sae or batch_size, or fewer dictionaries at once."
+        )
+        raise InvalidRequestError(message, param="d_sae", code="insufficient_memory")
+
+
+def _is_made(entry: str) -> bool:
+    """Tell whether text must be fetched or written first."""
+    return entry == OWN_TEXT or entry.startswith("hf:")
 
 
 def _check_path(name: str, allowed_dirs: Sequence[Path]) -> Path:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from steerserve.core.errors import SteerserveError
+from steerserve.jobs.admission import disk_shortage
 from steerserve.jobs.priority import worker_environment
 from steerserve.jobs.process import Orphan, Worker
 from steerserve.jobs.worker import EXIT_BUSY, lock_path, log_path
@@ -116,6 +117,9 @@ class JobRunner:
         self._running.clear()
 
     def _start(self, job: Job) -> None:
+        if shortage := disk_shortage(job, self._store.path.parent):
+            self._store.move(job.id, "failed", error=shortage)
+            return
         self._store.move(job.id, "running")
         environment = worker_environment(os.environ, threads=job.spec["threads"], cache_dir=Path(job.spec["cache_dir"]))
         command = self._command(self._store.path, job.id)

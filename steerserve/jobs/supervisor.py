@@ -62,6 +62,8 @@ class Supervisor:
         self._grace_s = grace_s
         self._lock = FileLock(self._folder / "server.lock")
         self._changed = threading.Condition()
+        self.admission = threading.Lock()
+        """To be held from looking at what other jobs need until a job is queued, or two would get the same room."""
         self._store: JobStore | None = None
         self._runner: JobRunner | None = None
         """There is one as long as this server owns the folder."""

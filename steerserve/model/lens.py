@@ -22,7 +22,7 @@ from steerserve.model.fitness import check_complete, check_kind, check_layers, c
 from steerserve.model.hook_check import working_points
 from steerserve.model.hook_names import describe_hook_names
 from steerserve.model.hook_points import find_points, inner_sources
-from steerserve.model.packed import can_pack, pack_linears, wrap_activations
+from steerserve.model.packed import PackedLinear, can_pack, pack_linears, wrap_activations
 from steerserve.model.resume import find_skips, skipping
 from steerserve.model.tokenizer import Tokenizer
 from steerserve.model.unembedding import find_unembedding
@@ -83,6 +83,13 @@ class LensModel:
         num_heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
         d_head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         return int(2 * self.num_layers * num_heads * d_head * self.dtype.itemsize)
+
+    @property
+    def weight_bytes(self) -> int:
+        """Size of its weights in memory."""
+        packed = (one for one in self.hf_model.modules() if isinstance(one, PackedLinear))
+        num_packed = sum(one.in_features * one.out_features for one in packed)
+        return int(num_packed + sum(one.numel() for one in self.hf_model.parameters())) * self.dtype.itemsize
 
     def free_bytes(self) -> int:
         """Return the free memory of the model's device."""

@@ -53,6 +53,8 @@ def interpretation_spec(body: InterpretRequest, runtime: Runtime) -> dict[str, A
     )
     disk_bytes = check_interpretation_room(
         [(one.d_in, one.d_sae) for one in dictionaries],
+        runtime.lens.weight_bytes if runtime.lens.device.type == "cpu" else 0,
+        options.corpus,
         body.tokens,
         folders[0],
         promised_bytes=sum(int(job.spec.get("disk_bytes", 0)) for job in runtime.jobs.active()),

@@ -6,7 +6,7 @@ import difflib
 from typing import TYPE_CHECKING, Any
 
 from steerserve.core.errors import ConfigError, InvalidRequestError
-from steerserve.jobs.admission import check_corpus, check_folder, check_room, room_for
+from steerserve.jobs.admission import ModelSize, check_corpus, check_folder, check_room, room_for
 from steerserve.model.source import absolute_source
 from steerserve.training.options import DEFAULT_HOOK, DEFAULT_L1, DEFAULT_RESAMPLE, Grid, TrainOptions
 
@@ -32,14 +32,16 @@ def training_spec(body: TrainRequest, runtime: Runtime) -> dict[str, Any]:
     settings = runtime.settings
     options = _options(body, runtime)
     check_folder(options)
-    widths = {hook: runtime.lens.width(hook) for hook in options.hooks}
-    room = room_for(options, widths)
+    lens = runtime.lens
+    widths = {hook: lens.width(hook) for hook in options.hooks}
+    room = room_for(options, ModelSize(lens.weight_bytes, lens.vocab_size, widths, lens.device.type == "cpu"))
     check_room(
         room,
         options.out,
         promised_bytes=sum(int(job.spec.get("disk_bytes", 0)) for job in runtime.jobs.active()),
         max_dictionary_bytes=settings.max_dictionary_bytes,
         largest=max(8 * widths[one.hook] * one.d_sae for one in options.dictionaries),
+        device_free=lens.free_bytes(),
     )
     return {
         "claims": sorted({body.id, *(one.id for one in options.dictionaries)}),

@@ -27,7 +27,7 @@ from steerserve.server.routes.jobs import _events
 from steerserve.server.schemas.jobs import InterpretRequest, TrainRequest
 from steerserve.server.training_request import training_spec
 from steerserve.training.options import TrainOptions
-from tests.jobs.conftest import stand_in_command
+from tests.jobs.conftest import stand_in_command, until
 from tests.server.asking import client_of, events_of
 from tests.server.test_malformed import any_json
 from tests.tiny import HOOK_NAME, tiny_settings
@@ -434,7 +434,7 @@ async def test_disk_that_is_kept_for_other_jobs_is_not_given_twice(
 ) -> None:
     monkeypatch.setattr(admission, "_DISK_MARGIN_BYTES", 0)
     body = {"tokens": 1000, "corpus": "self", "d_sae": 8, "k": 1}
-    needed = 1000 * (2 * 48 + 16) + 2 * 48 * 8 * 4 * 5
+    needed = 1000 * (2 * 48 + 16) + 2 * 48 * 8 * 4 * 6
 
     class Usage:
         free = 2 * needed - 1
@@ -445,6 +445,75 @@ async def test_disk_that_is_kept_for_other_jobs_is_not_given_twice(
     error = response.json()["error"]
     assert (response.status_code, error["code"]) == (400, "insufficient_disk_space")
     assert "other jobs" in error["message"]
+
+
+async def test_two_requests_at_once_do_not_get_the_same_room(
+    admin: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(admission, "_DISK_MARGIN_BYTES", 0)
+    body = {"tokens": 1000, "corpus": "self", "d_sae": 8, "k": 1, "seed": 1}
+    needed = 1000 * (2 * 48 + 16) + 2 * 48 * 8 * 4 * 6
+
+    class Usage:
+        free = 3 * needed
+
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage)
+    asked = [admin.post("/admin/train", json={"id": f"race{number}", **body}) for number in range(8)]
+    statuses = [response.status_code for response in await asyncio.gather(*asked)]
+    assert sorted(statuses) == [202, 202, 202, 400, 400, 400, 400, 400]
+
+
+async def test_a_job_whose_disk_has_filled_up_while_it_waited_fails_with_a_sentence(
+    admin: httpx.AsyncClient, job_runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = await started(admin, id="first-of-two", seed=1)
+    second = await started(admin, id="second-of-two")
+    monkeypatch.setattr(admission, "_DISK_MARGIN_BYTES", 1 << 60)
+    go = job_runtime.settings.dictionary_dirs[0] / "first-of-two" / "go"
+    await asyncio.to_thread(until, go.parent.is_dir)
+    go.touch()
+    assert (await ended(admin, first))["state"] == "done"
+    failed = await ended(admin, second)
+    assert failed["state"] == "failed"
+    assert "on the disk" in failed["error"]
+
+
+def test_all_that_a_run_holds_is_counted(job_runtime: Runtime, folder: Path) -> None:
+    book = folder / "corpus" / "long.txt"
+    book.write_text("x" * 10_000, encoding="utf-8")
+    options = options_of(
+        job_runtime, id="x", corpus=f"path:{book}", d_sae=64, tokens=100_000, storage="buffer", batch_size=32
+    )
+    weights, buffer = 2 * 48 * 64 * 4, options.buffer_mb * 1_000_000
+    computing = 1_000_000 + 4 * weights + 3 * 32 * 64 * 4 + 512 * 259 * 4 * 5
+    holding = buffer + 100_000 * 48 * 4 + 2 * 10_000
+    on_cpu = admission.room_for(options, admission.ModelSize(1_000_000, 259, {LATE: 48}))
+    assert on_cpu == admission.Room(6 * weights + 2 * buffer, holding + computing)
+    elsewhere = admission.room_for(options, admission.ModelSize(1_000_000, 259, {LATE: 48}, is_on_cpu=False))
+    assert elsewhere == admission.Room(on_cpu.disk, holding, computing)
+    with pytest.raises(InvalidRequestError, match="of the device's memory") as caught:
+        admission.check_room(
+            elsewhere, folder, promised_bytes=0, max_dictionary_bytes=1 << 30, largest=1, device_free=computing - 1
+        )
+    assert caught.value.code == "insufficient_memory"
+
+
+def test_the_models_own_size_is_that_of_its_files(job_runtime: Runtime) -> None:
+    weights = Path(job_runtime.settings.model.source) / "model.safetensors"
+    assert job_runtime.lens.weight_bytes == pytest.approx(weights.stat().st_size, rel=0.1)
+
+
+async def test_a_corpus_of_any_size_is_not_read(admin: httpx.AsyncClient, folder: Path) -> None:
+    vast = folder / "corpus" / "vast.txt"
+    with vast.open("wb") as opened:
+        opened.truncate(admission.MAX_CORPUS_BYTES + 1)
+    try:
+        for route, body in (("train", {"id": "x"}), ("interpret", {})):
+            response = await admin.post(f"/admin/{route}", json={"corpus": f"path:{vast.parent}", **body})
+            assert response.status_code == 400, response.text
+            assert "one job reads at most 4.0 GB" in response.json()["error"]["message"]
+    finally:
+        vast.unlink()
 
 
 async def test_a_dictionary_that_the_server_could_not_load_is_not_trained(

@@ -47,7 +47,8 @@ async def start_training(
     """Start a job that trains dictionaries on the served model, beside serving."""
 
     def submit() -> Job:
-        return runtime.jobs.submit("train", body.id, training_spec(body, runtime))
+        with runtime.jobs.admission:
+            return runtime.jobs.submit("train", body.id, training_spec(body, runtime))
 
     return _accepted(await runtime.job_calls.run(submit))
 
@@ -65,8 +66,9 @@ async def start_interpreting(
     """Start a job that reads text and finds out what the features of dictionaries do, beside serving."""
 
     def submit() -> Job:
-        spec = interpretation_spec(body, runtime)
-        return runtime.jobs.submit("interpret", spec["claims"][0], spec)
+        with runtime.jobs.admission:
+            spec = interpretation_spec(body, runtime)
+            return runtime.jobs.submit("interpret", spec["claims"][0], spec)
 
     return _accepted(await runtime.job_calls.run(submit))
 
