@@ -68,6 +68,23 @@ def test_pull_writes_a_folder_that_serves_the_same_contents(
     assert (code, err) == (2, f"steerserve: {target} is there already. Remove it, or name another folder with --out.\n")
 
 
+def test_the_list_leaves_out_what_is_no_dictionary_and_says_what_is_broken(
+    command: Callable[..., tuple[int, str, str]], tmp_path: Path
+) -> None:
+    root = tmp_path / "dictionaries"
+    for place in ("sound", "odd", "listed", "sound/run/checkpoints/9/one", ".jobs/x", "sound/.export"):
+        (root / place).mkdir(parents=True)
+        (root / place / "cfg.json").write_text('{"architecture": "topk", "d_sae": 7}', encoding="utf-8")
+    (root / "odd" / "cfg.json").write_text('{"architecture": ', encoding="utf-8")
+    (root / "listed" / "cfg.json").write_text('{"metadata": ["x"], "architecture": ["[/]"]}', encoding="utf-8")
+    code, out, _ = command("list")
+    assert code == 0
+    listed = [line.split() for line in out.splitlines() if str(root) in line]
+    assert [Path(row[0]).name for row in listed] == ["listed", "odd", "sound"]
+    assert "cannot be read" in " ".join(listed[1])
+    assert listed[2][1:3] == ["topk", "7"]
+
+
 def test_pull_brings_other_layouts_into_saelens_own(
     command: Callable[..., tuple[int, str, str]], folder: Path, tmp_path: Path
 ) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 import steerserve
@@ -42,11 +43,24 @@ def dictionaries_list() -> None:
     roots = [("bundled", _BUNDLED), *(("path", folder) for folder in environment_settings().dictionary_dirs)]
     for kind, root in roots:
         for file in sorted(root.rglob("cfg.json")):
-            config = read_config(file)
-            hook = (config.get("metadata") or {}).get("hook_name") or config.get("hook_name") or "?"
-            folder = file.parent.relative_to(root) if kind == "bundled" else file.parent
-            table.add_row(f"{kind}:{folder}", config.get("architecture", "?"), str(config.get("d_sae", "?")), hook)
+            inside = file.parent.relative_to(root)
+            # What an unfinished training keeps, and what the server keeps for itself.
+            if any(part == "run" or part.startswith(".") for part in inside.parts):
+                continue
+            table.add_row(f"{kind}:{inside if kind == 'bundled' else file.parent}", *_row(file))
     print_table(table)
+
+
+def _row(file: Path) -> tuple[str, str, str]:
+    """Return architecture, number of features and hook point, or why there are none."""
+    try:
+        config = read_config(file)
+    except ConfigError:
+        return "cfg.json cannot be read", "?", "?"
+    metadata = config.get("metadata")
+    named = metadata.get("hook_name") if isinstance(metadata, dict) else None
+    hook = named or config.get("hook_name") or "?"
+    return escape(str(config.get("architecture", "?"))), escape(str(config.get("d_sae", "?"))), escape(str(hook))
 
 
 @dictionaries_app.command("pull")
