@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
 
 
 def write_text(path: Path, content: str) -> None:
@@ -21,6 +21,14 @@ def write_text(path: Path, content: str) -> None:
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write `content` to `path` as JSON, whole or not at all."""
     write_text(path, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def opened_path(descriptor: int) -> Path | None:
+    """Return where an open file really lies, whatever its path has become since; None where nobody can say."""
+    try:
+        return Path(f"/proc/self/fd/{descriptor}").readlink()
+    except OSError:  # not Linux
+        return None
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -74,7 +74,7 @@ def interpret(options: InterpretOptions, observer: Observer) -> tuple[Interprete
         ModelSourceError: the model cannot be loaded.
         StoppedError: the observer asked for it; what was done is kept.
     """
-    corpus = load_corpus(options.prepared or options.corpus)
+    corpus = load_corpus(options.prepared or options.corpus, allowed_dirs=options.text_dirs)
     files = fetch_model(options.model, trust_remote_code=options.trust_remote_code)
     lens = load_lens(files, device=options.device, dtype=options.dtype)
     if options.context_size > lens.max_context:

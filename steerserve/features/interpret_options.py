@@ -50,6 +50,8 @@ class InterpretOptions:
     allowed_dirs: tuple[Path, ...]
     """`path:` sources must lie within one of these folders."""
     max_dictionary_bytes: int
+    corpus_dirs: tuple[Path, ...] | None = None
+    """Files of the corpus must lie within one of these folders, links followed; None: wherever they are."""
     prepared: tuple[str, ...] = ()
     """Files that stand for the corpus, where it had to be fetched or written first."""
     model: str = DEFAULT_MODEL
@@ -90,6 +92,11 @@ class InterpretOptions:
         """The folder for text that must be fetched or written first; it is kept, since it took time."""
         return self._folder / "corpus"
 
+    @property
+    def text_dirs(self) -> tuple[Path, ...] | None:
+        """The folders that text may lie in, with the one for what was fetched or written; None: all."""
+        return None if self.corpus_dirs is None else (*self.corpus_dirs, self.text_dir)
+
     def what_shapes_the_result(self) -> dict[str, Any]:
         """Return the values that an interrupted run must share with the one that goes on."""
         shared = ("model", "tokens", "context_size", "seed", "dtype")
@@ -98,7 +105,8 @@ class InterpretOptions:
     def to_json(self) -> dict[str, Any]:
         """Return the options as JSON, which `from_json` reads."""
         folders = {name: [str(path) for path in getattr(self, name)] for name in ("dictionary_dirs", "allowed_dirs")}
-        return {**asdict(self), **folders}
+        corpus_dirs = None if self.corpus_dirs is None else [str(path) for path in self.corpus_dirs]
+        return {**asdict(self), **folders, "corpus_dirs": corpus_dirs}
 
     @classmethod
     def from_json(cls, found: Mapping[str, Any]) -> InterpretOptions:
@@ -107,11 +115,13 @@ class InterpretOptions:
         Raises:
             ConfigError: a value that cannot be honoured.
         """
+        corpus_dirs = found.get("corpus_dirs")
         return cls(
             **{
                 **found,
                 "dictionaries": tuple(InterpretedSource(**one) for one in found["dictionaries"]),
                 "corpus": tuple(found["corpus"]),
+                "corpus_dirs": None if corpus_dirs is None else tuple(Path(folder) for folder in corpus_dirs),
                 "prepared": tuple(found["prepared"]),
                 "dictionary_dirs": tuple(Path(folder) for folder in found["dictionary_dirs"]),
                 "allowed_dirs": tuple(Path(folder) for folder in found["allowed_dirs"]),

@@ -39,6 +39,7 @@ def interpretation_spec(body: InterpretRequest, runtime: Runtime) -> dict[str, A
             InterpretedSource(one.id, _absolute(one.source), one.sha256, force=True) for one in dictionaries
         ),
         corpus=tuple(check_corpus(entry, settings.corpus_dirs) for entry in corpus),
+        corpus_dirs=tuple(folder.resolve() for folder in settings.corpus_dirs),
         dictionary_dirs=folders,
         allowed_dirs=tuple(folder.resolve() for folder in settings.allowed_dictionary_dirs),
         max_dictionary_bytes=settings.max_dictionary_bytes,

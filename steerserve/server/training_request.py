@@ -71,6 +71,7 @@ def _options(body: TrainRequest, runtime: Runtime) -> TrainOptions:
         return TrainOptions(
             out=settings.dictionary_dirs[0].resolve() / body.id,
             corpus=tuple(check_corpus(entry, settings.corpus_dirs) for entry in corpus),
+            corpus_dirs=tuple(folder.resolve() for folder in settings.corpus_dirs),
             dictionaries=Grid(body.id, hooks, widths, _shared(body)).dictionaries(),
             model=absolute_source(settings.model.source),
             model_dtype=settings.model.dtype,

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from steerserve.core.errors import CorpusError
+from steerserve.core.files import opened_path
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -62,16 +63,23 @@ class Corpus:
         return dict(sorted(counts.items()))
 
 
-def load_corpus(sources: Sequence[str | Path], *, heldout_share: float = HELDOUT_SHARE) -> Corpus:
+def load_corpus(
+    sources: Sequence[str | Path], *, heldout_share: float = HELDOUT_SHARE, allowed_dirs: Sequence[Path] | None = None
+) -> Corpus:
     """Read the documents of folders and files, drop repeated ones, shuffle them and set some aside by their content.
 
-    Which side a document falls on depends on its text alone, so it stays there when a corpus grows.
+    Which side a document falls on depends on its text alone, so it stays there when a corpus grows. Each file must lie
+    within one of `allowed_dirs`, links followed; None allows all.
 
     Raises:
-        CorpusError: a path that does not exist, a file that cannot be read, or fewer than two documents.
+        CorpusError: a path that does not exist, a file that cannot be read or lies elsewhere, or fewer than two
+            documents.
     """
     by_digest = {
-        document.digest: document for source in sources for file in corpus_files(source) for document in _read(file)
+        document.digest: document
+        for source in sources
+        for file in corpus_files(source)
+        for document in _read(file, allowed_dirs)
     }
     if len(by_digest) < 2:  # noqa: PLR2004 one to train on, one to hold out
         places = ", ".join(str(source) for source in sources)
@@ -112,9 +120,15 @@ def corpus_files(source: str | Path) -> list[Path]:
     return found
 
 
-def _read(file: Path) -> Iterator[Document]:
+def _read(file: Path, allowed_dirs: Sequence[Path] | None) -> Iterator[Document]:
     try:
-        content = file.read_text(encoding="utf-8")
+        with file.open(encoding="utf-8") as opened:
+            real = opened_path(opened.fileno()) or file.resolve()
+            roots = None if allowed_dirs is None else [folder.resolve() for folder in allowed_dirs]
+            if roots is not None and not any(real.is_relative_to(root) for root in roots):
+                message = f"{file} leads outside the folders that corpora may lie in; remove the link."
+                raise CorpusError(message, param="corpus")
+            content = opened.read()
     except (OSError, UnicodeDecodeError) as error:
         message = f"{file} cannot be read as UTF-8 text: {error}"
         raise CorpusError(message, param="corpus") from error

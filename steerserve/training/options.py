@@ -114,6 +114,8 @@ class TrainOptions:
     corpus: tuple[str, ...]
     """Folders, files (.txt, .md, .jsonl), `hf:NAME`, or `self`."""
     dictionaries: tuple[DictionaryOptions, ...]
+    corpus_dirs: tuple[Path, ...] | None = None
+    """Files of the corpus must lie within one of these folders, links followed; None: wherever they are."""
     prepared: tuple[str, ...] = ()
     """Files that stand for the corpus, where it had to be fetched or written first."""
     model: str = DEFAULT_MODEL
@@ -168,6 +170,11 @@ class TrainOptions:
         return self.run_dir / "corpus"
 
     @property
+    def text_dirs(self) -> tuple[Path, ...] | None:
+        """The folders that text may lie in, with the one for what was fetched or written; None: all."""
+        return None if self.corpus_dirs is None else (*self.corpus_dirs, self.text_dir)
+
+    @property
     def num_epochs(self) -> int:
         """How often each token is seen."""
         if self.epochs is not None:
@@ -199,7 +206,7 @@ class TrainOptions:
     def what_shapes_the_result(self) -> dict[str, Any]:
         """Return the values that an interrupted run must share with the one that goes on."""
         aside = {"out", "corpus", "prepared", "device", "heldout_tokens", "checkpoint_every", "keep_run"}
-        aside |= {"trust_remote_code"}
+        aside |= {"trust_remote_code", "corpus_dirs"}
         if self.model_dtype == "auto":  # runs from before there was a choice go on
             aside |= {"model_dtype"}
         return {name: value for name, value in asdict(self).items() if name not in aside}
@@ -212,7 +219,8 @@ class TrainOptions:
 
     def to_json(self) -> dict[str, Any]:
         """Return the options as JSON, which `from_json` reads."""
-        return {**asdict(self), "out": str(self.out)}
+        folders = None if self.corpus_dirs is None else [str(folder) for folder in self.corpus_dirs]
+        return {**asdict(self), "out": str(self.out), "corpus_dirs": folders}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> TrainOptions:
@@ -223,6 +231,8 @@ class TrainOptions:
         )
         read = {"out": Path(value["out"]), "corpus": tuple(value["corpus"])}
         read |= {"dictionaries": tuple(dictionaries), "prepared": tuple(value["prepared"])}
+        if (folders := value.get("corpus_dirs")) is not None:
+            read["corpus_dirs"] = tuple(Path(folder) for folder in folders)
         return cls(**{**value, **read})
 
 

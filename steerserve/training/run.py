@@ -56,7 +56,7 @@ def train(options: TrainOptions, observer: Observer) -> tuple[Path, ...]:
     """
     if done := finished(options):
         return done
-    corpus = load_corpus(options.prepared or options.corpus)
+    corpus = load_corpus(options.prepared or options.corpus, allowed_dirs=options.text_dirs)
     _claim(options, corpus)
     with _Clock(options.run_dir / "clock.json") as clock:
         files = fetch_model(options.model, trust_remote_code=options.trust_remote_code)

@@ -325,6 +325,8 @@ def test_a_job_takes_the_model_as_the_server_does_from_any_folder(
     for found in (trained, interpreted):
         assert (found.model_dtype, found.trust_remote_code) == ("bfloat16", True)
         assert found.model == str(folder)
+        assert found.corpus_dirs == (folder.parent / "corpus",)
+        assert found.text_dirs == (folder.parent / "corpus", found.text_dir)
     assert "trust_remote_code" not in trained.what_shapes_the_result()
     assert trained.what_shapes_the_result()["model_dtype"] == "bfloat16"
     assert "model_dtype" not in replace(trained, model_dtype="auto").what_shapes_the_result()

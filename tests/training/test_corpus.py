@@ -66,6 +66,18 @@ def test_a_repeated_document_counts_once_so_that_no_copy_of_it_is_trained_on(tmp
     assert once.digest == twice.digest
 
 
+def test_a_link_leads_out_of_a_folder_only_where_all_may_be_read(tmp_path: Path) -> None:
+    numbered(tmp_path / "text", 5)
+    secret = tmp_path / "secret"
+    secret.write_text("secret", encoding="utf-8")
+    (tmp_path / "text" / "inside.jsonl").symlink_to(tmp_path / "text" / "all.jsonl")
+    assert load_corpus([tmp_path / "text"], allowed_dirs=[tmp_path / "text"])
+    (tmp_path / "text" / "link.txt").symlink_to(secret)
+    with pytest.raises(CorpusError, match=r"link\.txt leads outside"):
+        load_corpus([tmp_path / "text"], allowed_dirs=[tmp_path / "text"])
+    assert load_corpus([tmp_path / "text"]).sources()["link.txt"] == 1
+
+
 def test_order_depends_on_content_and_not_on_the_files(tmp_path: Path) -> None:
     a = records(tmp_path / "a.jsonl", *({"text": f"{n}"} for n in range(50)))
     b = records(tmp_path / "b.jsonl", *({"text": f"{n}"} for n in reversed(range(50))))
