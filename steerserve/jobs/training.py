@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from steerserve.core.errors import ConfigError
 from steerserve.jobs.corpus import prepare
+from steerserve.jobs.lock import FileLock
 from steerserve.training.run import finished, train
 
 if TYPE_CHECKING:
@@ -19,9 +21,21 @@ def train_from_anywhere(options: TrainOptions, observer: Observer) -> tuple[Path
     """Make the corpus local and train; return the dictionaries' folders. Goes on where an earlier call was stopped.
 
     Raises:
+        ConfigError: another process trains in the same folder, or it cannot be written.
         SteerserveError: as `steerserve.training.run.train`.
     """
     if done := finished(options):
         return done
-    prepared = prepare(options, observer).corpus
-    return train(replace(options, prepared=tuple(prepared)), observer)
+    with FileLock(options.run_dir / "lock") as lock:
+        try:
+            options.run_dir.mkdir(parents=True, exist_ok=True)
+            is_alone = lock.acquire()
+        except OSError as error:
+            message = f"{options.out} cannot be written: {error.strerror}."
+            raise ConfigError(message, param="out") from error
+        if not is_alone:
+            # Two would write one checkpoint.
+            message = f"Another process trains in {options.out} now. Wait for its end, or give another folder."
+            raise ConfigError(message, param="out")
+        prepared = prepare(options, observer).corpus
+        return train(replace(options, prepared=tuple(prepared)), observer)

@@ -12,9 +12,11 @@ from typing import Any
 
 import pytest
 
-from steerserve.core.errors import CorpusError
+from steerserve.core.errors import ConfigError, CorpusError
 from steerserve.jobs.corpus import prepare
 from steerserve.jobs.hub_text import HubText, _record
+from steerserve.jobs.lock import FileLock
+from steerserve.jobs.training import train_from_anywhere
 from steerserve.training.corpus import load_corpus
 from steerserve.training.options import DictionaryOptions, TrainOptions
 from tests.jobs.dataset_hub import dataset_hub
@@ -204,6 +206,19 @@ def test_another_model_seed_or_amount_is_another_file(model_folders: dict[str, P
 def test_a_path_that_is_missing_is_told_before_the_model_is_loaded(tmp_path: Path) -> None:
     with pytest.raises(CorpusError, match="There is no"):
         prepare(options(tmp_path, "self", str(tmp_path / "nowhere"), model="no-such-model"), Quiet())
+
+
+def test_a_folder_in_which_another_process_trains_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("x", encoding="utf-8")
+    asked = options(tmp_path / "out", str(tmp_path / "a.txt"))
+    asked.run_dir.mkdir(parents=True)
+    with FileLock(asked.run_dir / "lock") as lock:
+        assert lock.acquire()
+        with pytest.raises(ConfigError, match="Another process trains in") as caught:
+            train_from_anywhere(asked, Quiet())
+    assert caught.value.param == "out"
+    with pytest.raises(CorpusError, match="two or more"):  # its text has one document
+        train_from_anywhere(asked, Quiet())
 
 
 def test_a_corpus_of_paths_makes_nothing(tmp_path: Path) -> None:
