@@ -98,7 +98,7 @@ def main() -> None:
         "set_up_cpu_s": set_up_cpu_s,
         "per_feature_s": took_s / len(features),
         "per_feature_cpu_s": took_cpu_s / len(features),
-        "response": [bench.response.dose_norm, bench.response.exponent],
+        "usual_dose": bench.usual_dose,
     }
     print(f"{inside} of {len(features)} within {LOW} to {HIGH} nat")
     print(json.dumps(summary))

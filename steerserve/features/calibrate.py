@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from steerserve.features.directions import NUM_PROMOTED
-from steerserve.features.dosing import TYPICAL_EXPONENT, TYPICAL_PART, DoseSearch, Response, find_doses, find_response
+from steerserve.features.dosing import TYPICAL_PART, DoseSearch, find_doses, usual_dose
 from steerserve.features.prompts import calibration_ids, neutral_ids
 from steerserve.features.pushed_text import PushedText, run_pieces
 from steerserve.features.records import Calibration
@@ -35,7 +35,8 @@ class Bench:
 
     text: PushedText
     neutral: PushedText
-    response: Response
+    usual_dose: float
+    """The norm of most directions' dose."""
 
 
 @torch.inference_mode()
@@ -74,8 +75,8 @@ def calibrate_features(
                 raise StoppedError("Stopped while calibrating; the same call goes on with the features that are left.")
 
 
-def set_up(lens: LensModel, dictionary: Dictionary, response: Response | None = None) -> Pieces[Bench]:
-    """Read the texts at a dictionary's hook point; `response` is what is known of it from an earlier time."""
+def set_up(lens: LensModel, dictionary: Dictionary, usual: float | None = None) -> Pieces[Bench]:
+    """Read the texts at a dictionary's hook point; `usual` is the usual dose where that is known from another time."""
     hook_name = dictionary.hook_name
     medians = {hook_name: dictionary.median_norm}
     text = PushedText(lens, calibration_ids(lens.tokenizer), medians)
@@ -84,10 +85,10 @@ def set_up(lens: LensModel, dictionary: Dictionary, response: Response | None = 
     yield from neutral.read()
     gain = text.scale_pushes(hook_name, dictionary.gains)
     neutral.scale_pushes(hook_name, dictionary.gains)
-    if response is None:
+    if usual is None:
         guess = TYPICAL_PART * dictionary.median_norm / gain
-        response = yield from find_response(text, hook_name, dictionary.d_in, guess)
-    return Bench(text, neutral, response)
+        usual = yield from usual_dose(text, hook_name, dictionary.d_in, guess)
+    return Bench(text, neutral, usual)
 
 
 def calibrate(
@@ -101,9 +102,9 @@ def calibrate(
     live = [feature for feature in features if feature not in dictionary.zero_directions]
     if not live:
         return {}
-    hook_name, response = dictionary.hook_name, bench.response
+    hook_name = dictionary.hook_name
     directions = dictionary.directions(torch.tensor(live, device=lens.device)).float()
-    searches = [DoseSearch(response.dose_norm / norm, response.exponent) for norm in directions.norm(dim=-1).tolist()]
+    searches = [DoseSearch(bench.usual_dose / norm) for norm in directions.norm(dim=-1).tolist()]
     doses = yield from find_doses(bench.text, {hook_name: directions}, searches)
     dosed = [place for place, dose in enumerate(doses) if dose is not None]
     if not dosed:
@@ -135,7 +136,7 @@ def calibrate_vector(
     parts = [float(values.norm()) / median_norms[name] for name, values in directions.items()]
     if not sum(parts):
         return None
-    search = DoseSearch(TYPICAL_PART / sum(parts), TYPICAL_EXPONENT)
+    search = DoseSearch(TYPICAL_PART / sum(parts))
     [dose] = yield from find_doses(text, directions, [search])
     return dose
 

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
 
     from steerserve.dictionaries.dictionary import Dictionary
-    from steerserve.features.dosing import Response
     from steerserve.features.pushed_text import Pieces
     from steerserve.features.records import Calibration
     from steerserve.features.stores import FeatureStores
@@ -33,7 +32,7 @@ if TYPE_CHECKING:
 Result = TypeVar("Result")
 
 _MAX_KEPT = 10_000
-_MAX_RESPONSES = 64
+_MAX_DICTIONARIES = 64
 
 _log = logging.getLogger(__name__)
 
@@ -63,7 +62,7 @@ class Doses:
         self._lock = threading.Lock()
         self._known: OrderedDict[str, float | None] = OrderedDict()
         """Of vectors, of dictionaries whose store cannot be written, and what has no dose."""
-        self._responses: OrderedDict[str, Response] = OrderedDict()
+        self._usual: OrderedDict[str, float] = OrderedDict()
         self._under_way: dict[str, Future[None]] = {}
         self._worker: ThreadPoolExecutor | None = None
         self._is_stopped = False
@@ -153,10 +152,10 @@ class Doses:
             _log.warning("dictionary %s: doses are kept until the server stops: %s", dictionary.id, error.message)
 
     def _feature_pieces(self, dictionary: Dictionary, features: Sequence[int]) -> Pieces[dict[int, Calibration]]:
-        bench = yield from set_up(self._lens, dictionary, self._responses.get(dictionary.contents))
-        self._responses[dictionary.contents] = bench.response
-        if len(self._responses) > _MAX_RESPONSES:
-            self._responses.popitem(last=False)
+        bench = yield from set_up(self._lens, dictionary, self._usual.get(dictionary.contents))
+        self._usual[dictionary.contents] = bench.usual_dose
+        if len(self._usual) > _MAX_DICTIONARIES:
+            self._usual.popitem(last=False)
         found = yield from calibrate(self._lens, dictionary, bench, features)
         return found
 

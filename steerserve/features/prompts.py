@@ -34,50 +34,73 @@ PROSE = (
     ),
     (
         "My grandmother kept her recipes in a tin box on the kitchen shelf. Most of them were written in "
-        "pencil, with notes about who had liked what, and when. After she died, my sister copied every one of"
-        " them into a book."
+        "pencil, with notes about who had liked what, and when. After she died, my sister copied every one "
+        "of them into a book."
     ),
     (
-        'The old man looked up from his newspaper. "You are late again," he said, but he did not seem angry. '
-        "He folded the paper, put on his coat, and held the door open so that we could both go out into the "
-        "rain."
+        'The old man looked up from his newspaper. "You are late again," he said, but he did not seem '
+        "angry. He folded the paper, put on his coat, and held the door open so that we could both go out "
+        "into the rain."
     ),
     (
-        "The train to the coast leaves at seven in the morning and takes about three hours. There is a small "
-        "cafe on board where you can buy tea and sandwiches, but it closes before the last stop."
+        "The train to the coast leaves at seven in the morning and takes about three hours. There is a "
+        "small cafe on board where you can buy tea and sandwiches, but it closes before the last stop."
     ),
     (
         "A good knife should be sharp, well balanced and easy to clean. Many cooks own a dozen of them but "
         "use only two or three: a large one for vegetables and meat, and a small one for fruit."
+    ),
+    (
+        "The castle was built in the twelfth century on a hill above the village. Over the years it has "
+        "been a prison, a school and a hospital, and today it is a museum that many people visit."
+    ),
+    (
+        "To install the program, download the file from the website and open it. You may be asked for a "
+        "password. When the installation is complete, restart the computer and check that everything works "
+        "as expected."
     ),
 )
 CHATS = (
     (
         "What is a good way to learn a new language as an adult?",
         (
-            "The best way is to use it a little every day. Start with common words and short sentences, listen to"
-            " people who speak it, and do not be afraid of making mistakes while you practise."
+            "The best way is to use it a little every day. Start with common words and short sentences, listen "
+            "to people who speak it, and do not be afraid of making mistakes while you practise."
         ),
     ),
     (
         "How do I make a simple tomato soup at home?",
         (
-            "You need six ripe tomatoes, an onion, some garlic and a little olive oil. Fry the onion until it is "
-            "soft, add the chopped tomatoes, and let everything cook for twenty minutes."
+            "You need six ripe tomatoes, an onion, some garlic and a little olive oil. Fry the onion until it "
+            "is soft, add the chopped tomatoes, and let everything cook for twenty minutes."
         ),
     ),
     (
         "Give me three tips for a job interview.",
         (
-            "First, read about the company before you go. Second, arrive ten minutes early and dress well. Third,"
-            " prepare a few questions of your own, because it shows that you are interested."
+            "First, read about the company before you go. Second, arrive ten minutes early and dress well. "
+            "Third, prepare a few questions of your own, because it shows that you are interested."
         ),
     ),
     (
-        "Can you explain what a black hole is?",
+        "Write a poem about the sea.",
         (
-            "A black hole is a place in space where gravity is so strong that not even light can get out. It "
-            "often forms when a very large star dies and falls in on itself."
+            "The sea is wide, the sea is deep, it sings the tired town to sleep, and every wave that meets the "
+            "shore has told its story once before to sailors."
+        ),
+    ),
+    (
+        "Who wrote the play Hamlet and when?",
+        (
+            "Hamlet was written by William Shakespeare around the year 1600. It tells the story of a prince of "
+            "Denmark whose father has been murdered by his own brother, the new king."
+        ),
+    ),
+    (
+        "How can I sleep better at night?",
+        (
+            "Try to go to bed at the same time every evening and keep your room dark and cool. Avoid coffee "
+            "after lunch, and put your phone away an hour before you want to sleep."
         ),
     ),
     (

@@ -29,7 +29,7 @@ from steerserve.steering.edits import (
 from steerserve.steering.units import UnitConverter
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from steerserve.dictionaries.dictionary import Dictionary
     from steerserve.dictionaries.registry import RegistrySnapshot

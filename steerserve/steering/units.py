@@ -40,20 +40,21 @@ class UnitConverter:
         Raises:
             InvalidRequestError: the unit cannot be counted, or comes to too much.
         """
-        if _is_raw(edit):
-            return edit.scale
+        scale = edit.scale
+        if scale is None or _is_raw(edit):
+            return scale
         target = FeatureTarget(dictionary, feature)
         if edit.unit == "max":
-            return _checked(edit, edit.scale * self._maximum(target, path), path)
+            return _checked(edit, scale * self._maximum(target, path), path)
         if feature in dictionary.zero_directions:
             message = (
                 f"{path}.feature: feature {feature} of {dictionary.id!r} writes nothing; unit {edit.unit} needs more."
             )
             raise InvalidRequestError(message, param=f"{path}.feature")
         if edit.unit == "norm":
-            return _checked(edit, edit.scale * dictionary.mean_norm / dictionary.change_norm(feature), path)
+            return _checked(edit, scale * dictionary.mean_norm / dictionary.change_norm(feature), path)
         what = f"feature {feature} of {dictionary.id!r}"
-        return _checked(edit, edit.scale * self._dose(target, what, f"{path}.feature"), path)
+        return _checked(edit, scale * self._dose(target, what, f"{path}.feature"), path)
 
     def vector(self, edit: Edit, layers: Layers, path: str) -> list[float | None]:
         """Return the raw scale of a vector at each of its hook points; NaN while its dose is not known.
@@ -61,17 +62,18 @@ class UnitConverter:
         Raises:
             InvalidRequestError: the unit cannot be counted, or comes to too much.
         """
-        if _is_raw(edit):
-            return [edit.scale] * len(layers)
+        scale = edit.scale
+        if scale is None or _is_raw(edit):
+            return [scale] * len(layers)
         norms = [math.hypot(*values) for _, values in layers]
         if any(norm < _LEAST_NORM for norm in norms):
             message = f"{path}.vector is zero, or nearly so, and unit {edit.unit} cannot count it."
             raise InvalidRequestError(message, param=f"{path}.vector")
         if edit.unit == "norm":
             means = [self._scales.mean_norm(hook_name) for hook_name, _ in layers]
-            raw = [edit.scale * mean / norm for mean, norm in zip(means, norms, strict=True)]
+            raw = [scale * mean / norm for mean, norm in zip(means, norms, strict=True)]
         else:
-            raw = [edit.scale * self._dose(VectorTarget(layers), "this vector", f"{path}.vector")] * len(layers)
+            raw = [scale * self._dose(VectorTarget(layers), "this vector", f"{path}.vector")] * len(layers)
         return [_checked(edit, one, path) for one in raw]
 
     def check_known(self) -> None:
@@ -115,7 +117,7 @@ class UnitConverter:
 
 
 def _is_raw(edit: Edit) -> bool:
-    return edit.scale is None or edit.unit in {None, "raw"} or (edit.unit == "dose" and edit.scale == 0)
+    return edit.unit in {None, "raw"} or (edit.unit == "dose" and edit.scale == 0)
 
 
 def _checked(edit: Edit, raw_scale: float, path: str) -> float:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
+from steerserve.features.percentile import percentile
 from steerserve.features.prompts import calibration_ids, neutral_ids
 from steerserve.features.pushed_text import PushedText, run_pieces
 from tests.features.pushing import divergences
@@ -40,7 +41,7 @@ def test_divergences_are_those_of_whole_forward_passes(
 ) -> None:
     runtime: Runtime = request.getfixturevalue(name)
     medians = dict.fromkeys(hook_names, MANY)
-    text = PushedText(runtime.lens, calibration_ids(runtime.tokenizer), medians)
+    text = PushedText(runtime.lens, calibration_ids(runtime.tokenizer), medians, is_exact=True)
     run_pieces(text.read())
     some = pushes(hook_names, 7)
     found = run_pieces(text.divergences(some))
@@ -51,7 +52,7 @@ def test_divergences_are_those_of_whole_forward_passes(
 
 @torch.inference_mode()
 def test_a_push_of_nothing_changes_nothing(llama: Runtime) -> None:
-    text = PushedText(llama.lens, calibration_ids(llama.tokenizer), {"blocks.0.hook_resid_post": MANY})
+    text = PushedText(llama.lens, calibration_ids(llama.tokenizer), {"blocks.0.hook_resid_post": MANY}, is_exact=True)
     run_pieces(text.read())
     found = run_pieces(text.divergences({"blocks.0.hook_resid_post": torch.zeros(1, D_MODEL)}))
     assert float(found.max()) < 1e-5
@@ -67,7 +68,20 @@ def test_special_tokens_and_sinks_are_left_alone(llama: Runtime) -> None:
 
 def test_the_texts_are_of_one_length_and_begin_as_the_models_texts_do(llama: Runtime) -> None:
     ids = calibration_ids(llama.tokenizer)
-    assert ids.shape == (10, 32)
+    assert ids.shape == (14, 32)
     assert set(ids[:, 0].tolist()) == {IM_START_ID}
-    assert llama.tokenizer.decode(ids[5].tolist(), skip_special_tokens=False).startswith("<|im_start|>user\nWhat is a")
+    assert llama.tokenizer.decode(ids[7].tolist(), skip_special_tokens=False).startswith("<|im_start|>user\nWhat is a")
     assert neutral_ids(llama.tokenizer)[0, 0] == IM_START_ID
+
+
+@torch.inference_mode()
+def test_rounded_factors_move_the_percentile_by_little(llama: Runtime) -> None:
+    found = []
+    for is_exact in (True, False):
+        medians = {"blocks.0.hook_resid_post": MANY}
+        text = PushedText(llama.lens, calibration_ids(llama.tokenizer), medians, is_exact=is_exact)
+        run_pieces(text.read())
+        found.append(percentile(run_pieces(text.divergences(pushes(tuple(medians), 7))), 0.95))
+    torch.testing.assert_close(found[1], found[0], atol=0, rtol=0.05)
+    if (matmul := getattr(torch.backends.mkldnn, "matmul", None)) is not None:
+        assert matmul.fp32_precision != "bf16"
