@@ -223,8 +223,10 @@ class Runtime:
 
         Raises:
             NotFoundError: there is none of that id.
+            DictionaryBusyError: one of that id is being loaded, and would be served after all.
         """
-        self.registry.remove(dictionary_id)
+        with self._loading_of(dictionary_id):
+            self.registry.remove(dictionary_id)
         give_back_freed()
         _log.info("dictionary %s: unloaded", dictionary_id)
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+import threading
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from steerserve.dictionaries.checks import check_fit, recorded_norms
 from steerserve.dictionaries.dictionary import Dictionary
 from steerserve.dictionaries.saelens import build_sae
-from steerserve.dictionaries.sources import read_source
+from steerserve.dictionaries.sources import fetch_source, read_fetched
 from steerserve.dictionaries.weights import Room
 
 if TYPE_CHECKING:
@@ -37,6 +38,8 @@ class DictionaryLoader:
     """`path:` sources must lie within one of these folders."""
     max_bytes: int
     """Largest dictionary, as float32."""
+    allocating: threading.Lock = field(default_factory=threading.Lock, compare=False, repr=False)
+    """Held from looking at the free memory until it is taken: two that fit one by one may not fit together."""
 
     def load(self, dictionary_id: str, source: str, *, force: bool = False) -> Dictionary:
         """Load and check the dictionary at `source`, to be served as `dictionary_id`.
@@ -49,9 +52,12 @@ class DictionaryLoader:
         Raises:
             DictionarySourceError: there is none, its files are damaged, or it does not fit the model.
         """
-        stored = read_source(source, self.allowed_dirs, Room(self.max_bytes, self.lens.device))
-        dtype = str(stored.tensors["W_dec"].dtype) if "W_dec" in stored.tensors else ""
-        sae = build_sae(stored, self.lens.device)
+        room = Room(self.max_bytes, self.lens.device)
+        folder = fetch_source(source, self.allowed_dirs, room)
+        with self.allocating:
+            stored = read_fetched(folder, source, room)
+            dtype = str(stored.tensors["W_dec"].dtype) if "W_dec" in stored.tensors else ""
+            sae = build_sae(stored, self.lens.device)
         fit = check_fit(sae, source, self.lens, self.model_names, force=force)
         median, mean = recorded_norms(sae, self.norms[fit.hook_name], source)
         return Dictionary(

@@ -32,13 +32,27 @@ def read_source(source: str, allowed_dirs: Sequence[Path], room: Room) -> Stored
     Raises:
         DictionarySourceError: there is none, it cannot be fetched, its files are damaged, or it is too large.
     """
+    return read_fetched(fetch_source(source, allowed_dirs, room), source, room)
+
+
+def fetch_source(source: str, allowed_dirs: Sequence[Path], room: Room) -> SourceFolder | None:
+    """Return the folder of a source, fetched where it is elsewhere; None for a release, which is fetched as it is read.
+
+    Raises:
+        DictionarySourceError: as `read_source`.
+    """
     located = locate_dictionary(source, allowed_dirs)
     kind, _, name = source.partition(":")
-    if located is None:
-        if kind == "sae_lens":
-            return read_release(name, source, room)
-        located = fetch_folder(name, source, room)
-    return read_folder(located, room)
+    return fetch_folder(name, source, room) if located is None and kind == "hf" else located
+
+
+def read_fetched(folder: SourceFolder | None, source: str, room: Room) -> StoredDictionary:
+    """Read what `fetch_source` found.
+
+    Raises:
+        DictionarySourceError: as `read_source`.
+    """
+    return read_release(source.partition(":")[2], source, room) if folder is None else read_folder(folder, room)
 
 
 def locate_dictionary(source: str, allowed_dirs: Sequence[Path]) -> SourceFolder | None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from steerserve.dictionaries import weights
+from steerserve.model.fitness import free_bytes
 from steerserve.server.app import create_app
 from tests.server.asking import CHAT, chat, client_of, events_of
 from tests.tiny import tiny_sae_folder
@@ -15,6 +18,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     import httpx
+    import torch
 
     from steerserve.runtime import Runtime
 
@@ -83,6 +87,29 @@ async def test_a_second_load_of_an_id_is_409_while_the_first_goes_on(runtime: Ru
         response = await client_of(create_app(runtime)).post(ADMIN, json={"id": "res0", "source": source})
     error = error_of(response, 409)
     assert (error["type"], error["param"], error["code"]) == ("invalid_request_error", "id", "dictionary_busy")
+
+
+async def test_what_is_being_loaded_cannot_be_unloaded(runtime: Runtime) -> None:
+    with runtime._loading_of("res0"):
+        error = error_of(await client_of(create_app(runtime)).delete(f"{ADMIN}/res0"), 409)
+    assert error["code"] == "dictionary_busy"
+    assert [one.id for one in runtime.dictionaries()] == ["res0"]
+
+
+async def test_memory_is_looked_at_by_one_load_at_a_time(own: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = []
+
+    def look(device: torch.device) -> int:
+        looks.append(own._loader.allocating.locked())
+        return free_bytes(device)
+
+    monkeypatch.setattr(weights, "free_bytes", look)
+    client, source = client_of(create_app(own)), own.dictionaries()[0].source
+    asked = [client.post(ADMIN, json={"id": f"load{number}", "source": source}) for number in range(3)]
+    assert {response.status_code for response in await asyncio.gather(*asked)} == {201}
+    assert looks
+    assert all(looks)
+    assert not own._loader.allocating.locked()
 
 
 async def test_the_warnings_of_what_was_forced_are_in_each_receipt_once(own: Runtime, tmp_path: Path) -> None:
