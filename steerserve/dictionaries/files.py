@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import jiter
 
 from steerserve.core.errors import DictionarySourceError
+from steerserve.core.files import opened_path
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -65,6 +66,10 @@ class SourceFolder:
                 status = os.fstat(descriptor)
                 if not stat.S_ISREG(status.st_mode):
                     raise self.refused(name, "is no plain file")
+                # A folder on the way may have become a link since the path was resolved.
+                real = opened_path(descriptor)
+                if self.roots is not None and real is not None and not is_within(real, self.roots):
+                    raise self.refused(name, f"leads to {real}, outside the configured folders")
                 yield stack.enter_context(open(descriptor, "rb", closefd=False)), status.st_size
         except FileNotFoundError as error:
             raise refusal(self.source, f"has no {name}") from error

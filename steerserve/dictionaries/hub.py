@@ -103,7 +103,7 @@ def _fetch(repo: str, folder: str, source: str, room: Room) -> Path:
         raise
     except Exception:  # noqa: BLE001 the hub gave no answer, whatever the client's transport calls that
         return _cached(repo, folder)
-    files = {PurePosixPath(file.rfilename): file.size or 0 for file in info.siblings or ()}
+    files = {PurePosixPath(file.rfilename): file.size for file in info.siblings or ()}
     sizes = {path.name: size for path, size in files.items() if path.parent == PurePosixPath(folder)}
     if not sizes:
         raise EntryNotFoundError(folder)
@@ -112,15 +112,22 @@ def _fetch(repo: str, folder: str, source: str, room: Room) -> Path:
     limits = dict.fromkeys(wanted, MAX_JSON_BYTES)
     limits[layout.weights] = MAX_JSON_BYTES + _MOST_ITEM_BYTES * room.max_bytes // 4
     for name in wanted:
-        if sizes[name] > limits[name]:
-            raise refusal(source, f"is too large: {name} has {sizes[name]} bytes, and at most {limits[name]} are read")
+        size = sizes[name]
+        if size is None:
+            raise refusal(source, f"cannot be fetched: the hub does not say how large {name} is")
+        if size > limits[name]:
+            raise refusal(source, f"is too large: {name} has {size} bytes, and at most {limits[name]} are read")
     prefix = f"{folder}/" if folder else ""
-    paths = {Path(hf_hub_download(repo, prefix + name)).parent for name in wanted}
+    # Of the very commit whose sizes were looked at.
+    paths = {Path(hf_hub_download(repo, prefix + name, revision=info.sha)).parent for name in wanted}
+    # By its branch once more, which is how it is found in the cache where there is no hub: nothing comes twice.
+    paths.add(Path(hf_hub_download(repo, prefix + layout.config)).parent)
     if len(paths) > 1:
         raise refusal(source, "changed while it was fetched; try again")
     outer = PurePosixPath(folder).parent / OUTER_CONFIG_FILE
-    if folder and layout.config != OUTER_CONFIG_FILE and files.get(outer, MAX_JSON_BYTES + 1) <= MAX_JSON_BYTES:
-        hf_hub_download(repo, str(outer))
+    outer_size = files.get(outer)
+    if folder and layout.config != OUTER_CONFIG_FILE and outer_size is not None and outer_size <= MAX_JSON_BYTES:
+        hf_hub_download(repo, str(outer), revision=info.sha)
     return paths.pop()
 
 

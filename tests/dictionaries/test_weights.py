@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import struct
 from typing import TYPE_CHECKING
 
@@ -58,6 +59,24 @@ def test_an_empty_tensor_is_refused_since_its_other_sizes_cost_nothing(tmp_path:
     save_file({"W_enc": torch.zeros(shape)}, tmp_path / "x")
     with pytest.raises(DictionarySourceError, match="'W_enc' is empty"):
         read_weights(folder(tmp_path), "x", ROOM)
+
+
+def test_a_folder_that_becomes_a_link_while_its_file_is_opened_leads_nowhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("inside", "outside"):
+        (tmp_path / name).mkdir()
+        save_file({"k": torch.tensor(8)}, tmp_path / name / "x")
+    plain_open = os.open
+
+    def swap_and_open(path: Path, flags: int) -> int:
+        (tmp_path / "inside").rename(tmp_path / "aside")
+        (tmp_path / "inside").symlink_to(tmp_path / "outside")
+        return plain_open(path, flags)
+
+    monkeypatch.setattr("steerserve.dictionaries.files.os.open", swap_and_open)
+    with pytest.raises(DictionarySourceError, match="outside the configured folders"):
+        read_weights(folder(tmp_path / "inside"), "x", ROOM)
 
 
 def test_what_is_written_is_the_same_for_the_same_tensors_whatever_their_order() -> None:
