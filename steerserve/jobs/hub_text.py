@@ -45,7 +45,7 @@ class HubText:
             CorpusError: it is something else, or a folder here has that name.
         """
         found = _SPEC.fullmatch(spec)
-        if found is None:
+        if found is None or not {".", ".."}.isdisjoint(found["name"].split("/")):
             message = f"hf:{spec[:200]} names no data set: give hf:OWNER/NAME, with @CONFIG and :SPLIT where needed."
             raise CorpusError(message, param="corpus")
         # The library would read the folder, which nobody who names a data set means.

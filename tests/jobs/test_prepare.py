@@ -133,7 +133,9 @@ def test_a_data_set_without_text_names_the_columns_it_has(tmp_path: Path) -> Non
     assert "has no column messages, conversations or text; it has picture, label." in done.stderr
 
 
-@pytest.mark.parametrize("spec", ["json", "/etc/passwd", "a/b/c", "a/b:c:d", "a b/c", "", "a/b@"])
+@pytest.mark.parametrize(
+    "spec", ["json", "/etc/passwd", "a/b/c", "a/b:c:d", "a b/c", "", "a/b@", "../x", "x/..", "./x"]
+)
 def test_only_owner_and_name_are_a_data_set(spec: str) -> None:
     with pytest.raises(CorpusError, match="hf:OWNER/NAME"):
         HubText.parse(spec)

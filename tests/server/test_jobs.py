@@ -18,6 +18,7 @@ from steerserve.core.errors import InvalidRequestError
 from steerserve.features.interpret_options import InterpretOptions
 from steerserve.jobs import admission
 from steerserve.jobs import supervisor as supervisor_module
+from steerserve.jobs.job import Job
 from steerserve.jobs.store import JobStore
 from steerserve.jobs.supervisor import Supervisor
 from steerserve.runtime import Runtime, build_runtime
@@ -124,6 +125,18 @@ async def test_jobs_are_listed_by_state_and_cut_at_the_limit(admin: httpx.AsyncC
     assert cancelled["state"] == "cancelled"
     found = (await admin.get("/admin/jobs?state=cancelled")).json()["data"]
     assert cancelled["id"] in {job["id"] for job in found}
+
+
+async def test_reports_are_told_of_the_single_job_alone(admin: httpx.AsyncClient, job_runtime: Runtime) -> None:
+    job = Job("train-told-0", "train", {"claims": ["told"]})
+    result = {"dictionaries": [{"id": "told", "source": "path:told", "report": {"l0": 8.0}}], "loaded": []}
+    with JobStore(job_runtime.jobs.store_path) as store:
+        store.add(job)
+        store.move(job.id, "cancelled", result=result)
+    assert (await admin.get(f"/admin/jobs/{job.id}")).json()["result"] == result
+    listed = (await admin.get("/admin/jobs?limit=1")).json()["data"][0]
+    assert listed["id"] == job.id
+    assert listed["result"] == {"dictionaries": [{"id": "told", "source": "path:told"}], "loaded": []}
 
 
 @pytest.mark.parametrize("query", ["state=over", "limit=0", "limit=1001", "limit=x"])

@@ -79,9 +79,9 @@ async def list_jobs(
     state: Annotated[State | None, Query(description="Only jobs in this state.")] = None,
     limit: Annotated[int, Query(ge=1, le=_MAX_LISTED, description="At most so many.")] = 100,
 ) -> JobList:
-    """List jobs, the newest first."""
+    """List jobs, the newest first; the reports in their results only with the single job."""
     jobs = await runtime.job_calls.run(runtime.jobs.newest, limit + 1, state)
-    return JobList(data=[JobObject(**job.as_json()) for job in jobs[:limit]], has_more=len(jobs) > limit)
+    return JobList(data=[_listed(job) for job in jobs[:limit]], has_more=len(jobs) > limit)
 
 
 @router.get("/admin/jobs/{job_id}")
@@ -116,6 +116,17 @@ async def follow_job(
         keep_alive_s=settings.keep_alive_s,
         drain_s=settings.drain_s,
     )
+
+
+def _listed(job: Job) -> JobObject:
+    """Return a job without the reports in its result, of which a thousand jobs have many megabytes."""
+    found = job.as_json()
+    if found["result"] is not None and "dictionaries" in found["result"]:
+        short = [
+            {name: value for name, value in one.items() if name != "report"} for one in found["result"]["dictionaries"]
+        ]
+        found["result"] = {**found["result"], "dictionaries": short}
+    return JobObject(**found)
 
 
 def _accepted(job: Job) -> Response:
