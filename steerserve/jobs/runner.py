@@ -33,7 +33,7 @@ STOP_GRACE_S = 25.0
 """A worker that was asked to stop is killed after so long; it gives itself a little less."""
 _POLL_S = 0.05
 _SHORT_MEMORY = "Memory may be short: try a smaller d_sae, batch_size or context_size."
-_ADVICE = {
+_ADVICE: Mapping[int, str] = {
     signal.SIGBUS: "The disk may be full or damaged: free some of it, give fewer tokens, or 'storage': 'buffer'."
 }
 """Where a signal says another thing."""

@@ -141,7 +141,7 @@ def test_a_sparsify_dictionary_that_cannot_be_read_is_refused(llama: Runtime, tm
 
 
 @pytest.mark.parametrize("size", [{"d_in": 0}, {"d_in": -48, "num_latents": -96}, {"expansion_factor": 0}])
-def test_a_size_below_one_allocates_nothing(llama: Runtime, tmp_path: Path, size: dict[str, int]) -> None:
+def test_a_size_below_one_allocates_nothing(llama: Runtime, tmp_path: Path, size: dict[str, Any]) -> None:
     with pytest.raises(DictionarySourceError, match="must be 1 or more"):
         load(llama, sparsify_folder(tmp_path, **size))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import signal
@@ -147,7 +148,7 @@ def test_a_job_whose_progress_and_end_cannot_be_written_works_on_and_ends_once_t
     counting.go("a")
     log = log_path(supervisor.store_path, job.id)
     for said in ("a line for those who follow the job is dropped", "progress is dropped", "cannot be written yet"):
-        until(lambda said=said: said in log.read_text(encoding="utf-8"))
+        until(functools.partial(lambda line: line in log.read_text(encoding="utf-8"), said))
     assert counting.starts("a") == [0]
     holder.execute("ROLLBACK")
     holder.close()

@@ -71,7 +71,7 @@ def test_a_link_leads_out_of_a_folder_only_where_all_may_be_read(tmp_path: Path)
     secret = tmp_path / "secret"
     secret.write_text("secret", encoding="utf-8")
     (tmp_path / "text" / "inside.jsonl").symlink_to(tmp_path / "text" / "all.jsonl")
-    assert load_corpus([tmp_path / "text"], allowed_dirs=[tmp_path / "text"])
+    assert load_corpus([tmp_path / "text"], allowed_dirs=[tmp_path / "text"]).training
     (tmp_path / "text" / "link.txt").symlink_to(secret)
     with pytest.raises(CorpusError, match=r"link\.txt leads outside"):
         load_corpus([tmp_path / "text"], allowed_dirs=[tmp_path / "text"])
