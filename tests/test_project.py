@@ -190,7 +190,7 @@ def flags_of_commands() -> dict[str, set[str]]:
     for name, command in waiting:
         inner = getattr(command, "commands", None)
         if inner is None:
-            found[name] = {flag for parameter in command.params for flag in parameter.opts} | {"--help"}
+            found[name] = {flag for parameter in command.params for flag in (*parameter.opts, *parameter.secondary_opts)} | {"--help"}
         else:
             waiting += [(f"{name} {word}".strip(), inner[word]) for word in inner]
     return found
