@@ -190,7 +190,8 @@ def flags_of_commands() -> dict[str, set[str]]:
     for name, command in waiting:
         inner = getattr(command, "commands", None)
         if inner is None:
-            found[name] = {flag for parameter in command.params for flag in (*parameter.opts, *parameter.secondary_opts)} | {"--help"}
+            flags = (flag for one in command.params for flag in (*one.opts, *one.secondary_opts))
+            found[name] = {*flags, "--help"}
         else:
             waiting += [(f"{name} {word}".strip(), inner[word]) for word in inner]
     return found
