@@ -9,7 +9,7 @@ import torch
 
 from steerserve.features.directions import NUM_PROMOTED
 from steerserve.features.dosing import TYPICAL_PART, DoseSearch, find_doses, usual_dose
-from steerserve.features.prompts import calibration_ids, neutral_ids
+from steerserve.features.prompts import calibration_ids, more_ids, neutral_ids
 from steerserve.features.pushed_text import PushedText, run_pieces
 from steerserve.features.records import Calibration
 from steerserve.training.observer import StoppedError
@@ -34,6 +34,8 @@ class Bench:
     """The built-in texts, read at a dictionary's hook point, ready for its features. Holds no dictionary."""
 
     text: PushedText
+    more: PushedText
+    """For features that are felt in few places."""
     neutral: PushedText
     usual_dose: float
     """The norm of most directions' dose."""
@@ -79,16 +81,16 @@ def set_up(lens: LensModel, dictionary: Dictionary, usual: float | None = None) 
     """Read the texts at a dictionary's hook point; `usual` is the usual dose where that is known from another time."""
     hook_name = dictionary.hook_name
     medians = {hook_name: dictionary.median_norm}
-    text = PushedText(lens, calibration_ids(lens.tokenizer), medians)
-    neutral = PushedText(lens, neutral_ids(lens.tokenizer), medians)
-    yield from text.read()
-    yield from neutral.read()
-    gain = text.scale_pushes(hook_name, dictionary.gains)
-    neutral.scale_pushes(hook_name, dictionary.gains)
+    text, more, neutral = (
+        PushedText(lens, of(lens.tokenizer), medians) for of in (calibration_ids, more_ids, neutral_ids)
+    )
+    for one in (text, more, neutral):
+        yield from one.read()
+    gain, *_ = [one.scale_pushes(hook_name, dictionary.gains) for one in (text, more, neutral)]
     if usual is None:
         guess = TYPICAL_PART * dictionary.median_norm / gain
         usual = yield from usual_dose(text, hook_name, dictionary.d_in, guess)
-    return Bench(text, neutral, usual)
+    return Bench(text, more, neutral, usual)
 
 
 def calibrate(
@@ -105,7 +107,7 @@ def calibrate(
     hook_name = dictionary.hook_name
     directions = dictionary.directions(torch.tensor(live, device=lens.device)).float()
     searches = [DoseSearch(bench.usual_dose / norm) for norm in directions.norm(dim=-1).tolist()]
-    doses = yield from find_doses(bench.text, {hook_name: directions}, searches)
+    doses = yield from find_doses(bench.text, {hook_name: directions}, searches, bench.more)
     dosed = [place for place, dose in enumerate(doses) if dose is not None]
     if not dosed:
         return {}
@@ -130,14 +132,16 @@ def calibrate_vector(
         layers: What is added, by hook point.
         median_norms: Of the vectors at each hook point of the model.
     """
-    text = PushedText(lens, calibration_ids(lens.tokenizer), {name: median_norms[name] for name in layers})
+    medians = {name: median_norms[name] for name in layers}
+    text, more = (PushedText(lens, of(lens.tokenizer), medians) for of in (calibration_ids, more_ids))
     yield from text.read()
+    yield from more.read()
     directions = {name: values[None].to(lens.device, torch.float32) for name, values in layers.items()}
     parts = [float(values.norm()) / median_norms[name] for name, values in directions.items()]
     if not sum(parts):
         return None
     search = DoseSearch(TYPICAL_PART / sum(parts))
-    [dose] = yield from find_doses(text, directions, [search])
+    [dose] = yield from find_doses(text, directions, [search], more)
     return dose
 
 

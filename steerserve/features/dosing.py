@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from steerserve.features.percentile import percentile
+from steerserve.features.percentile import percentile, spread
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -31,6 +31,8 @@ TYPICAL_EXPONENT = 2.4
 MAX_STRENGTH = 1e6
 _TRUSTED = 0.5
 """So far from the mark, in log KL, the power law is relied on."""
+_UNEVEN = 0.16
+"""Where the percentile would vary by more than this with other texts (its logarithm), more texts are measured on."""
 _LARGEST_STEP = math.log(8)
 _LEAST_NATS, _MOST_NATS = 1e-8, 1e8
 _EXPONENTS = (0.7, 6.0)
@@ -68,6 +70,11 @@ class DoseSearch:
         else:
             self.strength = math.exp(self._next(here))
 
+    def correct(self, nats: float) -> None:
+        """Take what was measured at `strength` once more, on more text, where the dose is known already."""
+        dose = self.strength * (min(max(nats, _LEAST_NATS), _MOST_NATS) / DOSE_NATS) ** (-1 / self.exponent)
+        self.dose = min(dose, MAX_STRENGTH)
+
     def _next(self, here: tuple[float, float]) -> float:
         below = max((point[0] for point in self._points if point[1] < 0), default=None)
         above = min((point[0] for point in self._points if point[1] > 0), default=None)
@@ -79,16 +86,43 @@ class DoseSearch:
 
 
 def find_doses(
-    text: PushedText, directions: Mapping[str, Float[Tensor, "pushes width"]], searches: Sequence[DoseSearch]
+    text: PushedText,
+    directions: Mapping[str, Float[Tensor, "pushes width"]],
+    searches: Sequence[DoseSearch],
+    more: PushedText | None = None,
 ) -> Pieces[list[float | None]]:
-    """Return the strength of one dose of each direction, None where no strength gives one."""
+    """Return the strength of one dose of each direction, None where no strength gives one.
+
+    Args:
+        text: What they are measured on.
+        directions: By hook point.
+        searches: Where to begin with each.
+        more: What those are measured on too that are felt in few places of `text`.
+    """
+    measured: dict[int, Float[Tensor, " tokens"]] = {}
     while open_places := [place for place, search in enumerate(searches) if not search.has_ended]:
-        strengths = torch.tensor([searches[place].strength for place in open_places])
-        rows = {name: some[open_places] * strengths.to(some)[:, None] for name, some in directions.items()}
-        measured = yield from text.divergences(rows)
-        for place, nats in zip(open_places, _percentiles(measured), strict=True):
+        rows = yield from text.divergences(_pushes(directions, searches, open_places))
+        for place, row, nats in zip(open_places, rows, _percentiles(rows), strict=True):
+            measured[place] = row
             searches[place].tell(nats)
+    dosed = [place for place in measured if searches[place].dose is not None]
+    if more is not None and dosed:
+        some = torch.stack([measured[place] for place in dosed])
+        spreads = spread(some, text.edited.nonzero()[:, 0], DOSE_SHARE).tolist()
+        uneven = [place for place, one in zip(dosed, spreads, strict=True) if one > _UNEVEN]
+        if uneven:
+            rows = yield from more.divergences(_pushes(directions, searches, uneven))
+            both = torch.cat([torch.stack([measured[place] for place in uneven]), rows], dim=1)
+            for place, nats in zip(uneven, _percentiles(both), strict=True):
+                searches[place].correct(nats)
     return [search.dose for search in searches]
+
+
+def _pushes(
+    directions: Mapping[str, Float[Tensor, "pushes width"]], searches: Sequence[DoseSearch], places: list[int]
+) -> dict[str, Float[Tensor, "some width"]]:
+    strengths = torch.tensor([searches[place].strength for place in places])
+    return {name: some[places] * strengths.to(some)[:, None] for name, some in directions.items()}
 
 
 def usual_dose(text: PushedText, hook_name: str, width: int, guess: float) -> Pieces[float]:

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING
 import torch
 
 if TYPE_CHECKING:
-    from jaxtyping import Float
+    from jaxtyping import Float, Int
     from torch import Tensor
 
+_NUM_DRAWS = 100
+_SEED = 11
 _STEPS = 64
 """Points at which the density is summed between two neighbours."""
 
@@ -24,6 +26,23 @@ def percentile(values: Float[Tensor, "rows values"], share: float) -> Float[Tens
     weights = _weights(values.shape[-1], share).to(values.device)
     estimate: Tensor = values.double().sort(dim=-1).values @ weights
     return estimate.to(values.dtype)
+
+
+def spread(
+    values: Float[Tensor, "rows values"], groups: Int[Tensor, " values"], share: float
+) -> Float[Tensor, " rows"]:
+    """Return how far the logarithm of each row's percentile would vary with other groups of values like these.
+
+    Source: Efron 1979, the bootstrap, drawing whole groups: values of one group are alike.
+    """
+    generator = torch.Generator().manual_seed(_SEED)
+    members = [(groups == group).nonzero()[:, 0] for group in groups.unique()]
+    draws = []
+    for _ in range(_NUM_DRAWS):
+        drawn = torch.randint(len(members), (len(members),), generator=generator).tolist()
+        places = torch.cat([members[place] for place in drawn])
+        draws.append(values[:, places].quantile(share, dim=-1).log())
+    return torch.stack(draws).std(dim=0)
 
 
 @functools.lru_cache(maxsize=8)

@@ -111,6 +111,68 @@ CHATS = (
         ),
     ),
 )
+MORE_PROSE = (
+    (
+        "Water boils at a lower temperature in the mountains because the air pressure there is lower. For "
+        "the same reason bread rises faster, and cakes need less baking powder than a recipe written at sea "
+        "level would call for."
+    ),
+    (
+        "In the spring of that year the farmers planted more wheat than ever before. Nobody had expected "
+        "such a dry summer, and by August most of the fields had turned yellow and hard as stone."
+    ),
+    (
+        "Photosynthesis is the process by which plants turn sunlight, water and carbon dioxide into sugar "
+        "and oxygen. It takes place in the leaves, in small green bodies that are called chloroplasts by "
+        "biologists."
+    ),
+    (
+        "She opened the window and listened. Somewhere down the street a band was playing a song that she "
+        "had known as a child, and for a moment she forgot about the letter on the table."
+    ),
+    (
+        "The company reported a profit of four million dollars in the third quarter, up from three million "
+        "a year earlier. Its shares rose by five percent on Monday after the news was made public."
+    ),
+)
+MORE_CHATS = (
+    (
+        "Write a short story about a dog who finds a letter.",
+        (
+            "Once there was a small brown dog called Biscuit who lived near the harbour. One morning, while he "
+            "was digging in the sand behind the boats, he found an old letter in a bottle."
+        ),
+    ),
+    (
+        "Why is my computer so slow?",
+        (
+            "There can be several reasons. Too many programs may be running at the same time, the disk may be "
+            "almost full, or the machine may need more memory. First, restart it and close what you do not "
+            "need."
+        ),
+    ),
+    (
+        "Explain in simple words how a bank makes money.",
+        (
+            "A bank takes money from people who want to save it and lends it to people who need it. Those who "
+            "borrow pay more interest than those who save receive, and the bank keeps the difference."
+        ),
+    ),
+    (
+        "What should I see in Paris in two days?",
+        (
+            "On the first day you could walk along the river and visit the museum of your choice. On the second "
+            "day, take the underground to the old quarter on the hill."
+        ),
+    ),
+    (
+        "Can you explain what a black hole is?",
+        (
+            "A black hole is a place in space where gravity is so strong that not even light can get out. It "
+            "often forms when a very large star dies and falls in on itself."
+        ),
+    ),
+)
 NEUTRAL = "I want to tell you about"
 """What a feature is pushed on to see which words it writes."""
 
@@ -118,6 +180,11 @@ NEUTRAL = "I want to tell you about"
 def calibration_ids(tokenizer: Tokenizer) -> Int[Tensor, "prompts pos"]:
     """Return the tokens of the texts on which doses are measured."""
     return prompt_ids(tokenizer, PROSE, CHATS)
+
+
+def more_ids(tokenizer: Tokenizer) -> Int[Tensor, "prompts pos"]:
+    """Return the tokens of more texts, for what is felt in few places of the others."""
+    return prompt_ids(tokenizer, MORE_PROSE, MORE_CHATS)
 
 
 def neutral_ids(tokenizer: Tokenizer) -> Int[Tensor, "prompts pos"]:

@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from steerserve.features.calibrate import calibrate, calibrate_features, calibrate_vector, output_score, set_up
-from steerserve.features.dosing import DoseSearch
+from steerserve.features.dosing import DoseSearch, find_doses
 from steerserve.features.percentile import percentile
-from steerserve.features.pushed_text import run_pieces
+from steerserve.features.prompts import PROMPT_TOKENS
+from steerserve.features.pushed_text import PushedText, run_pieces
 from steerserve.model.norms import measure_norms
 from steerserve.training.observer import StoppedError
 from tests.features.pushing import divergences, dose_by_bisection
@@ -109,6 +110,26 @@ def test_what_is_stopped_goes_on_with_what_is_left(llama: Runtime) -> None:
     assert 0 < len(written) < 96
     run([feature for feature in range(96) if feature not in written], Quiet(stop_at=1))
     assert sorted(written) == list(range(96))
+
+
+@torch.inference_mode()
+def test_what_is_felt_in_few_places_is_measured_on_more_text(llama: Runtime) -> None:
+    dictionary = dictionary_of(llama, "standard")
+    bench = run_pieces(set_up(llama.lens, dictionary))
+    directions = {dictionary.hook_name: dictionary.sae.W_dec.detach()[:4]}
+
+    def doses(more: PushedText | None) -> list[float]:
+        searches = [DoseSearch(bench.usual_dose) for _ in range(4)]
+        return [dose or 0.0 for dose in run_pieces(find_doses(bench.text, directions, searches, more))]
+
+    assert doses(bench.more) == doses(None)
+    # From here on all pushes are felt four times as much in the first text as in the others.
+    bench.text.scale_pushes(dictionary.hook_name, lambda x: 1 + 3 * (torch.arange(len(x)) < PROMPT_TOKENS).float())
+    strengths = torch.tensor(doses(bench.more))[:, None]
+    assert (strengths[:, 0] > 1.05 * torch.tensor(doses(None))).all()
+    pushes = {name: strengths * some for name, some in directions.items()}
+    nats = torch.cat([run_pieces(text.divergences(pushes)) for text in (bench.text, bench.more)], dim=1)
+    assert all(0.7 < one < 1.4 for one in percentile(nats, 0.95).tolist())
 
 
 @torch.inference_mode()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
-from steerserve.features.percentile import percentile
+from steerserve.features.percentile import percentile, spread
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -40,3 +40,13 @@ def test_it_does_not_depend_on_the_order() -> None:
 
 def test_equal_values_are_their_own_percentile() -> None:
     torch.testing.assert_close(percentile(torch.full((2, 30), 0.7), 0.95), torch.full((2,), 0.7))
+
+
+def test_groups_that_are_alike_spread_little() -> None:
+    generator = torch.Generator().manual_seed(3)
+    groups = torch.arange(14).repeat_interleave(30)
+    even = torch.rand(1, 420, generator=generator)
+    uneven = even.clone()
+    uneven[0, groups == 5] *= 20
+    assert float(spread(even, groups, 0.95)) < 0.1
+    assert float(spread(uneven, groups, 0.95)) > 0.5
