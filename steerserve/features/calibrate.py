@@ -31,7 +31,7 @@ _CHUNK = 64
 
 @dataclass(frozen=True, slots=True)
 class Bench:
-    """The built-in texts, read at a dictionary's hook point, ready for its features. Holds no dictionary."""
+    """The built-in texts at a dictionary's hook point, ready for its features."""
 
     text: PushedText
     more: PushedText
@@ -80,15 +80,13 @@ def calibrate_features(
 def set_up(lens: LensModel, dictionary: Dictionary, usual: float | None = None) -> Pieces[Bench]:
     """Read the texts at a dictionary's hook point; `usual` is the usual dose where that is known from another time."""
     hook_name = dictionary.hook_name
-    medians = {hook_name: dictionary.median_norm}
+    medians, gains = {hook_name: dictionary.median_norm}, {hook_name: dictionary.gains}
     text, more, neutral = (
-        PushedText(lens, of(lens.tokenizer), medians) for of in (calibration_ids, more_ids, neutral_ids)
+        PushedText(lens, of(lens.tokenizer), medians, gains=gains) for of in (calibration_ids, more_ids, neutral_ids)
     )
-    for one in (text, more, neutral):
-        yield from one.read()
-    gain, *_ = [one.scale_pushes(hook_name, dictionary.gains) for one in (text, more, neutral)]
+    yield from text.read()
     if usual is None:
-        guess = TYPICAL_PART * dictionary.median_norm / gain
+        guess = TYPICAL_PART * dictionary.median_norm / text.mean_gain(hook_name)
         usual = yield from usual_dose(text, hook_name, dictionary.d_in, guess)
     return Bench(text, more, neutral, usual)
 
@@ -134,8 +132,6 @@ def calibrate_vector(
     """
     medians = {name: median_norms[name] for name in layers}
     text, more = (PushedText(lens, of(lens.tokenizer), medians) for of in (calibration_ids, more_ids))
-    yield from text.read()
-    yield from more.read()
     directions = {name: values[None].to(lens.device, torch.float32) for name, values in layers.items()}
     parts = [float(values.norm()) / median_norms[name] for name, values in directions.items()]
     if not sum(parts):
@@ -168,9 +164,11 @@ def _promoted_tokens(
     known = promoted or {}
     if not dictionary.d_in == lens.d_model == lens.unembedding.width:  # it does not write into the stream
         return [known.get(feature, ()) for feature in features]
-    missing = [place for place, feature in enumerate(features) if feature not in known]
     found: list[Sequence[int]] = [known.get(feature, ()) for feature in features]
-    for place in missing:
-        logits = lens.unembed(directions[place : place + 1])[0, : lens.tokenizer.vocab_size]
-        found[place] = logits.topk(min(NUM_PROMOTED, len(logits))).indices.tolist()
+    missing = [place for place, feature in enumerate(features) if feature not in known]
+    if missing:
+        logits = lens.unembed(directions[missing])[:, : lens.tokenizer.vocab_size]
+        best = logits.topk(min(NUM_PROMOTED, logits.shape[1])).indices
+        for place, token_ids in zip(missing, best.tolist(), strict=True):
+            found[place] = token_ids
     return found

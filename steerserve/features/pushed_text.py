@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
     from steerserve.model.lens import LensModel
 
+    Gains = Callable[[Float[Tensor, "rows width"]], Tensor]
+    """From the values of tokens to a number for each."""
+
 Result = TypeVar("Result")
 Pieces = Generator[None, None, Result]
 
@@ -51,6 +54,7 @@ class PushedText:
         ids: Int[Tensor, "prompts pos"],
         median_norms: Mapping[str, float],
         *,
+        gains: Mapping[str, Gains] | None = None,
         is_exact: bool = False,
     ) -> None:
         """Take texts, and where they will be pushed.
@@ -59,10 +63,12 @@ class PushedText:
             lens: The model.
             ids: The texts.
             median_norms: Of the vectors at each hook point at which they will be pushed, which tells sinks.
+            gains: What multiplies the pushes at a hook point, from the tokens' values there; 1 if absent.
             is_exact: Whether pushes are computed in full precision where the CPU is faster with less.
         """
         self._lens = lens
         self._ids = ids.to(lens.device)
+        self._gains = dict(gains or {})
         self._is_exact = is_exact
         self._median_norms = dict(median_norms)
         self._hook_names = tuple(name for name in lens.hook_names if name in self._median_norms)
@@ -71,10 +77,12 @@ class PushedText:
         self._log_probs: list[Float[Tensor, "pos vocab"]] = []
         self._factors: dict[str, Float[Tensor, "prompts pos"]] = {}
         self.edited: Bool[Tensor, "prompts pos"] = torch.zeros_like(self._ids, dtype=torch.bool)
-        """Tokens that are pushed: neither special nor sinks."""
+        """Tokens that are pushed, once they are read: neither special nor sinks."""
 
     def read(self) -> Pieces[None]:
-        """Compute the texts as they are."""
+        """Compute the texts as they are; the first use does so by itself."""
+        if self._values:
+            return
         wanted = {self._start, *self._hook_names}
         parts: dict[str, list[Tensor]] = {name: [] for name in wanted}
         for rows in self._ids.split(self._rows_at_once(self._ids.shape[1])):
@@ -90,23 +98,22 @@ class PushedText:
         plain = ~torch.isin(self._ids, special)
         for name in self._hook_names:
             keep_row = plain & (self._values[name].norm(dim=-1) <= SINK_RATIO * self._median_norms[name])
-            self._factors[name] = keep_row.float()
+            gain = self._gains.pop(name, _no_gain)(self._values[name].flatten(0, 1))
+            self._factors[name] = keep_row * gain.view(keep_row.shape)
             self.edited |= keep_row
         # Tried now, while nobody listens at any hook point.
         self._lens.run_from(self._start, self._values[self._start][:1], self._ids[:1], logits_to_keep=1)
 
-    def scale_pushes(self, hook_name: str, gains: Callable[[Float[Tensor, "rows width"]], Tensor]) -> float:
-        """Multiply all pushes at a hook point with what `gains` makes of each token's value; return the mean of it."""
-        values = self._values[hook_name]
-        gain = gains(values.flatten(0, 1)).view(values.shape[:2])
-        mean = float(gain[self._factors[hook_name].bool()].mean())
-        self._factors[hook_name] = self._factors[hook_name] * gain
-        return mean
+    def mean_gain(self, hook_name: str) -> float:
+        """Return what pushes are multiplied with, on average over the tokens that were read."""
+        factors = self._factors[hook_name]
+        return float(factors[factors != 0].mean())
 
     def divergences(
         self, pushes: Mapping[str, Float[Tensor, "pushes width"]]
     ) -> Pieces[Float[Tensor, "pushes tokens"]]:
         """Return KL(pushed || as it is) in nats at every edited token, one row for each row of the pushes."""
+        yield from self.read()
         num_prompts = len(self._ids)
         found: list[Tensor] = []
         for places, logits in self._pushed(pushes, 0):
@@ -119,6 +126,7 @@ class PushedText:
 
     def last_logits(self, pushes: Mapping[str, Float[Tensor, "pushes width"]]) -> Pieces[Float[Tensor, "pushes vocab"]]:
         """Return the logits behind the first text for each push."""
+        yield from self.read()
         found = []
         for places, logits in self._pushed(pushes, 1):
             found.append(logits[places % len(self._ids) == 0, -1].float())
@@ -160,7 +168,9 @@ def divergence(logits: Float[Tensor, "rows vocab"], log_probs: Float[Tensor, "ro
     logits = logits.float()
     probs = logits.softmax(-1)
     means = torch.linalg.vecdot(probs, logits) - torch.linalg.vecdot(probs, log_probs)
-    nats: Tensor = (means - logits.logsumexp(-1)).clamp(min=0)
+    # The likeliest token tells the sum of exponentials, which then needs no pass of its own.
+    log_sum = logits.amax(dim=-1) - probs.amax(dim=-1).log()
+    nats: Tensor = (means - log_sum).clamp(min=0)
     return nats
 
 
@@ -187,6 +197,10 @@ def _start_of(hook_name: str) -> str:
         return hook_name
     _, block, _ = hook_name.split(".", 2)
     return f"blocks.{block}.{RESID_PRE}"
+
+
+def _no_gain(values: Float[Tensor, "rows width"]) -> Float[Tensor, " rows"]:
+    return torch.ones_like(values[:, 0])
 
 
 def _keep(parts: list[Tensor], value: Tensor) -> None:

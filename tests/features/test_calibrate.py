@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 from steerserve.features.calibrate import calibrate, calibrate_features, calibrate_vector, output_score, set_up
 from steerserve.features.dosing import DoseSearch, find_doses
 from steerserve.features.percentile import percentile
-from steerserve.features.prompts import PROMPT_TOKENS
+from steerserve.features.prompts import PROMPT_TOKENS, calibration_ids
 from steerserve.features.pushed_text import PushedText, run_pieces
 from steerserve.model.norms import measure_norms
 from steerserve.training.observer import StoppedError
@@ -124,7 +125,9 @@ def test_what_is_felt_in_few_places_is_measured_on_more_text(llama: Runtime) -> 
 
     assert doses(bench.more) == doses(None)
     # From here on all pushes are felt four times as much in the first text as in the others.
-    bench.text.scale_pushes(dictionary.hook_name, lambda x: 1 + 3 * (torch.arange(len(x)) < PROMPT_TOKENS).float())
+    gains = {dictionary.hook_name: lambda x: 1 + 3 * (torch.arange(len(x)) < PROMPT_TOKENS).float()}
+    medians = {dictionary.hook_name: dictionary.median_norm}
+    bench = replace(bench, text=PushedText(llama.lens, calibration_ids(llama.tokenizer), medians, gains=gains))
     strengths = torch.tensor(doses(bench.more))[:, None]
     assert (strengths[:, 0] > 1.05 * torch.tensor(doses(None))).all()
     pushes = {name: strengths * some for name, some in directions.items()}
