@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from steerserve.commands.train import train_command
 
+from steerserve.commands.train import train_command
 from steerserve.core.errors import ConfigError
 
 
@@ -18,5 +18,7 @@ def test_importing_the_command_loads_no_torch() -> None:
 
 
 def test_an_unknown_architecture_is_refused_before_anything_is_loaded(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="batchtopk, topk, standard, jumprelu, gated"):
-        train_command("a", [tmp_path], architecture="relu")
+    with pytest.raises(
+        ConfigError, match="batchtopk, topk, standard, jumprelu, gated, matryoshka_batchtopk, abstopk, matching_pursuit"
+    ):
+        train_command("a", [str(tmp_path)], architecture="relu")

@@ -30,7 +30,7 @@ from steerserve.server.schemas.chat import ChatChunk, ChatCompletionRequest
 from steerserve.server.schemas.completions import CompletionChunk, CompletionRequest
 from steerserve.server.schemas.dictionaries import LoadDictionaryRequest
 from steerserve.server.schemas.features import LabelRequest
-from steerserve.server.schemas.jobs import TrainRequest
+from steerserve.server.schemas.jobs import InterpretRequest, TrainRequest
 from steerserve.server.schemas.readings import ContrastRequest, InspectRequest
 from steerserve.server.schemas.vectors import CreateVectorRequest
 from steerserve.steering.edits import Steering
@@ -96,6 +96,7 @@ def create_app(runtime: Runtime) -> FastAPI:
         LoadDictionaryRequest,
         LabelRequest,
         TrainRequest,
+        InterpretRequest,
         InspectRequest,
         ContrastRequest,
         CreateVectorRequest,

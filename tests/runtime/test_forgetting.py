@@ -128,9 +128,10 @@ async def test_swaps_and_requests_do_not_make_the_process_grow(served: Runtime) 
         assert response.status_code == 201
         assert (await client.post(CHAT, json=chat(steering=STEERING))).status_code == 200
         sizes.append(process.memory_info().rss)
-    # The C library keeps some of what each thread freed, so that single sizes differ by about a dictionary.
-    assert statistics.mean(sizes[-8:]) - statistics.mean(sizes[4:12]) < num_bytes
-    assert max(sizes[4:]) - min(sizes[4:]) < 3 * num_bytes
+    # The C library keeps some of what each thread freed, so that single sizes differ by about a dictionary, in a large
+    # process by two. A swap that kept what it replaced would make eight of it.
+    assert statistics.mean(sizes[-8:]) - statistics.mean(sizes[4:12]) < 2 * num_bytes
+    assert max(sizes[4:]) - min(sizes[4:]) < 4 * num_bytes
     served.unload_dictionary("x")
 
 

@@ -98,7 +98,7 @@ async def test_the_server_goes_on_after_a_failure(runtime: Runtime, monkeypatch:
 async def test_a_bug_is_a_500_without_details_and_with_an_id(
     app: FastAPI, runtime: Runtime, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, stream: bool
 ) -> None:
-    monkeypatch.setattr(runtime, "resolve_steering", fail)
+    monkeypatch.setattr(runtime, "resolve_steering_async", fail)
     response = await client_of(app).post(CHAT, json=chat(stream=stream), headers={"x-request-id": "mine"})
     assert response.status_code == 500
     assert response.headers["x-request-id"] == "mine"
