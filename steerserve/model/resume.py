@@ -62,14 +62,14 @@ def skipping(skips: Mapping[nn.Module, Forward]) -> Iterator[None]:
     # Some blocks have a forward of their own beside their class's: transformers and its users wrap them.
     own = {block: block.__dict__["forward"] for block in skips if "forward" in block.__dict__}
     for block, skip in skips.items():
-        block.forward = skip  # type: ignore[method-assign]
+        block.forward = skip
     try:
         yield
     finally:
         for block in skips:
             del block.forward
             if block in own:
-                block.forward = own[block]  # type: ignore[method-assign]
+                block.forward = own[block]
 
 
 def _stand_ins(blocks: list[nn.Module], forward: Callable[[], object]) -> dict[nn.Module, Forward]:
