@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import datetime as dt
 import json
 import secrets
 from dataclasses import asdict
@@ -56,6 +57,7 @@ async def measure(url: str, corpus: str, concurrency: int, tokens: int, repeats:
     alone = found["alone"]["tokens_per_s"]
     ratios = {name: point["tokens_per_s"] / alone for name, point in found.items()}
     return {
+        "date": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
         "machine": asdict(this_machine()),
         "load_before": load_before,
         "concurrency": concurrency,
