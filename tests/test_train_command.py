@@ -18,7 +18,5 @@ def test_importing_the_command_loads_no_torch() -> None:
 
 
 def test_an_unknown_architecture_is_refused_before_anything_is_loaded(tmp_path: Path) -> None:
-    with pytest.raises(
-        ConfigError, match="jumprelu, gated, matryoshka_batchtopk"
-    ):
+    with pytest.raises(ConfigError, match="jumprelu, gated, matryoshka_batchtopk"):
         train_command("a", [str(tmp_path)], architecture="relu")
