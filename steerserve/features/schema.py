@@ -7,7 +7,9 @@ nobody may write, and another file can be moved over it.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import sqlite3
+import time
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
@@ -22,6 +24,7 @@ APPLICATION_ID = 0x53534653
 _PAGE_BYTES = 16384
 """Several features to a page: with the usual 4,096 half a page is lost on most of them."""
 _BUSY_S = 30.0
+_POLL_S = 0.01
 _TOKENS = "tokenize = 'porter unicode61 remove_diacritics 2'"
 MIGRATIONS: tuple[tuple[str, ...], ...] = (
     (
@@ -69,8 +72,7 @@ def reading(path: Path, *, timeout_s: float = _BUSY_S) -> Iterator[sqlite3.Conne
     Raises:
         FeatureStoreError: it cannot be read.
     """
-    with told(path), contextlib.closing(_connect(path, "ro", timeout_s)) as connection:
-        connection.execute("BEGIN")
+    with told(path), contextlib.closing(_begin_reading(path, timeout_s)) as connection:
         yield connection
 
 
@@ -81,15 +83,10 @@ def writing(path: Path) -> Iterator[sqlite3.Connection]:
     Raises:
         FeatureStoreError: it cannot be written.
     """
-    with told(path), contextlib.ExitStack() as stack:
-        while True:
-            inode = path.stat().st_ino
-            connection = stack.enter_context(contextlib.closing(_connect(path, "rw", _BUSY_S)))
-            connection.execute("BEGIN IMMEDIATE")
-            if path.stat().st_ino == inode:
-                break
-            # Another file was moved here while we waited for the old one; nobody would see what we write to that.
-            connection.execute("ROLLBACK")
+    # SQLite knows a journal by its name. Whoever still had the file that was here before would take the journal of the
+    # one that is here now for a crash's, and remove it; so writers, and who moves a file here, take turns outside it.
+    with told(path), _turn(path), contextlib.closing(_connect(path, "rw", _BUSY_S)) as connection:
+        connection.execute("BEGIN IMMEDIATE")
         try:
             yield connection
         except BaseException:
@@ -166,6 +163,54 @@ def _apply_migrations(connection: sqlite3.Connection, version: int) -> None:
         for statement in statements:
             connection.execute(statement)
     connection.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
+
+
+def _begin_reading(path: Path, timeout_s: float) -> sqlite3.Connection:
+    """Open a store and take hold of the state it is in now; once more where another file was moved here meanwhile."""
+    while True:
+        place = _inode(path)
+        connection = _connect(path, "ro", timeout_s)
+        try:
+            connection.execute("BEGIN")
+            connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        except sqlite3.Error:
+            connection.close()
+            if _inode(path) != place:
+                continue
+            raise
+        return connection
+
+
+def _inode(path: Path) -> int | None:
+    try:
+        return path.stat().st_ino
+    except OSError:
+        return None
+
+
+@contextlib.contextmanager
+def _turn(path: Path) -> Iterator[None]:
+    """Wait for the other writers of a store, in whatever process; a killed one waits no more.
+
+    Raises:
+        OSError: none of them came to an end.
+    """
+    deadline = time.monotonic() + _BUSY_S
+    with turn_file(path).open("a", encoding="utf-8") as file:
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() >= deadline:
+                    raise
+                time.sleep(_POLL_S)
+        yield
+
+
+def turn_file(path: Path) -> Path:
+    """Return the empty file whose lock says that somebody writes to the store at `path`."""
+    return path.with_name(f".{path.name}.lock")
 
 
 def _connect(path: Path, mode: str, timeout_s: float) -> sqlite3.Connection:

@@ -22,7 +22,7 @@ from steerserve.features.details import details_of
 from steerserve.features.labels import kept_labels, label_history, put_label, take_labels
 from steerserve.features.records import Calibration
 from steerserve.features.rows import calibration_of, found_features, put_calibrations, put_feature, stored_feature
-from steerserve.features.schema import check_file, compact, make_file, reading, told, unusable, writing
+from steerserve.features.schema import check_file, compact, make_file, reading, told, turn_file, unusable, writing
 from steerserve.features.search import search
 from steerserve.features.stored import StoreCounts, StoreMeta
 from steerserve.features.vocabulary import Vocabulary
@@ -95,6 +95,7 @@ class FeatureStore:
         aside = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}")
         with contextlib.ExitStack() as stack:
             stack.callback(aside.unlink, missing_ok=True)
+            stack.callback(turn_file(aside).unlink, missing_ok=True)
             fresh = cls.create(aside, meta)
             yield fresh
             compact(aside)
@@ -274,7 +275,7 @@ def _meta(rows: Mapping[str, str], path: Path) -> StoreMeta:
 
 def _remove_leftovers(path: Path) -> None:
     """Remove what processes that were killed left aside."""
-    for file in path.parent.glob(f".{path.name}.*-*"):
-        owner = file.name.removeprefix(f".{path.name}.").partition("-")[0]
+    for file in (*path.parent.glob(f".{path.name}.*-*"), *path.parent.glob(f"..{path.name}.*-*.lock")):
+        owner = file.name.lstrip(".").removeprefix(f"{path.name}.").partition("-")[0]
         if owner.isdecimal() and not psutil.pid_exists(int(owner)):
             file.unlink(missing_ok=True)
