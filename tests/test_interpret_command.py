@@ -11,9 +11,9 @@ from typer.testing import CliRunner
 from steerserve.cli import app
 from steerserve.commands.interpret import _names
 from steerserve.core.errors import CorpusError, DictionarySourceError
+from steerserve.core.lock import FileLock
 from steerserve.features.store import FeatureStore
 from steerserve.jobs.interpreting import interpret_from_anywhere
-from steerserve.jobs.lock import FileLock
 from tests.tiny import tiny_llama_folder, tiny_sae_folder
 
 

@@ -13,6 +13,7 @@ from rich.table import Table
 
 import steerserve
 from steerserve.commands.shared import environment_settings, print_table, read_config
+from steerserve.commands.terminal import followed_run
 from steerserve.core.config import DEFAULT_MODEL
 from steerserve.core.errors import ConfigError
 
@@ -168,7 +169,6 @@ def dictionaries_judge(
     from steerserve.model.source import fetch_model
     from steerserve.training.corpus import load_corpus
     from steerserve.training.judge import judge
-    from steerserve.training.progress import TerminalObserver
     from steerserve.training.report import save_report
 
     text = load_corpus(corpus)
@@ -179,7 +179,7 @@ def dictionaries_judge(
         lens, model_names(files), measure_norms(lens), _readable_dirs(source), settings.max_dictionary_bytes
     )
     dictionary = loader.load(_name_of(source), source)
-    with TerminalObserver() as observer:
+    with followed_run() as observer:
         report = judge(
             lens,
             dictionary,

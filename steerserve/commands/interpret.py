@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import re
 from pathlib import Path
@@ -12,18 +11,15 @@ import typer
 
 from steerserve.commands.labelling import KEY_VARIABLE, ask_for_labels, summary
 from steerserve.commands.shared import environment_settings
+from steerserve.commands.terminal import Threads, followed_run
 from steerserve.core.config import DEFAULT_MODEL, expand_home
 from steerserve.features.interpret_options import DEFAULT_TOKENS, InterpretedSource, InterpretOptions
-from steerserve.training.observer import StoppedError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from steerserve.core.config import Settings
     from steerserve.features.interpret import Interpreted
-
-EXIT_STOPPED = 130
-"""As a shell reports Ctrl-C."""
 
 
 def interpret_command(
@@ -52,9 +48,7 @@ def interpret_command(
     seed: Annotated[int, typer.Option(help="Of text that the model writes, and of a data set's order.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     dtype: Annotated[str, typer.Option(help="Of the model: auto, float32, bfloat16 or float16.")] = "auto",
-    threads: Annotated[
-        int | None, typer.Option(help="CPU threads; as many as PyTorch likes if not given.", min=1)
-    ] = None,
+    threads: Threads = None,
     *,
     calibrate: Annotated[
         bool, typer.Option("--calibrate/--no-calibrate", help="Measure doses and output scores too.")
@@ -86,28 +80,15 @@ def interpret_command(
         "calibrate": calibrate,
     }
     options = _options(environment_settings(), sources, force, asked)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    # What the libraries below log at INFO is about themselves.
-    for chatty in ("transformer_lens", "sae_lens", "httpx", "datasets"):
-        logging.getLogger(chatty).setLevel(logging.WARNING)
-    import torch
-
     from steerserve.jobs.interpreting import interpret_from_anywhere
-    from steerserve.training.progress import TerminalObserver
 
-    if threads is not None:
-        torch.set_num_threads(threads)
-    try:
-        with TerminalObserver() as observer:
-            found = interpret_from_anywhere(options, observer)
-            labelled = []
-            if label_with is not None:
-                url, name = label_with
-                key = os.environ.get(KEY_VARIABLE) or None
-                labelled = [ask_for_labels(one.store, url, name, key=key, observer=observer) for one in found]
-    except StoppedError as stopped:
-        typer.echo(stopped.message, err=True)
-        raise typer.Exit(EXIT_STOPPED) from stopped
+    with followed_run(threads) as observer:
+        found = interpret_from_anywhere(options, observer)
+        labelled = []
+        if label_with is not None:
+            url, name = label_with
+            key = os.environ.get(KEY_VARIABLE) or None
+            labelled = [ask_for_labels(one.store, url, name, key=key, observer=observer) for one in found]
     for one in found:
         typer.echo(_line(one))
     for done in labelled:

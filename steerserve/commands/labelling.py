@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from steerserve.commands.terminal import followed_run
 from steerserve.core.errors import ConfigError
-from steerserve.training.observer import StoppedError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from steerserve.features.llm_labels import Labelled
     from steerserve.training.observer import Observer
 
-EXIT_STOPPED = 130
-"""As a shell reports Ctrl-C."""
 KEY_VARIABLE = "OPENAI_API_KEY"
 
 
@@ -45,24 +43,19 @@ def label_with_command(
     Labels are kept as they come. Stop it whenever you like: the same command goes on with the features that are left.
     """
     from steerserve.commands.features import labelling_store
-    from steerserve.training.progress import TerminalObserver
 
-    try:
-        with TerminalObserver() as observer:
-            done = ask_for_labels(
-                labelling_store(source),
-                url,
-                model,
-                key=os.environ.get(key_env) or None,
-                budget_tokens=budget_tokens,
-                limit=limit,
-                concurrency=concurrency,
-                seed=seed,
-                observer=observer,
-            )
-    except StoppedError as stopped:
-        typer.echo(stopped.message, err=True)
-        raise typer.Exit(EXIT_STOPPED) from stopped
+    with followed_run() as observer:
+        done = ask_for_labels(
+            labelling_store(source),
+            url,
+            model,
+            key=os.environ.get(key_env) or None,
+            budget_tokens=budget_tokens,
+            limit=limit,
+            concurrency=concurrency,
+            seed=seed,
+            observer=observer,
+        )
     typer.echo(summary(done))
 
 

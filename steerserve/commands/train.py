@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
+from steerserve.commands.terminal import Threads, followed_run
 from steerserve.core.config import DEFAULT_MODEL
 from steerserve.core.errors import ConfigError
 from steerserve.core.files import read_json
-from steerserve.training.observer import StoppedError
 from steerserve.training.options import (
     ARCHITECTURES,
     DEFAULT_HOOK,
@@ -26,8 +25,6 @@ from steerserve.training.options import (
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-EXIT_STOPPED = 130
-"""As a shell reports Ctrl-C."""
 _LEAST_RECOVERED = 0.9
 _LEAST_EXPLAINED = 0.6
 """Below these a dictionary's features steer badly, or not at all."""
@@ -91,9 +88,7 @@ def train_command(
         ),
     ] = "disk",
     buffer_mb: Annotated[int, typer.Option(help="Memory for --storage buffer.")] = 512,
-    threads: Annotated[
-        int | None, typer.Option(help="CPU threads; as many as PyTorch likes if not given.", min=1)
-    ] = None,
+    threads: Threads = None,
     *,
     keep_run: Annotated[
         bool, typer.Option("--keep-run", help="Keep cached activations and checkpoints (OUT/run) when done.")
@@ -127,23 +122,10 @@ def train_command(
         buffer_mb=buffer_mb,
         keep_run=keep_run,
     )
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    # What the libraries below log at INFO is about themselves.
-    for chatty in ("transformer_lens", "sae_lens", "httpx", "datasets"):
-        logging.getLogger(chatty).setLevel(logging.WARNING)
-    import torch
-
     from steerserve.jobs.training import train_from_anywhere
-    from steerserve.training.progress import TerminalObserver
 
-    if threads is not None:
-        torch.set_num_threads(threads)
-    try:
-        with TerminalObserver() as observer:
-            folders = train_from_anywhere(options, observer)
-    except StoppedError as stopped:
-        typer.echo(stopped.message, err=True)
-        raise typer.Exit(EXIT_STOPPED) from stopped
+    with followed_run(threads) as observer:
+        folders = train_from_anywhere(options, observer)
     for line in _closing_lines(options, folders):
         typer.echo(line)
 

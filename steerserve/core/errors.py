@@ -125,6 +125,12 @@ class VectorError(StartupError):
     default_code = "invalid_vector"
 
 
+class PresetError(StartupError):
+    """A preset's file that cannot be used."""
+
+    default_code = "invalid_preset"
+
+
 class CorpusError(StartupError):
     """Text for training or evaluation that cannot be found or read."""
 

@@ -70,6 +70,11 @@ class Dictionary:
         return int(self.sae.cfg.d_sae)
 
     @property
+    def read_hook_name(self) -> str:
+        """The hook point that `encode` reads; edits are made at `hook_name`."""
+        return self.hook_name
+
+    @property
     def d_in(self) -> int:
         """Width of the vectors that it reads."""
         return int(self.sae.cfg.d_in)

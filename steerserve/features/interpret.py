@@ -25,7 +25,7 @@ from steerserve.model.norms import measure_norms
 from steerserve.model.source import fetch_model
 from steerserve.training.corpus import load_corpus
 from steerserve.training.report import library_versions
-from steerserve.training.windows import Windower, batch_windows
+from steerserve.training.windows import batch_documents
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -146,8 +146,7 @@ def _harvest(
     observer: Observer,
 ) -> None:
     """Read the text, and write what was found into new stores that take the place of the old ones."""
-    windows = Windower(lens.tokenizer, options.context_size).windows((*corpus.training, *corpus.heldout))
-    batches = batch_windows(windows, lens.tokenizer.special_ids)
+    batches = batch_documents(lens.tokenizer, (*corpus.training, *corpus.heldout), options.context_size)
     tallies = harvest(lens, dictionaries, batches, options.tokens, options.run_dir / "tally.safetensors", observer)
     for name, dictionary in dictionaries.items():
         tally = tallies.pop(name)

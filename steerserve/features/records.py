@@ -17,6 +17,7 @@ LabelOrigin = Literal["person", "llm", "neuronpedia", "promoted", "peak", "words
 """Who made a label; `promoted`, `peak` and `words` are the automatic ones."""
 LABEL_ORIGINS: tuple[LabelOrigin, ...] = ("person", "llm", "neuronpedia", "peak", "promoted", "words")
 """The order in which they win: a person's always, an automatic one last."""
+Role = Literal["writes", "reads"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +67,11 @@ class Calibration:
     def writes(self) -> bool:
         """Whether it visibly writes what it promotes."""
         return self.output_score >= WRITES_SCORE
+
+    @property
+    def role(self) -> Role:
+        """What people call that."""
+        return "writes" if self.writes else "reads"
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,13 +7,12 @@ nobody may write, and another file can be moved over it.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import sqlite3
-import time
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from steerserve.core.errors import FeatureStoreError
+from steerserve.core.lock import FileLock
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,7 +23,6 @@ APPLICATION_ID = 0x53534653
 _PAGE_BYTES = 16384
 """Several features to a page: with the usual 4,096 half a page is lost on most of them."""
 _BUSY_S = 30.0
-_POLL_S = 0.01
 _TOKENS = "tokenize = 'porter unicode61 remove_diacritics 2'"
 MIGRATIONS: tuple[tuple[str, ...], ...] = (
     (
@@ -193,18 +191,12 @@ def _turn(path: Path) -> Iterator[None]:
     """Wait for the other writers of a store, in whatever process; a killed one waits no more.
 
     Raises:
-        OSError: none of them came to an end.
+        FeatureStoreError: none of them came to an end.
     """
-    deadline = time.monotonic() + _BUSY_S
-    with turn_file(path).open("a", encoding="utf-8") as file:
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() >= deadline:
-                    raise
-                time.sleep(_POLL_S)
+    with FileLock(turn_file(path)) as lock:
+        if not lock.acquire_within(_BUSY_S):
+            message = f"The feature store {path} cannot be used: others have been writing to it for {_BUSY_S:g} s."
+            raise FeatureStoreError(message)
         yield
 
 

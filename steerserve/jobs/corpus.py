@@ -6,7 +6,6 @@ import gc
 import hashlib
 import json
 import math
-from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
 
 from steerserve.core.errors import CorpusError
@@ -18,7 +17,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from steerserve.training.observer import Observer
-    from steerserve.training.options import TrainOptions
 
 SELF = "self"
 HUB = "hf:"
@@ -62,15 +60,6 @@ class WantedText(Protocol):
     @property
     def text_dir(self) -> Path:
         """The folder for the files."""
-
-
-def prepare(options: TrainOptions, observer: Observer) -> TrainOptions:
-    """Return the options of a training run with paths alone in its corpus.
-
-    Raises:
-        SteerserveError: as `local_corpus`.
-    """
-    return replace(options, corpus=local_corpus(options, observer))
 
 
 def local_corpus(options: WantedText, observer: Observer) -> tuple[str, ...]:

@@ -6,9 +6,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from steerserve.core.errors import ConfigError
+from steerserve.core.lock import FileLock
 from steerserve.features.interpret import interpret
 from steerserve.jobs.corpus import local_corpus
-from steerserve.jobs.lock import FileLock
 
 if TYPE_CHECKING:
     from steerserve.features.interpret import Interpreted

@@ -9,7 +9,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from steerserve.jobs.lock import FileLock
+from steerserve.core.lock import FileLock
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

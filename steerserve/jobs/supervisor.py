@@ -14,8 +14,8 @@ from steerserve.core.errors import (
     SteerserveError,
     UnavailableError,
 )
+from steerserve.core.lock import FileLock
 from steerserve.jobs.job import Job, new_job_id
-from steerserve.jobs.lock import FileLock
 from steerserve.jobs.runner import STOP_GRACE_S, JobRunner, worker_command
 from steerserve.jobs.store import JobStore
 from steerserve.jobs.worker import lock_path, log_path

@@ -6,8 +6,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from steerserve.core.errors import ConfigError
-from steerserve.jobs.corpus import prepare
-from steerserve.jobs.lock import FileLock
+from steerserve.core.lock import FileLock
+from steerserve.jobs.corpus import local_corpus
 from steerserve.training.run import finished, train
 
 if TYPE_CHECKING:
@@ -37,5 +37,4 @@ def train_from_anywhere(options: TrainOptions, observer: Observer) -> tuple[Path
             # Two would write one checkpoint.
             message = f"Another process trains in {options.out} now. Wait for its end, or give another folder."
             raise ConfigError(message, param="out")
-        prepared = prepare(options, observer).corpus
-        return train(replace(options, prepared=tuple(prepared)), observer)
+        return train(replace(options, prepared=local_corpus(options, observer)), observer)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any
 
+from steerserve.core.files import read_json
 from steerserve.features.interpret_options import InterpretOptions
 from steerserve.training.options import TrainOptions
 
@@ -62,8 +62,7 @@ def interpret_dictionaries(spec: Mapping[str, Any], observer: Observer) -> dict[
 
 def _report(folder: Path) -> dict[str, Any]:
     """Return a dictionary's report without its curves, which are long, and which the dictionary itself has."""
-    report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
-    return {name: value for name, value in report.items() if name != "history"}
+    return {name: value for name, value in read_json(folder / "report.json").items() if name != "history"}
 
 
 WORK: Mapping[str, Work] = {"train": train_dictionaries, "interpret": interpret_dictionaries}

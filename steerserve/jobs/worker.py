@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from steerserve.core.errors import SteerserveError, UnavailableError
+from steerserve.core.lock import FileLock
 from steerserve.core.log import set_up_logging
 from steerserve.jobs.job import Outcome
-from steerserve.jobs.lock import FileLock
 from steerserve.jobs.observer import JobObserver
 from steerserve.jobs.priority import step_aside
 from steerserve.jobs.store import JobStore

@@ -40,7 +40,7 @@ def feature_row(dictionary: Dictionary, found: FoundFeature) -> FeatureRow:
         snippet=_snippet(found.example, texts) if found.example is not None else None,
         promoted=[_text(token_id, texts) for token_id in found.promoted[:_NUM_SHOWN]],
         **_label_fields(found.label),
-        **_calibration_fields(found.calibration),
+        **calibration_fields(found.calibration),
     )
 
 
@@ -61,9 +61,16 @@ def feature_object(
         max=activity.maximum if activity is not None else None,
         activity=_activity(activity) if activity is not None else None,
         **_label_fields(label),
-        **_calibration_fields(calibration),
+        **calibration_fields(calibration),
         **_harvested_fields(harvested, stored.token_bytes if stored is not None else {}, labels),
     )
+
+
+def calibration_fields(calibration: Calibration | None) -> dict[str, Any]:
+    """Return what a row says of a feature's calibration."""
+    if calibration is None:
+        return {"dose": None, "output_score": None, "role": None}
+    return {"dose": calibration.dose, "output_score": calibration.output_score, "role": calibration.role}
 
 
 def _label_fields(label: Label | None) -> dict[str, Any]:
@@ -71,13 +78,6 @@ def _label_fields(label: Label | None) -> dict[str, Any]:
         "label": label.text if label is not None else None,
         "label_origin": label.origin if label is not None else None,
     }
-
-
-def _calibration_fields(calibration: Calibration | None) -> dict[str, Any]:
-    if calibration is None:
-        return {"dose": None, "output_score": None, "role": None}
-    role = "writes" if calibration.writes else "reads"
-    return {"dose": calibration.dose, "output_score": calibration.output_score, "role": role}
 
 
 def _harvested_fields(

@@ -29,7 +29,7 @@ VECTOR_MODES: frozenset[str] = frozenset({"add", "remove"})
 MAX_SCALE = 1e6
 MAX_VECTOR_VALUES = 1 << 17
 MAX_STRENGTH = 1e3
-_LATER = frozenset({"presets", "ramp", "when"})
+_LATER = frozenset({"ramp", "when"})
 """Fields of the contract that this version reads in order to refuse them by name."""
 _MAX_INDEX = 1 << 31
 

@@ -65,6 +65,7 @@ def _edit_json(edit: ResolvedEdit, tally: EditTally, label: str | None) -> dict[
         "sha256": edit.sha256,
         "hook": edit.hook_name,
         **({"vector": edit.vector_name} if edit.vector_name is not None else {}),
+        **({"preset": edit.preset} if edit.preset is not None else {}),
         "feature": edit.feature,
         "label": label,
         "mode": edit.mode,

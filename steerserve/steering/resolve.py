@@ -9,10 +9,16 @@ import hashlib
 import json
 import math
 import struct
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, NamedTuple
 
-from steerserve.core.errors import InvalidRequestError, NotFoundError, UnsupportedParameterError, VectorError
+from steerserve.core.errors import (
+    InvalidRequestError,
+    NotFoundError,
+    PresetError,
+    UnsupportedParameterError,
+    VectorError,
+)
 from steerserve.model.hook_names import describe_hook_names
 from steerserve.steering.edits import (
     MAX_SCALE,
@@ -29,10 +35,11 @@ from steerserve.steering.edits import (
 from steerserve.steering.units import UnitConverter
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
     from steerserve.dictionaries.dictionary import Dictionary
     from steerserve.dictionaries.registry import RegistrySnapshot
+    from steerserve.steering.presets import PresetLookup
     from steerserve.steering.scales import Layers, Scales
     from steerserve.steering.vectors import VectorLookup
 
@@ -61,6 +68,8 @@ class ResolvedEdit:
     """What `scale` counts; None for modes without a unit."""
     vector_name: str | None = None
     """Of a stored vector; the values are those that were stored when the request came."""
+    preset: str | None = None
+    """The name of the preset that it came with."""
 
     @property
     def sha256(self) -> str:
@@ -126,6 +135,14 @@ class ResolvedSteering:
         return _digest(edits, self.strength) if edits else None
 
 
+class _Placed(NamedTuple):
+    """A resolved edit, and where the client wrote it."""
+
+    where: str
+    param: str
+    edit: ResolvedEdit
+
+
 class SteeringResolver:
     """Checks the `steering` of requests against a model and its dictionaries. No torch; any thread."""
 
@@ -137,6 +154,7 @@ class SteeringResolver:
         *,
         model_id: str | None = None,
         vectors: VectorLookup | None = None,
+        presets: PresetLookup | None = None,
     ) -> None:
         """Check edits against a model.
 
@@ -146,39 +164,70 @@ class SteeringResolver:
             scales: What the units are worth.
             model_id: What stored vectors name as the model that they were made for; None takes them all.
             vectors: Where these are found.
+            presets: The same for them.
         """
         self._widths = widths
         self._max_edits = max_edits
         self._scales = scales
         self._model_id = model_id
         self._vectors = vectors
+        self._presets = presets
 
-    def resolve(self, value: object, snapshot: RegistrySnapshot) -> ResolvedSteering | None:
-        """Return what the JSON value of `steering` asks for; None where it asks for nothing.
+    def resolve(
+        self, value: object, snapshot: RegistrySnapshot, *, model_presets: Sequence[str] = ()
+    ) -> ResolvedSteering | None:
+        """Return what a request asks for; None where it asks for nothing.
+
+        Args:
+            value: The JSON value of `steering`.
+            snapshot: The dictionaries that are loaded.
+            model_presets: Presets that the model's name carries; they add up with `value`.
 
         Raises:
             InvalidRequestError: it cannot be honoured; `param` is a path such as `steering.edits[0].feature`.
             UnknownDosesError: nothing is wrong with it, but doses must be measured first.
         """
-        steering = parse_steering(value, max_edits=self._max_edits)
-        if steering is None or (not steering.edits and not steering.presets):
+        steering = parse_steering(value, max_edits=self._max_edits) or Steering()
+        named = [("model", name) for name in model_presets]
+        named += [(f"steering.presets[{place}]", name) for place, name in enumerate(steering.presets)]
+        if not steering.edits and not named:
             return None
-        _refuse_presets(steering)
         converter = UnitConverter(self._scales)
-        placed = [
-            (place, resolved)
-            for place, edit in enumerate(steering.edits)
-            for resolved in self._resolve_edit(edit, f"steering.edits[{place}]", snapshot, converter)
-        ]
+        placed = [one for param, name in named for one in self._resolve_preset(name, param, snapshot, converter)]
+        for place, edit in enumerate(steering.edits):
+            path = f"steering.edits[{place}]"
+            resolved = self._resolve_edit(edit, path, snapshot, converter)
+            placed += [_Placed(path, path, one) for one in resolved]
         _refuse_contradictions(placed)
         if len(placed) > self._max_edits:
             message = (
-                f"A request may carry at most {self._max_edits} edits, and this one comes to {len(placed)}: a stored "
-                "vector counts once for each of its hook points."
+                f"A request may carry at most {self._max_edits} edits, and this one comes to {len(placed)}: those of "
+                "presets count, and a stored vector counts once for each of its hook points."
             )
             raise InvalidRequestError(message, param="steering.edits")
         converter.check_known()
-        return ResolvedSteering(tuple(edit for _, edit in placed), steering.strength)
+        return ResolvedSteering(tuple(one.edit for one in placed), steering.strength)
+
+    def _resolve_preset(
+        self, name: str, param: str, snapshot: RegistrySnapshot, converter: UnitConverter
+    ) -> list[_Placed]:
+        if self._presets is None:
+            message = f"There is no preset {name!r}; this server has no presets. Send the edits themselves."
+            raise InvalidRequestError(message, param=param)
+        try:
+            preset = self._presets.find(name)
+        except (NotFoundError, PresetError) as error:
+            raise InvalidRequestError(error.message, param=param) from error
+        placed: list[_Placed] = []
+        for place, edit in enumerate(preset.edits):
+            try:
+                resolved = self._resolve_edit(edit, f"edits[{place}]", snapshot, converter)
+            except InvalidRequestError as error:
+                message = f"The preset {preset.name!r} cannot be used here: {error.message}"
+                raise InvalidRequestError(message, param=param, code=error.code) from error
+            where = f"edits[{place}] of the preset {preset.name!r}"
+            placed += [_Placed(where, param, replace(one, preset=preset.name)) for one in resolved]
+        return placed
 
     def _resolve_edit(
         self, edit: Edit, path: str, snapshot: RegistrySnapshot, converter: UnitConverter
@@ -291,12 +340,6 @@ def _decode_values(vector: InlineVector, path: str) -> tuple[float, ...]:
     return values
 
 
-def _refuse_presets(steering: Steering) -> None:
-    if steering.presets:
-        message = f"There is no preset {steering.presets[0]!r}; this server has no presets. Send the edits themselves."
-        raise InvalidRequestError(message, param="steering.presets")
-
-
 def _refuse_later_fields(edit: Edit, path: str) -> None:
     if edit.ramp:
         message = f"{path}.ramp is not supported by this version; leave it out, or use start and stop."
@@ -306,18 +349,19 @@ def _refuse_later_fields(edit: Edit, path: str) -> None:
         raise UnsupportedParameterError(message, param=f"{path}.when")
 
 
-def _refuse_contradictions(placed: Iterable[tuple[int, ResolvedEdit]]) -> None:
-    setters: dict[tuple[str, int | None], int] = {}
-    for place, edit in placed:
+def _refuse_contradictions(placed: Iterable[_Placed]) -> None:
+    setters: dict[tuple[str, int | None], _Placed] = {}
+    for one in placed:
+        edit = one.edit
         if edit.dictionary is None or edit.mode not in SETTING_MODES:
             continue
-        first = setters.setdefault((edit.dictionary.id, edit.feature), place)
-        if first != place:
+        first = setters.setdefault((edit.dictionary.id, edit.feature), one)
+        if first is not one:
             message = (
-                f"steering.edits[{first}] and steering.edits[{place}] both set feature {edit.feature} of "
+                f"{first.where} and {one.where} both set feature {edit.feature} of "
                 f"{edit.dictionary.id!r} (clamp, ablate, floor and ceiling set); keep one of them."
             )
-            raise InvalidRequestError(message, param=f"steering.edits[{place}]")
+            raise InvalidRequestError(message, param=one.param)
 
 
 def _digest(edits: list[dict[str, object]], strength: float) -> str:

@@ -19,11 +19,12 @@ _LEAST_NORM = 1e-6
 
 
 def asks_lookup(value: object) -> bool:
-    """Tell whether the JSON value of `steering` counts in a unit that is looked up in a dictionary's store."""
-    edits = value.get("edits") if isinstance(value, dict) else value
-    if not isinstance(edits, list):
-        return False
-    return any(isinstance(edit, dict) and edit.get("unit") in _LOOKED_UP for edit in edits)
+    """Tell whether the JSON value of `steering` means files: a preset, or a unit that a dictionary's store knows."""
+    if isinstance(value, dict):
+        return bool(value.get("presets")) or asks_lookup(value.get("edits"))
+    if not isinstance(value, list):
+        return isinstance(value, str)
+    return any(isinstance(one, str) or (isinstance(one, dict) and one.get("unit") in _LOOKED_UP) for one in value)
 
 
 class UnitConverter:

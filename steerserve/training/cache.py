@@ -6,7 +6,6 @@ A cache can be filled in several goes: what is on disk is always a prefix of wha
 from __future__ import annotations
 
 import errno
-import json
 import logging
 import os
 from typing import TYPE_CHECKING, Any
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from steerserve.core.errors import ConfigError, CorpusError
-from steerserve.core.files import write_json
+from steerserve.core.files import read_json, write_json
 from steerserve.training.activations import CachedActivations, Calibration
 from steerserve.training.observer import StoppedError
 
@@ -42,7 +41,7 @@ def fill_cache(reader: ActivationReader, folder: Path, tokens: int, observer: Ob
     folder.mkdir(parents=True, exist_ok=True)
     state_file = folder / "state.json"
     if state_file.is_file():
-        state = json.loads(state_file.read_text(encoding="utf-8"))
+        state = read_json(state_file)
         calibration = Calibration(**state["calibration"])
         if not state["is_full"]:
             reader.go_on(calibration, state["num_batches"])

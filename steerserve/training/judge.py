@@ -14,18 +14,15 @@ from steerserve.training.evaluate import Judged, count_features, evaluate_splice
 from steerserve.training.observer import StoppedError
 from steerserve.training.report import headline, library_versions
 from steerserve.training.run import EVALUATION_BATCH_TOKENS
-from steerserve.training.windows import Windower, batch_windows
+from steerserve.training.windows import batch_documents
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
     from numpy.typing import NDArray
 
     from steerserve.dictionaries.dictionary import Dictionary
     from steerserve.model.lens import LensModel
-    from steerserve.training.corpus import Corpus, Document
+    from steerserve.training.corpus import Corpus
     from steerserve.training.observer import Observer
-    from steerserve.training.windows import WindowBatch
 
 
 def judge(
@@ -56,18 +53,13 @@ def judge(
         CorpusError: the text has no token to measure on.
         StoppedError: the observer asked for it.
     """
-
-    def batches(documents: Sequence[Document], *batch_tokens: int) -> Iterator[WindowBatch]:
-        windows = Windower(lens.tokenizer, context_size).windows(documents)
-        return batch_windows(windows, lens.tokenizer.special_ids, *batch_tokens)
-
     hook = dictionary.hook_name
-    reader = ActivationReader(lens, (hook,), batches(corpus.training))
+    reader = ActivationReader(lens, (hook,), batch_documents(lens.tokenizer, corpus.training, context_size))
     calibration = reader.start()
     rows = _read(reader, hook, feature_tokens, observer)
     known = statistics(rows)
     judged = Judged(hook, dictionary.sae, known.mean, calibration.sink_norms[hook])
-    text = batches(corpus.heldout, EVALUATION_BATCH_TOKENS)
+    text = batch_documents(lens.tokenizer, corpus.heldout, context_size, EVALUATION_BATCH_TOKENS)
     [heldout] = evaluate_splices(lens, [judged], text, heldout_tokens, observer)
     features = count_features(dictionary.sae, torch.from_numpy(rows.astype(np.float32)))
     described = {

@@ -75,15 +75,12 @@ class DictionaryOptions:
         _check_choice(self.dtype, "dtype", SAVED_DTYPES)
         _check(self.d_sae >= 1, "d_sae", self.d_sae, "1 or more")
         _check(1 <= self.k <= self.d_sae, "k", self.k, f"1 to d_sae ({self.d_sae})")
-        _check(
-            self.l1_coefficient is None or math.isfinite(self.l1_coefficient),
-            "l1_coefficient",
-            self.l1_coefficient,
-            "a finite number",
-        )
         _check(0 < self.lr < 1, "lr", self.lr, "a number between 0 and 1")
         _check(
-            self.l1_coefficient is None or self.l1_coefficient >= 0, "l1_coefficient", self.l1_coefficient, "0 or more"
+            self.l1_coefficient is None or 0 <= self.l1_coefficient < math.inf,
+            "l1_coefficient",
+            self.l1_coefficient,
+            "a finite number, 0 or more",
         )
         shares = self.resample or ()
         _check(all(0 < share < 1 for share in shares), "resample", self.resample, "shares of the run between 0 and 1")
@@ -150,7 +147,7 @@ class TrainOptions:
         ids = [dictionary.id for dictionary in self.dictionaries]
         _check(len(set(ids)) == len(ids), "id", ids, "different for each dictionary")
         _check_choice(self.storage, "storage", STORAGES)
-        for name in ("tokens", "epochs", "batch_size", "buffer_mb", "heldout_tokens", "checkpoint_every"):
+        for name in ("epochs", "buffer_mb", "heldout_tokens", "checkpoint_every"):
             value = getattr(self, name)
             _check(value is None or value >= 1, name, value, "1 or more")
         for name in ("tokens", "batch_size"):

@@ -22,7 +22,7 @@ from steerserve.training.evaluate import FEATURE_TOKENS, Judged, count_features,
 from steerserve.training.export import export_sae
 from steerserve.training.report import REPORT_FILE, Report, Training, library_versions, save_report
 from steerserve.training.trainer import BATCHES_FOLDER, last_checkpoint, train_saes
-from steerserve.training.windows import Windower, batch_windows
+from steerserve.training.windows import batch_documents
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -149,8 +149,8 @@ def _check_hooks(lens: LensModel, options: TrainOptions) -> None:
 
 def _activations(lens: LensModel, options: TrainOptions, corpus: Corpus, observer: Observer) -> Batches:
     def open_text() -> ActivationReader:
-        windows = Windower(lens.tokenizer, options.context_size).windows(corpus.training)
-        return ActivationReader(lens, options.hooks, batch_windows(windows, lens.tokenizer.special_ids))
+        text = batch_documents(lens.tokenizer, corpus.training, options.context_size)
+        return ActivationReader(lens, options.hooks, text)
 
     if options.storage == "disk":
         cache = fill_cache(open_text(), options.run_dir / "activations", options.tokens, observer)
@@ -216,8 +216,7 @@ def _judge(
     saes: Mapping[str, SAE[Any]],
     observer: Observer,
 ) -> dict[str, SpliceMetrics]:
-    windows = Windower(lens.tokenizer, options.context_size).windows(corpus.heldout)
-    text = batch_windows(windows, lens.tokenizer.special_ids, EVALUATION_BATCH_TOKENS)
+    text = batch_documents(lens.tokenizer, corpus.heldout, options.context_size, EVALUATION_BATCH_TOKENS)
     judged = [
         Judged(
             one.hook,

@@ -110,6 +110,14 @@ def constant_start(tokenizer: Tokenizer) -> tuple[int, ...]:
     return tuple(one[:same])
 
 
+def batch_documents(
+    tokenizer: Tokenizer, documents: Iterable[Document], context_size: int, batch_tokens: int = BATCH_TOKENS
+) -> Iterator[WindowBatch]:
+    """Yield the batches of a text, from its start."""
+    windows = Windower(tokenizer, context_size).windows(documents)
+    return batch_windows(windows, tokenizer.special_ids, batch_tokens)
+
+
 def batch_windows(
     windows: Iterable[Window], special_ids: frozenset[int], batch_tokens: int = BATCH_TOKENS
 ) -> Iterator[WindowBatch]:

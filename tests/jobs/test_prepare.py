@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from steerserve.core.errors import ConfigError, CorpusError
-from steerserve.jobs.corpus import prepare
+from steerserve.core.lock import FileLock
+from steerserve.jobs.corpus import local_corpus
 from steerserve.jobs.hub_text import HubText, _record
-from steerserve.jobs.lock import FileLock
 from steerserve.jobs.training import train_from_anywhere
 from steerserve.training.corpus import load_corpus
 from steerserve.training.options import DictionaryOptions, TrainOptions
@@ -27,7 +27,7 @@ SCRIPT = """
 import sys
 from pathlib import Path
 from steerserve.core.errors import SteerserveError
-from steerserve.jobs.corpus import prepare
+from steerserve.jobs.corpus import local_corpus
 from steerserve.training.options import DictionaryOptions, TrainOptions
 from tests.training.quiet import Quiet
 
@@ -36,7 +36,7 @@ options = TrainOptions(
     out=Path(out), corpus=tuple(corpus), dictionaries=(DictionaryOptions("a"),), tokens=int(tokens), seed=int(seed)
 )
 try:
-    print(*prepare(options, Quiet(stop_at=int(stop_at) or None)).corpus)
+    print(*local_corpus(options, Quiet(stop_at=int(stop_at) or None)))
 except SteerserveError as error:
     sys.exit(f"{type(error).__name__}: {error.message}")
 """
@@ -184,22 +184,22 @@ def test_folders_and_files_stay_as_they_are_beside_what_the_model_writes(
         tmp_path / "out", f"path:{text}", "self", model=str(model_folders["llama"]), device="cpu", tokens=1000
     )
     observer = Quiet()
-    prepared = prepare(asked, observer)
-    assert prepared.corpus[0] == f"path:{text}"
-    assert Path(prepared.corpus[1]).parent == asked.run_dir / "corpus"
+    prepared = local_corpus(asked, observer)
+    assert prepared[0] == f"path:{text}"
+    assert Path(prepared[1]).parent == asked.run_dir / "corpus"
     assert observer.stages == ["Writing text of its own"]
-    corpus = load_corpus(prepared.corpus)
-    assert {"a.txt", Path(prepared.corpus[1]).name} == set(corpus.sources())
+    corpus = load_corpus(prepared)
+    assert {"a.txt", Path(prepared[1]).name} == set(corpus.sources())
 
     again = Quiet()
-    assert prepare(asked, again) == prepared
+    assert local_corpus(asked, again) == prepared
     assert not again.stages
 
 
 def test_another_model_seed_or_amount_is_another_file(model_folders: dict[str, Path], tmp_path: Path) -> None:
     common = {"model": str(model_folders["llama"]), "device": "cpu", "tokens": 300}
     paths = {
-        prepare(options(tmp_path, "self", **{**common, **changed}), Quiet()).corpus
+        local_corpus(options(tmp_path, "self", **{**common, **changed}), Quiet())
         for changed in ({}, {"seed": 1}, {"tokens": 400})
     }
     assert len(paths) == 3
@@ -207,7 +207,7 @@ def test_another_model_seed_or_amount_is_another_file(model_folders: dict[str, P
 
 def test_a_path_that_is_missing_is_told_before_the_model_is_loaded(tmp_path: Path) -> None:
     with pytest.raises(CorpusError, match="There is no"):
-        prepare(options(tmp_path, "self", str(tmp_path / "nowhere"), model="no-such-model"), Quiet())
+        local_corpus(options(tmp_path, "self", str(tmp_path / "nowhere"), model="no-such-model"), Quiet())
 
 
 def test_a_folder_in_which_another_process_trains_is_left_alone(tmp_path: Path) -> None:
@@ -226,5 +226,5 @@ def test_a_folder_in_which_another_process_trains_is_left_alone(tmp_path: Path) 
 def test_a_corpus_of_paths_makes_nothing(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("x", encoding="utf-8")
     asked = options(tmp_path / "out", str(tmp_path / "a.txt"))
-    assert prepare(asked, Quiet()) == asked
+    assert local_corpus(asked, Quiet()) == asked.corpus
     assert not asked.out.exists()

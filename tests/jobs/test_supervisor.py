@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from steerserve.core.errors import ConfigError, ConflictError, DictionarySourceError, NotFoundError, UnavailableError
+from steerserve.core.lock import FileLock
 from steerserve.jobs import supervisor as supervisor_module
 from steerserve.jobs.job import Job
-from steerserve.jobs.lock import FileLock
 from steerserve.jobs.process import Worker
 from steerserve.jobs.store import JobStore
 from steerserve.jobs.worker import EXIT_BUSY, lock_path, log_path

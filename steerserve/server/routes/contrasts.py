@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from fastapi import APIRouter, Depends, Request
 
@@ -12,6 +12,7 @@ from steerserve.features.text_sets import read_text_sets
 from steerserve.server.body import json_body
 from steerserve.server.dependencies import RuntimeDep
 from steerserve.server.disconnect import unless_disconnected
+from steerserve.server.feature_view import calibration_fields
 from steerserve.server.keys import require_inference
 from steerserve.server.openapi import reading_responses, request_body
 from steerserve.server.prepare import check_served
@@ -63,15 +64,11 @@ async def contrast_texts(
 
 def _calibrations(runtime: Runtime, dictionary: Dictionary, features: Sequence[int]) -> dict[int, Calibration]:
     store = runtime.stores.find(dictionary)
-    known = {feature: store.calibration(feature) for feature in features} if store is not None else {}
-    return {feature: calibration for feature, calibration in known.items() if calibration is not None}
+    known = store.calibrations() if store is not None else {}
+    return {feature: known[feature] for feature in features if feature in known}
 
 
 def _row(candidate: Candidate, label: str | None, calibration: Calibration | None) -> ContrastFeature:
-    known: dict[str, Any] = {"role": None, "output_score": None, "dose": None}
-    if calibration is not None:
-        role = "writes" if calibration.writes else "reads"
-        known = {"role": role, "output_score": calibration.output_score, "dose": calibration.dose}
     return ContrastFeature(
         feature=candidate.feature,
         label=label,
@@ -81,7 +78,7 @@ def _row(candidate: Candidate, label: str | None, calibration: Calibration | Non
         mean_difference=candidate.mean_difference,
         positive_mean=candidate.positive_mean,
         negative_mean=candidate.negative_mean,
-        **known,
+        **calibration_fields(calibration),
     )
 
 

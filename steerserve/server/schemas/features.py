@@ -7,10 +7,9 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from steerserve.core.errors import InvalidRequestError
-from steerserve.features.records import LabelOrigin
+from steerserve.features.records import LabelOrigin, Role
 from steerserve.server.schemas.base import ResponseModel, StrictRequestModel
 
-Role = Literal["writes", "reads"]
 MAX_LABEL_CHARS = 200
 
 
@@ -96,8 +95,8 @@ class Neighbour(ResponseModel):
     label: str | None = Field(description="Its label.")
 
 
-class FeatureRow(ResponseModel):
-    """A feature in a list."""
+class FeatureSummary(ResponseModel):
+    """What a feature's row in a list and its own page both say."""
 
     object: Literal["feature"] = Field(default="feature", description="Always this.")
     dictionary: str = Field(description="What edits call its dictionary.")
@@ -109,6 +108,11 @@ class FeatureRow(ResponseModel):
     dose: float | None = Field(description="Raw change of its activation that is one dose; null where not calibrated.")
     output_score: float | None = Field(description="Whether pushing it makes its own promoted tokens appear, 0 to 1.")
     role: Role | None = Field(description="`writes` what it promotes, or mostly `reads`; null where not calibrated.")
+
+
+class FeatureRow(FeatureSummary):
+    """A feature in a list."""
+
     relevance: float | None = Field(description="How well it matches the search; null in a plain list.")
     snippet: Snippet | None = Field(description="The strongest snippet.")
     promoted: list[str] = Field(description="Tokens that its direction promotes most, the first first.")
@@ -132,21 +136,11 @@ class ActivityObject(ResponseModel):
     histogram: list[int] = Field(description="Of these, in equal bins from 0 to the largest activation.")
 
 
-class FeatureObject(ResponseModel):
+class FeatureObject(FeatureSummary):
     """All that is known of a feature."""
 
-    object: Literal["feature"] = Field(default="feature", description="Always this.")
-    dictionary: str = Field(description="What edits call its dictionary.")
-    feature: int = Field(description="What edits call it.")
     hook: str = Field(description="The dictionary's hook point.")
-    label: str | None = Field(description="The label that wins.")
-    label_origin: LabelOrigin | None = Field(description="Who made it.")
     labels: list[LabelObject] = Field(description="The label of each origin, the winner first.")
-    density: float | None = Field(description="Share of tokens where it was active.")
-    max: float | None = Field(description="Its largest activation; 0 for a feature that was never active.")
-    dose: float | None = Field(description="Raw change of its activation that is one dose; null where not calibrated.")
-    output_score: float | None = Field(description="Whether pushing it makes its own promoted tokens appear, 0 to 1.")
-    role: Role | None = Field(description="`writes` what it promotes, or mostly `reads`; null where not calibrated.")
     activity: ActivityObject | None = Field(description="Null where the dictionary was not interpreted.")
     snippets: list[Snippet] = Field(description="The strongest first, then some of each fifth of the range.")
     peak_tokens: list[PeakToken] = Field(description="Tokens at which it peaked, the most frequent first.")

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from steerserve.core.errors import InvalidRequestError
+from steerserve.features.records import Role
 from steerserve.server.schemas.base import ResponseModel, StrictRequestModel, absent_if_none
 from steerserve.server.schemas.chat import MAX_MESSAGES
 from steerserve.server.schemas.messages import Message
@@ -20,7 +21,6 @@ MAX_LISTED = 100
 MAX_EDITS = 16
 _MAX_INDEX = 2**31 - 1
 
-Role = Literal["writes", "reads"]
 Text = Annotated[str, Field(min_length=1, max_length=MAX_TEXT_CHARS)]
 Texts = Annotated[list[Text], Field(min_length=MIN_TEXTS, max_length=MAX_TEXTS, fail_fast=True)]
 FeatureIndex = Annotated[int, Field(ge=0, le=_MAX_INDEX)]

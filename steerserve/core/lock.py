@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import fcntl
 import os
+import time
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pathlib import Path
     from typing import Self
+
+
+_POLL_S = 0.01
 
 
 class FileLock:
@@ -34,6 +38,15 @@ class FileLock:
                 os.close(descriptor)
                 return False
             self._descriptor = descriptor
+        return True
+
+    def acquire_within(self, timeout_s: float) -> bool:
+        """Take the lock, waiting for whoever has it; returns whether it is held now."""
+        deadline = time.monotonic() + timeout_s
+        while not self.acquire():
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(_POLL_S)
         return True
 
     def release(self) -> None:
