@@ -54,7 +54,7 @@ MALFORMED: list[tuple[Any, str]] = [
     ({"feature": 3, "scale": 1.0}, "steering.feature"),
     ({"edits": ADD}, "steering.edits"),
     ({"edits": "x"}, "steering.edits"),
-    ({"edits": [ADD], "presets": "formal"}, "steering.presets[0]"),
+    ({"edits": [ADD], "presets": "formal"}, "steering.presets"),
     ({"edits": [ADD], "presets": [1]}, "steering.presets[0]"),
     ({"edits": [ADD], "presets": ["formal"]}, "steering.presets[0]"),
     (["formal", ADD], "steering.presets[0]"),
