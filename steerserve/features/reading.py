@@ -8,7 +8,6 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
-from transformers import DynamicCache
 
 from steerserve.model.norms import SINK_RATIO
 
@@ -17,6 +16,7 @@ if TYPE_CHECKING:
 
     from jaxtyping import Bool, Float
     from torch import Tensor
+    from transformers import Cache
 
     from steerserve.dictionaries.dictionary import Dictionary
     from steerserve.engine.engine import Engine
@@ -78,7 +78,7 @@ def pieces_of(
             yield partial(_read_batch, lens, rows, batch, wanted, take)
             batch = []
         if len(rows[row]) > limit:
-            cache = DynamicCache(config=lens.hf_model.config)
+            cache = lens.new_cache()
             for start in range(0, len(rows[row]), limit):
                 yield partial(_read_part, lens, Part(row, rows[row][start : start + limit], start), cache, wanted, take)
         else:
@@ -101,7 +101,8 @@ def encode_kept(
 ) -> tuple[Bool[Tensor, " tokens"], Iterator[Float[Tensor, "some d_sae"]]]:
     """Return which tokens count, and the features' activations at those, in order, some at a time.
 
-    Special tokens and sinks do not count: no dictionary has learned them. Engine thread only.
+    Special tokens and sinks do not count: no dictionary has learned them. The span needs the values at the
+    dictionary's `hook_names`: sinks are known by their norm where edits are made. Engine thread only.
     """
     x = span.values[dictionary.hook_name]
     keep = kept_tokens(span, dictionary.hook_name, dictionary.median_norm, special_ids)
@@ -132,7 +133,7 @@ def _read_batch(
 
 
 def _read_part(
-    lens: LensModel, part: Part, cache: DynamicCache, hook_names: tuple[str, ...], take: Callable[[Span], None]
+    lens: LensModel, part: Part, cache: Cache, hook_names: tuple[str, ...], take: Callable[[Span], None]
 ) -> None:
     read = lens.read(torch.tensor([part.ids]), hook_names, cache=cache)
     take(Span(part.row, part.ids, part.start, {name: value[0].float() for name, value in read.items()}))

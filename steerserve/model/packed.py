@@ -69,6 +69,13 @@ def pack_linears(module: nn.Module) -> int:
     return num_packed
 
 
+def num_weights(module: nn.Module) -> int:
+    """Count the weights below `module`, packed ones included."""
+    packed = (one for one in module.modules() if isinstance(one, PackedLinear))
+    num_packed = sum(one.in_features * one.out_features for one in packed)
+    return num_packed + sum(one.numel() for one in module.parameters())
+
+
 class RowwiseActivation(nn.Module):
     """An activation function that gives a row the same bits whatever the number of rows, in decode steps.
 

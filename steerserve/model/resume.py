@@ -19,7 +19,7 @@ from steerserve.model.hook_names import RESID_POST, RESID_PRE
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
-    from steerserve.model.lens import LensModel
+    from steerserve.model.lens import BridgeLens
 
     Forward = Callable[..., Any]
 
@@ -29,7 +29,7 @@ _ROUNDING = 64
 """Units in the last place by which logits computed from the same values may differ."""
 
 
-def find_skips(lens: LensModel, hook_name: str) -> Mapping[nn.Module, Forward]:
+def find_skips(lens: BridgeLens, hook_name: str) -> Mapping[nn.Module, Forward]:
     """Return what to call instead of each block before a hook point; nothing where all blocks must run.
 
     The value at the hook point must be replaced. Inside a block there is nothing to skip, as that block's stream is

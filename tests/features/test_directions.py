@@ -34,7 +34,7 @@ def test_promoted_and_suppressed_tokens_and_neighbours_are_the_nearest(
     found = direction_facts(lens, dictionary, Quiet())
 
     W_dec = dictionary.sae.W_dec.detach()
-    hf_model = lens.hf_model
+    hf_model = lens.weights
     logits = (W_dec * hf_model.get_parameter("model.norm.weight")) @ hf_model.get_submodule("lm_head").weight.T
     scores = (logits - logits.mean(dim=1, keepdim=True)) / logits.std(dim=1, keepdim=True)
     cosines = torch.nn.functional.cosine_similarity(W_dec[:, None], W_dec[None], dim=-1)

@@ -47,7 +47,7 @@ def planted_folder(path: Path, lens: LensModel) -> Path:
     """Write a dictionary of the embeddings whose feature 0 fires on `q` and writes `Z`; the others are dead."""
     planted_sae_folder(path, d_sae=8, hook_name=EMBEDDINGS)
     weights = load_file(path / "sae_weights.safetensors")
-    hf_model: Any = lens.hf_model
+    hf_model: Any = lens.weights
     embedding = hf_model.get_input_embeddings().weight[ord(READ)]
     written = hf_model.get_output_embeddings().weight[ord(WRITTEN)] / lens.unembedding.gain
     weights["W_enc"].zero_()

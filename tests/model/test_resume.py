@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from steerserve.model.hook_names import MLP_OUT, RESID_POST, RESID_PRE
-from steerserve.model.lens import LensModel, load_lens
+from steerserve.model.lens import BridgeLens, LensModel, load_lens
 from tests.model.architectures import GROUPED, SERVED, write_model
 
 if TYPE_CHECKING:
@@ -30,8 +30,10 @@ MODELS: dict[str, dict[str, Any]] = {
 IDS = torch.tensor([[7, 8, 9, 10, 11], [200, 3, 3, 90, 41]])
 
 
-def load(name: str, folder: Path) -> LensModel:
-    return load_lens(replace(write_model(name, MODELS[name], folder, std=0.15), id=name), device="cpu")
+def load(name: str, folder: Path) -> BridgeLens:
+    lens = load_lens(replace(write_model(name, MODELS[name], folder, std=0.15), id=name), device="cpu")
+    assert isinstance(lens, BridgeLens)
+    return lens
 
 
 def some_value(lens: LensModel, hook_name: str) -> Tensor:
