@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from steerserve.dictionaries.dictionary import width_out
 from steerserve.dictionaries.files import refusal
+from steerserve.model.hook_names import MLP_IN, STREAM_INTO_MLP, describe_hook_names
 from steerserve.model.lens import official_name
 from steerserve.model.names import plain_name
 
@@ -21,6 +23,8 @@ _UNFOLDED = {"expected_average_only_in", "covariance_whitening"}
 _PROCESSED = ("center_writing_weights", "refactor_factored_attn_matrices")
 """What TransformerLens does to a model before such a dictionary is trained, and this server does not do."""
 _LARGEST_NORM = 1e30
+_MLP_NORM_OUTPUT = ".pre_feedforward_layernorm.output"
+"""In transformers' names what Gemma Scope 2's transcoders read; SAELens calls it `hook_mlp_in`, TransformerLens not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +32,9 @@ class Fit:
     """What holds between a dictionary and a model."""
 
     hook_name: str
+    """Where edits are made."""
+    hook_in: str | None
+    """Where it reads, if that is elsewhere."""
     reservations: tuple[str, ...]
     """What speaks against it and was not enough to refuse it; each goes on after the dictionary's name."""
 
@@ -45,20 +52,30 @@ def check_fit(sae: SAE[Any], source: str, lens: LensModel, model_names: Iterable
     Raises:
         DictionarySourceError: it may not; the message says whether `force` would help.
     """
-    hook_name = sae.cfg.metadata.hook_name or ""
-    if hook_name not in lens.hook_names:
-        reason = (
-            f"reads the hook point {hook_name[:100]!r}, which this server does not offer on {lens.id}. "
-            f"It offers {lens.offered_hooks}"
-        )
+    metadata = sae.cfg.metadata
+    hook_in = _read_hook_name(metadata.hook_name or "", metadata.hf_hook_name)
+    hook_name = metadata.hook_name_out or hook_in
+    is_transcoder = hook_name != hook_in
+    offered = {
+        ("reads", hook_in): lens.readable if is_transcoder else lens.hook_names,
+        ("writes", hook_name): lens.hook_names,
+    }
+    widths = {("reads", hook_in): sae.cfg.d_in, ("writes", hook_name): width_out(sae)}
+    for (does, name), names in offered.items():
+        if name not in names:
+            reason = f"{does} the hook point {name[:100]!r}, which this server does not offer on {lens.id}"
+            raise refusal(source, f"{reason}. It offers {describe_hook_names(names)}")
+    for (does, name), width in widths.items():
+        if width != (there := lens.width(name)):
+            reason = f"{does} vectors of width {width}, and {lens.id} has {there} at {name}"
+            raise refusal(source, f"{reason}: it was made for another model")
+    if lens.readable.index(hook_in) > lens.readable.index(hook_name):
+        reason = f"reads {hook_in}, which a forward pass reaches only after {hook_name}, where it writes"
         raise refusal(source, reason)
-    if sae.cfg.d_in != (width := lens.width(hook_name)):
-        reason = f"reads vectors of width {sae.cfg.d_in}, and {lens.id} has {width} at {hook_name}"
-        raise refusal(source, f"{reason}: it was made for another model")
     objections = _objections(sae, lens, tuple(model_names))
     if objections and not force:
         raise refusal(source, f"{'; and it '.join(objections)}. With force: true it is used all the same")
-    return Fit(hook_name, (*objections, *_remarks(sae)))
+    return Fit(hook_name, hook_in if is_transcoder else None, (*objections, *_remarks(sae, hook_in)))
 
 
 def recorded_norms(sae: SAE[Any], measured: tuple[float, float], source: str) -> tuple[float, float]:
@@ -76,6 +93,17 @@ def recorded_norms(sae: SAE[Any], measured: tuple[float, float], source: str) ->
     if not (_is_norm(median) and _is_norm(mean)):
         raise refusal(source, f"must have positive norms in metadata.steerserve, not {str([median, mean])[:100]}")
     return float(median), float(mean)
+
+
+def _read_hook_name(hook_name: str, hf_hook_name: object) -> str:
+    """Return the hook point that is read, by TransformerLens' name for what it was trained on.
+
+    Gemma Scope 2 records in transformers' names what its transcoders read: the output of the norm before the MLP, which
+    is what the MLP takes. SAELens calls that `hook_mlp_in`, which in TransformerLens is the stream before the norm.
+    """
+    if hook_name.endswith(f".{STREAM_INTO_MLP}") and str(hf_hook_name).endswith(_MLP_NORM_OUTPUT):
+        return hook_name.removesuffix(STREAM_INTO_MLP) + MLP_IN
+    return hook_name
 
 
 def _is_norm(value: object) -> bool:
@@ -97,9 +125,11 @@ def _spellings(name: str) -> set[str]:
     return {plain_name(name), plain_name(official_name(name))}
 
 
-def _remarks(sae: SAE[Any]) -> list[str]:
+def _remarks(sae: SAE[Any], hook_in: str) -> list[str]:
     processing = sae.cfg.metadata.model_from_pretrained_kwargs
-    processed = [name for name in _PROCESSED if isinstance(processing, dict) and processing.get(name) is True]
+    # What an MLP takes has the norm's weights in it, unless they were folded into the MLP's own.
+    changes = (*_PROCESSED, "fold_ln") if hook_in.endswith(f".{MLP_IN}") else _PROCESSED
+    processed = [name for name in changes if isinstance(processing, dict) and processing.get(name) is True]
     if not processed:
         return []
     return [f"was trained on a model that TransformerLens had processed ({', '.join(processed)}), and this one is not"]

@@ -1,4 +1,8 @@
-"""A dictionary: a SAELens SAE bound to one hook point of the served model."""
+"""A dictionary: a SAELens SAE bound to hook points of the served model.
+
+A transcoder reads one hook point and is edited at another, the one whose values it reconstructs; all others do both at
+one.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +14,12 @@ import torch
 from sae_lens.saes.gated_sae import GatedSAE
 from sae_lens.saes.jumprelu_sae import JumpReLUSAE
 from sae_lens.saes.standard_sae import StandardSAE
+from sae_lens.saes.transcoder import (
+    JumpReLUSkipTranscoder,
+    JumpReLUTranscoder,
+    SkipTranscoder,
+    Transcoder,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -18,7 +28,16 @@ if TYPE_CHECKING:
     from sae_lens import SAE
     from torch import Tensor
 
-_POINTWISE = (StandardSAE, JumpReLUSAE, GatedSAE)
+_JUMPRELU = (JumpReLUSAE, JumpReLUTranscoder)
+_POINTWISE = (
+    StandardSAE,
+    JumpReLUSAE,
+    GatedSAE,
+    Transcoder,
+    SkipTranscoder,
+    JumpReLUTranscoder,
+    JumpReLUSkipTranscoder,
+)
 _RESCALED = frozenset({"constant_norm_rescale", "layer_norm"})
 """Normalisations that bring each input to the length sqrt(d_in)."""
 _OPEN = -torch.inf
@@ -36,7 +55,7 @@ class FeatureColumns:
     bias: Float[Tensor, " features"]
     gate_bias: Float[Tensor, " features"]
     threshold: Float[Tensor, " features"]
-    decoder: Float[Tensor, "features d_in"]
+    decoder: Float[Tensor, "features d_out"]
 
 
 @dataclass(frozen=True, slots=True, weakref_slot=True)
@@ -45,6 +64,7 @@ class Dictionary:
 
     id: str
     hook_name: str
+    """Where edits are made."""
     sae: SAE[Any]
     """In float32, on the model's device. Engine thread only: SAELens keeps scratch values on it."""
     sha256: str
@@ -59,8 +79,10 @@ class Dictionary:
     report: Mapping[str, Any] | None
     """What its training measured, where that is known."""
     median_norm: float
-    """Of the vectors at the hook point, sinks and special tokens left out."""
+    """Of the vectors where edits are made, sinks and special tokens left out."""
     mean_norm: float
+    hook_in: str | None = None
+    """Where a transcoder reads; None for all others, which read where they are edited."""
     warnings: tuple[str, ...] = ()
     """What speaks against using it with this model, in sentences; whoever loaded it did so all the same."""
 
@@ -72,12 +94,22 @@ class Dictionary:
     @property
     def read_hook_name(self) -> str:
         """The hook point that `encode` reads; edits are made at `hook_name`."""
-        return self.hook_name
+        return self.hook_in or self.hook_name
+
+    @property
+    def hook_names(self) -> tuple[str, ...]:
+        """The hook points whose values reading it takes: what `encode` reads, and that by which sinks are known."""
+        return tuple(dict.fromkeys((self.read_hook_name, self.hook_name)))
 
     @property
     def d_in(self) -> int:
         """Width of the vectors that it reads."""
         return int(self.sae.cfg.d_in)
+
+    @property
+    def d_out(self) -> int:
+        """Width of the vectors that it writes."""
+        return width_out(self.sae)
 
     @property
     def architecture(self) -> str:
@@ -87,28 +119,29 @@ class Dictionary:
     @property
     def is_pointwise(self) -> bool:
         """Whether a feature's activation needs only its own column: no competition, no normalised input."""
-        return self.sae.cfg.normalize_activations == "none" and type(self.sae) in _POINTWISE
+        return self.sae.cfg.normalize_activations not in _RESCALED and type(self.sae) in _POINTWISE
 
     @property
     def _is_rescaled(self) -> bool:
-        return self.sae.cfg.normalize_activations in _RESCALED
+        """Whether what it writes is scaled as the input was; SAELens' transcoders write another hook point unscaled."""
+        return self.sae.cfg.normalize_activations in _RESCALED and not isinstance(self.sae, Transcoder)
 
     def encode(self, x: Float[Tensor, "rows d_in"]) -> Float[Tensor, "rows d_sae"]:
         """Return all features' activations, by SAELens' own code."""
         acts: Tensor = self.sae.encode(x)
         return acts
 
-    def decode(self, x: Float[Tensor, "rows d_in"], acts: Float[Tensor, "rows d_sae"]) -> Float[Tensor, "rows d_in"]:
+    def decode(self, x: Float[Tensor, "rows d_in"], acts: Float[Tensor, "rows d_sae"]) -> Float[Tensor, "rows d_out"]:
         """Return the reconstruction that these activations give where the input was `x`, by SAELens' own code.
 
         Dictionaries that normalise their input keep its statistics on themselves until the next decode, so they are
-        put there again.
+        put there again. What a transcoder's skip connection carries past the features is part of its reconstruction.
         """
         self.sae.process_sae_in(x)
         decoded: Tensor = self.sae.decode(acts)
-        return decoded
+        return decoded + x @ self.sae.W_skip.T if isinstance(self.sae, SkipTranscoder) else decoded
 
-    def directions(self, features: Tensor) -> Float[Tensor, "features d_in"]:
+    def directions(self, features: Tensor) -> Float[Tensor, "features d_out"]:
         """Return what one unit of each activation adds to the reconstruction, input normalisation aside."""
         sae: Any = self.sae
         rows: Tensor = sae.W_dec.detach()[features]
@@ -137,7 +170,8 @@ class Dictionary:
     def columns(self, features: Sequence[int]) -> FeatureColumns:
         """Gather what reading and writing these features takes; only for a pointwise dictionary.
 
-        Source: the `encode` of SAELens' StandardSAE, JumpReLUSAE and GatedSAE, with `b_dec` folded into the biases.
+        Source: the `encode` of SAELens' StandardSAE, JumpReLUSAE, GatedSAE and transcoders, with `b_dec` folded into
+        the biases; transcoders, whose `b_dec` is of the other width, never subtract it.
         """
         sae: Any = self.sae
         index = torch.as_tensor(features, device=sae.W_enc.device)
@@ -155,7 +189,7 @@ class Dictionary:
                 encoder, gain, bias, offset + sae.b_gate.detach()[index], torch.zeros_like(offset), decoder
             )
         bias = offset + sae.b_enc.detach()[index]
-        if isinstance(sae, JumpReLUSAE):
+        if isinstance(sae, _JUMPRELU):
             threshold = sae.threshold.detach()[index]
         return FeatureColumns(encoder, gain, bias, bias, threshold, decoder)
 
@@ -166,8 +200,10 @@ class Dictionary:
             "id": self.id,
             "object": "dictionary",
             "hook": self.hook_name,
+            **({} if self.hook_in is None else {"hook_in": self.hook_in}),
             "architecture": self.architecture,
             "d_in": self.d_in,
+            **({} if self.hook_in is None else {"d_out": self.d_out}),
             "d_sae": self.d_sae,
             "dtype": self.stored_dtype,
             "model": metadata.model_name,
@@ -178,3 +214,8 @@ class Dictionary:
             "statistics": {"median_norm": self.median_norm, "mean_norm": self.mean_norm},
             "warnings": list(self.warnings),
         }
+
+
+def width_out(sae: SAE[Any]) -> int:
+    """Return the width of the vectors that a dictionary reconstructs: that of those it reads, unless it transcodes."""
+    return int(getattr(sae.cfg, "d_out", sae.cfg.d_in))

@@ -33,7 +33,7 @@ class DictionaryLoader:
     model_names: tuple[str, ...]
     """What the model may be called."""
     norms: Mapping[str, tuple[float, float]]
-    """Median and mean norm at each hook point, for dictionaries that do not record theirs."""
+    """Median and mean norm at each hook point that can be edited, for dictionaries that do not record theirs."""
     allowed_dirs: tuple[Path, ...]
     """`path:` sources must lie within one of these folders."""
     max_bytes: int
@@ -65,7 +65,7 @@ class DictionaryLoader:
             hook_name=fit.hook_name,
             sae=sae,
             sha256=stored.sha256,
-            contents=_contents(stored.sha256, sae, median),
+            contents=_contents(stored.sha256, sae, median, fit.hook_in),
             zero_directions=frozenset((sae.W_dec.norm(dim=-1) < _LEAST_NORM).nonzero().flatten().tolist()),
             source=source,
             stored_dtype=dtype.removeprefix("torch."),
@@ -73,11 +73,13 @@ class DictionaryLoader:
             report=stored.report,
             median_norm=median,
             mean_norm=mean,
+            hook_in=fit.hook_in,
             warnings=tuple(f"The dictionary {dictionary_id!r} {reservation}." for reservation in fit.reservations),
         )
 
 
-def _contents(sha256: str, sae: SAE[Any], median_norm: float) -> str:
+def _contents(sha256: str, sae: SAE[Any], median_norm: float, hook_in: str | None) -> str:
     config = {name: value for name, value in sae.cfg.to_dict().items() if name not in {"metadata", "device"}}
-    described = json.dumps([sha256, median_norm, config], sort_keys=True, default=str)
+    read = [] if hook_in is None else [hook_in]
+    described = json.dumps([sha256, median_norm, config, *read], sort_keys=True, default=str)
     return hashlib.sha256(described.encode()).hexdigest()

@@ -38,6 +38,9 @@ SAFE_LOADERS = frozenset(
     }
 )
 """Those of SAELens' loaders that read safetensors or plain arrays; the others call torch.load."""
+_ACROSS_LAYERS = "mntss_clt_layer_transcoder"
+"""Reads one layer of a cross-layer transcoder: its features write at every later layer, and SAELens adds up what they
+write there, for reading activations and not for decoding (so its own warning)."""
 _FLOAT32_BYTES = 4
 
 
@@ -50,6 +53,9 @@ def read_release(name: str, source: str, room: Room) -> StoredDictionary:
     release, _, sae_id = name.partition("/")
     repo = _find_repo(release, sae_id, source)
     loader = get_conversion_loader_name(release)
+    if loader == _ACROSS_LAYERS:
+        reason = "is one layer of a cross-layer transcoder, whose features write at many hook points: not supported"
+        raise refusal(source, reason)
     if loader not in SAFE_LOADERS:
         reason = (
             f"has its weights in pickles (SAELens' loader {loader}), which are never loaded. If you trust it, save it "
@@ -59,7 +65,7 @@ def read_release(name: str, source: str, room: Room) -> StoredDictionary:
     with hub_refusals(source, repo), progress_line(f"Fetching {source}"):
         try:
             config = read_config(load_sae_config_from_huggingface(release, sae_id), source)
-            num_values = 2 * config["d_in"] * config["d_sae"]
+            num_values = (config["d_in"] + config.get("d_out", config["d_in"])) * config["d_sae"]
             room.check(source, num_values, 2 * _FLOAT32_BYTES * num_values)
             sae = SAE.from_pretrained(release, sae_id, device="cpu", dtype="float32")
         except (KeyError, TypeError, ValueError, RecursionError, RuntimeError) as error:

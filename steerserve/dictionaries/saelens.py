@@ -16,7 +16,9 @@ from sae_lens import SAE
 from sae_lens.loading.pretrained_sae_loaders import handle_config_defaulting
 from sae_lens.registry import SAE_CLASS_REGISTRY
 from sae_lens.saes.sae import SAEMetadata
+from sae_lens.saes.transcoder import Transcoder
 
+from steerserve.dictionaries.dictionary import width_out
 from steerserve.dictionaries.files import refusal
 
 if TYPE_CHECKING:
@@ -29,13 +31,10 @@ if TYPE_CHECKING:
 
 _LARGEST_SIZE = 1 << 31
 _NUM_TRIED = 2
-_UNSUPPORTED = {
-    "transcoder": "it reads one hook point and writes another",
-    "skip_transcoder": "it reads one hook point and writes another",
-    "jumprelu_transcoder": "it reads one hook point and writes another",
-    "jumprelu_skip_transcoder": "it reads one hook point and writes another",
-    "temporal": "its activations depend on the tokens before",
-}
+_UNSUPPORTED = {"temporal": "its activations depend on the tokens before"}
+_NAMES = ("hook_name", "hook_name_out", "hf_hook_name", "model_name")
+"""Of the metadata."""
+_SIZES = ("d_in", "d_out", "d_sae")
 _SERVED_AS = {"device": "meta", "dtype": "float32"}
 """Built without memory first: its tensors are those that were read."""
 _PROCESSING = "model_from_pretrained_kwargs"
@@ -93,11 +92,18 @@ def read_config(config: Mapping[str, Any], source: str) -> dict[str, Any]:
         raise refusal(
             source, f"has the architecture {architecture!r}, which is not supported{reason}. Supported are {known}"
         )
-    for name in ("d_in", "d_sae"):
+    is_transcoder = issubclass(SAE_CLASS_REGISTRY[architecture][0], Transcoder)
+    for name in _SIZES if is_transcoder else ("d_in", "d_sae"):
         size = found.get(name)
         if type(size) is not int or not 0 < size < _LARGEST_SIZE:
             raise refusal(source, f"must have a whole number of 1 to {_LARGEST_SIZE - 1} as {name}")
     metadata = _read_metadata(found.get("metadata") or {}, found.get("hook_name"), source)
+    written = metadata.get("hook_name_out")
+    if is_transcoder and not written:
+        reason = "is a transcoder, which reads one hook point and writes another, and does not name the other"
+        raise refusal(source, f"{reason}: its metadata needs hook_name_out")
+    if not is_transcoder and written not in {None, "", metadata.get("hook_name")}:
+        raise refusal(source, f"is no transcoder ({architecture}), and names another hook point as hook_name_out")
     # Under an older version it would be taken for the older form that it is no longer in.
     return {**found, "metadata": {**metadata, "sae_lens_version": sae_lens.__version__}}
 
@@ -108,7 +114,7 @@ def _read_metadata(metadata: object, hook_name: object, source: str) -> dict[str
     reason = None
     if taken := [name for name in metadata if hasattr(SAEMetadata, name)]:
         reason = f"cannot have the key {taken[0]!r}"  # it would replace a method of SAELens'
-    elif wrong := [name for name in ("hook_name", "model_name") if not isinstance(metadata.get(name), str | None)]:
+    elif wrong := [name for name in _NAMES if not isinstance(metadata.get(name), str | None)]:
         reason = f"must have a string as {wrong[0]}"
     if reason is not None:
         raise refusal(source, f"has metadata that {reason}")
@@ -121,7 +127,7 @@ def _check_fields(sae: SAE[Any], source: str) -> None:
     for field in dataclasses.fields(sae.cfg):
         value, kinds = getattr(sae.cfg, field.name), set(get_args(field.type)) or {field.type}
         wanted = None
-        if int in kinds and field.name not in {"d_in", "d_sae"}:
+        if int in kinds and field.name not in _SIZES:
             is_count = type(value) is int and 0 < value <= sae.cfg.d_sae
             if not is_count and not (value is None and NoneType in kinds):
                 wanted = f"a whole number of 1 to d_sae ({sae.cfg.d_sae})"
@@ -136,7 +142,7 @@ def _check_fields(sae: SAE[Any], source: str) -> None:
 
 
 def _check_shapes(sae: SAE[Any], tensors: Mapping[str, Tensor], source: str) -> None:
-    sizes = f"d_in {sae.cfg.d_in} and d_sae {sae.cfg.d_sae}"
+    sizes = " and ".join(f"{name} {getattr(sae.cfg, name)}" for name in _SIZES if hasattr(sae.cfg, name))
     expected = {name: list(tensor.shape) for name, tensor in sae.state_dict().items()}
     for name in sorted(expected.keys() | tensors.keys()):
         reason = None
@@ -163,7 +169,7 @@ def _try_once(sae: SAE[Any], source: str, device: torch.device) -> None:
         decoded = sae.decode(acts)
     except Exception as error:  # whatever SAELens and torch raise
         raise _cannot_load(source, error) from error
-    is_right = acts.shape == (_NUM_TRIED, sae.cfg.d_sae) and decoded.shape == x.shape
+    is_right = acts.shape == (_NUM_TRIED, sae.cfg.d_sae) and decoded.shape == (_NUM_TRIED, width_out(sae))
     if not is_right or not bool(torch.isfinite(acts).all() & torch.isfinite(decoded).all()):
         raise refusal(source, "does not encode and decode to finite values of its own sizes")
 

@@ -78,7 +78,7 @@ def calibrate_features(
 
 
 def set_up(lens: LensModel, dictionary: Dictionary, usual: float | None = None) -> Pieces[Bench]:
-    """Read the texts at a dictionary's hook point; `usual` is the usual dose where that is known from another time."""
+    """Read the texts where a dictionary is edited; `usual` is the usual dose where that is known from another time."""
     hook_name = dictionary.hook_name
     medians, gains = {hook_name: dictionary.median_norm}, {hook_name: dictionary.gains}
     text, more, neutral = (
@@ -87,7 +87,7 @@ def set_up(lens: LensModel, dictionary: Dictionary, usual: float | None = None) 
     yield from text.read()
     if usual is None:
         guess = TYPICAL_PART * dictionary.median_norm / text.mean_gain(hook_name)
-        usual = yield from usual_dose(text, hook_name, dictionary.d_in, guess)
+        usual = yield from usual_dose(text, hook_name, dictionary.d_out, guess)
     return Bench(text, more, neutral, usual)
 
 
@@ -157,12 +157,12 @@ def output_score(logits: Float[Tensor, " vocab"], token_ids: Sequence[int]) -> f
 def _promoted_tokens(
     lens: LensModel,
     dictionary: Dictionary,
-    directions: Float[Tensor, "features d_in"],
+    directions: Float[Tensor, "features d_out"],
     features: Sequence[int],
     promoted: Mapping[int, Sequence[int]] | None,
 ) -> list[Sequence[int]]:
     known = promoted or {}
-    if not dictionary.d_in == lens.d_model == lens.unembedding.width:  # it does not write into the stream
+    if not dictionary.d_out == lens.d_model == lens.unembedding.width:  # it does not write into the stream
         return [known.get(feature, ()) for feature in features]
     found: list[Sequence[int]] = [known.get(feature, ()) for feature in features]
     missing = [place for place, feature in enumerate(features) if feature not in known]

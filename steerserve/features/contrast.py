@@ -61,7 +61,7 @@ async def pooled_activations(
         for acts in parts:
             pooled[span.row] = torch.maximum(pooled[span.row], acts.amax(0).cpu())
 
-    await read_all(engine, pieces_of(lens, sets.rows, [dictionary.hook_name], take))
+    await read_all(engine, pieces_of(lens, sets.rows, dictionary.hook_names, take))
     unread = torch.isinf(pooled[:, 0]).nonzero().flatten().tolist()
     if unread:
         raise sets.unreadable(unread[0])

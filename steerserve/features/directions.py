@@ -46,7 +46,7 @@ def direction_facts(lens: LensModel, dictionary: Dictionary, observer: Observer)
     everything = torch.arange(dictionary.d_sae, device=dictionary.sae.W_dec.device)
     directions = torch.nn.functional.normalize(dictionary.directions(everything), dim=-1)
     is_stream = not dictionary.hook_name.endswith(HOOK_Z)  # the heads' outputs are mixed before they are added to it
-    writes = is_stream and dictionary.d_in == lens.unembedding.width
+    writes = is_stream and dictionary.d_out == lens.unembedding.width
     found: list[DirectionFacts] = []
     with observer.stage("Reading directions", dictionary.d_sae) as progress:
         for features in everything.split(_CHUNK):
@@ -77,7 +77,7 @@ def _extreme(logits: Float[Tensor, "rows vocab"], count: int, sign: int) -> list
     return _pairs(token_ids, (values - mean) / std)
 
 
-def _neighbours(directions: Float[Tensor, "d_sae d_in"], features: Tensor) -> list[Pairs]:
+def _neighbours(directions: Float[Tensor, "d_sae d_out"], features: Tensor) -> list[Pairs]:
     cosines = directions[features] @ directions.T
     cosines[torch.arange(len(features), device=features.device), features] = -torch.inf
     found = cosines.topk(min(NUM_NEIGHBOURS, cosines.shape[1]), dim=1)

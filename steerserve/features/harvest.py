@@ -61,13 +61,13 @@ def harvest(
     num_batches, num_read, is_whole = _load(checkpoint, tallies) if checkpoint.is_file() else (0, 0, False)
     if is_whole:
         return tallies
-    hooks = tuple(dict.fromkeys(dictionary.hook_name for dictionary in dictionaries.values()))
+    hooks = tuple(dict.fromkeys(name for dictionary in dictionaries.values() for name in dictionary.hook_names))
     with observer.stage("Reading text", tokens) as progress:
         for batch in islice(batches, num_batches, None):
             wanted = batch.wanted & (batch.wanted.flatten().cumsum(0).view_as(batch.wanted) <= tokens - num_read)
             found = _read(lens, batch, hooks)
             for name, dictionary in dictionaries.items():
-                _count(tallies[name], dictionary, batch, found[dictionary.hook_name], wanted)
+                _count(tallies[name], dictionary, batch, found, wanted)
             num_batches += 1
             num_read += int(wanted.sum())
             progress.update(num_read)
@@ -86,7 +86,7 @@ def harvest(
     return tallies
 
 
-def _read(lens: LensModel, batch: WindowBatch, hooks: Sequence[str]) -> dict[str, Float[Tensor, "rows pos d_in"]]:
+def _read(lens: LensModel, batch: WindowBatch, hooks: Sequence[str]) -> dict[str, Float[Tensor, "rows pos width"]]:
     """Return a batch's activations at some hook points."""
     num_rows = max(1, _READ_TOKENS.get(lens.device.type, batch.ids.numel()) // batch.ids.shape[1])
     parts = [lens.read(ids, hooks) for ids in batch.ids.split(num_rows)]
@@ -97,16 +97,16 @@ def _count(
     tally: Tally,
     dictionary: Dictionary,
     batch: WindowBatch,
-    acts: Float[Tensor, "rows pos d_in"],
+    found: Mapping[str, Float[Tensor, "rows pos width"]],
     wanted: Bool[Tensor, "rows pos"],
 ) -> None:
-    """Count a batch, as many rows at a time as memory is meant for."""
+    """Count a batch, as many rows at a time as memory is meant for; sinks are known by their norm where edits are."""
+    acts, edited = found[dictionary.read_hook_name], found[dictionary.hook_name]
     num_rows = max(1, _ENCODED // (acts.shape[1] * dictionary.d_sae))
-    parts: Sequence[tuple[Tensor, ...]] = [
-        tensor.split(num_rows) for tensor in (batch.ids.to(acts.device), batch.real.to(acts.device), acts, wanted)
-    ]
-    for ids, real, read, asked in zip(*parts, strict=True):
-        keep = keep_mask(read, asked, SINK_RATIO * dictionary.median_norm)
+    whole = (batch.ids.to(acts.device), batch.real.to(acts.device), acts, edited, wanted)
+    parts: Sequence[tuple[Tensor, ...]] = [tensor.split(num_rows) for tensor in whole]
+    for ids, real, read, written, asked in zip(*parts, strict=True):
+        keep = keep_mask(written, asked, SINK_RATIO * dictionary.median_norm)
         tally.add(Snippets.of(ids, real, keep), dictionary.encode(read[keep].float()))
 
 

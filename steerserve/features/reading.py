@@ -104,7 +104,7 @@ def encode_kept(
     Special tokens and sinks do not count: no dictionary has learned them. The span needs the values at the
     dictionary's `hook_names`: sinks are known by their norm where edits are made. Engine thread only.
     """
-    x = span.values[dictionary.hook_name]
+    x = span.values[dictionary.read_hook_name]
     keep = kept_tokens(span, dictionary.hook_name, dictionary.median_norm, special_ids)
     some = max(1, _MAX_ENCODED // dictionary.d_sae)
     return keep, (dictionary.encode(part) for part in x[keep].split(some) if len(part))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from steerserve.model.hook_names import MLP_OUT, RESID_MID, RESID_POST, RESID_PRE
+from steerserve.model.hook_names import MLP_OUT, READ_KINDS, RESID_MID, RESID_POST, RESID_PRE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -55,6 +55,9 @@ def _probe(hook_name: str, width: int, seen: dict[str, Tensor]) -> HookFn:
 
     def fn(value: Tensor) -> Tensor | None:
         if value.shape[-1] != width:
+            return None
+        if hook_name.endswith(READ_KINDS):
+            seen[hook_name] = value
             return None
         edited = value
         if hook_name.endswith(RESID_MID):

@@ -9,7 +9,13 @@ if TYPE_CHECKING:
 
 RESID_PRE, RESID_MID, RESID_POST = "hook_resid_pre", "hook_resid_mid", "hook_resid_post"
 HOOK_Z, ATTN_OUT, MLP_OUT = "attn.hook_z", "hook_attn_out", "hook_mlp_out"
+STREAM_INTO_MLP, LN2_NORMALIZED, MLP_IN = "hook_mlp_in", "ln2.hook_normalized", "mlp.hook_in"
+"""On the MLP's way in: the stream before its norm, after the norm's division and before its weights, what it takes."""
 KINDS = (RESID_PRE, HOOK_Z, ATTN_OUT, RESID_MID, MLP_OUT, RESID_POST)
+"""What can be read and edited, in the order in which a forward pass reaches them."""
+READ_KINDS = (STREAM_INTO_MLP, LN2_NORMALIZED, MLP_IN)
+"""What can only be read, which transcoders do: an edit there is one of the MLP alone, and no client may ask for it."""
+ALL_KINDS = (RESID_PRE, HOOK_Z, ATTN_OUT, RESID_MID, *READ_KINDS, MLP_OUT, RESID_POST)
 """In the order in which a forward pass reaches them."""
 
 
@@ -22,5 +28,5 @@ def describe_hook_names(hook_names: Iterable[str]) -> str:
         blocks[int(block)] = None
         kinds.add(kind)
     first, last = min(blocks), max(blocks)
-    offered = [kind for kind in KINDS if kind in kinds]
+    offered = [kind for kind in ALL_KINDS if kind in kinds]
     return f"{', '.join(offered[:-1])} and {offered[-1]} of blocks.{first} to blocks.{last}"

@@ -12,15 +12,31 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from torch import Tensor, nn
 
-from steerserve.model.hook_names import ATTN_OUT, HOOK_Z, KINDS, MLP_OUT, RESID_MID, RESID_POST, RESID_PRE
+from steerserve.model.hook_names import (
+    ALL_KINDS,
+    ATTN_OUT,
+    HOOK_Z,
+    LN2_NORMALIZED,
+    MLP_IN,
+    MLP_OUT,
+    READ_KINDS,
+    RESID_MID,
+    RESID_POST,
+    RESID_PRE,
+    STREAM_INTO_MLP,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    from jaxtyping import Float
+
     HookFn = Callable[[Tensor], Tensor | None]
     Detach = Callable[[], None]
+    Normalize = Callable[[Float[Tensor, "*rows width"]], Float[Tensor, "*rows width"]]
 
 _SIDES = ("hook_in", "hook_out")
+_EPS_NAMES = ("eps", "variance_epsilon")
 
 
 class Point(Protocol):
@@ -29,6 +45,10 @@ class Point(Protocol):
     @property
     def width(self) -> int:
         """Size of its vectors."""
+
+    @property
+    def is_read_only(self) -> bool:
+        """Whether its value can be read, and not be replaced."""
 
     def attach(self, fn: HookFn) -> Detach:
         """Call `fn(value [rows, pos, width])` from now on; return what ends that.
@@ -44,6 +64,7 @@ class StreamPoint:
     hook: Any
     """TransformerLens' HookPoint."""
     width: int
+    is_read_only: bool = False
 
     def attach(self, fn: HookFn) -> Detach:
         """Call `fn` from now on; return what ends that."""
@@ -73,6 +94,7 @@ class ModulePoint:
     """Whether the value is the residual stream itself, which the block keeps for its sum under another name."""
     scale: float = 1.0
     """What the block multiplies the module's output with before it is added to the stream."""
+    is_read_only: bool = False
 
     def attach(self, fn: HookFn) -> Detach:
         """Call `fn` from now on; return what ends that."""
@@ -109,6 +131,48 @@ class ModulePoint:
         return detach
 
 
+@dataclass(frozen=True, slots=True)
+class ReadPoint:
+    """What a module inside a block takes, or that divided by its length as the module itself divides it."""
+
+    block: nn.Module
+    module: nn.Module
+    width: int
+    normalize: Normalize | None = None
+    is_edited: bool = False
+    """Whether edits of the stream are made at the same module's input; they come before what is read here."""
+    is_read_only: bool = True
+
+    def attach(self, fn: HookFn) -> Detach:
+        """Call `fn(value [rows, pos, width])` from now on; return what ends that.
+
+        What `fn` returns must be None or the value itself; anything else is a RuntimeError in the forward pass.
+        """
+        shape: list[int] = []
+
+        def note(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            shape[:] = (args[0] if args else kwargs["hidden_states"]).shape[:-1]
+
+        def read(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *_out: object) -> None:
+            value = args[0] if args else kwargs["hidden_states"]
+            value = value.view(*shape, value.shape[-1])  # OPT flattens rows and positions before its MLP
+            if self.normalize is not None:
+                value = self.normalize(value)
+            if (returned := fn(value)) is not None and returned is not value:
+                message = "the values at this hook point can be read, and not be replaced"
+                raise RuntimeError(message)
+
+        # After the module has run, its input is as all edits of it left it, whoever registered first.
+        register: Any = self.module.register_forward_hook if self.is_edited else self.module.register_forward_pre_hook
+        handles = (self.block.register_forward_pre_hook(note, with_kwargs=True), register(read, with_kwargs=True))
+
+        def detach() -> None:
+            for handle in handles:
+                handle.remove()
+
+        return detach
+
+
 class Source(NamedTuple):
     """Where in a block a value is."""
 
@@ -130,8 +194,12 @@ def inner_sources(blocks: Any) -> dict[str, Source]:  # noqa: ANN401
     if scale is not None:  # Granite's, whose component hooks these two itself
         targets[ATTN_OUT] = f"{blocks.scaled_attn_submodule}.hook_out"
         targets[MLP_OUT] = f"{blocks.scaled_mlp_submodule}.hook_out"
+    # TransformerLens hooks the first of these itself; in parallel blocks it is what a norm of the MLP's own takes.
+    targets[STREAM_INTO_MLP] = targets.get(RESID_MID) or "ln2.hook_in"
+    targets[LN2_NORMALIZED] = "ln2.hook_in"
+    targets[MLP_IN] = ["mlp.hook_in", "mlp.in.hook_in"]  # OPT's MLP is no module, only two layers
     found: dict[str, Source] = {}
-    for kind in (HOOK_Z, ATTN_OUT, RESID_MID, MLP_OUT):
+    for kind in (HOOK_Z, ATTN_OUT, RESID_MID, *READ_KINDS, MLP_OUT):
         target = targets.get(kind, "")
         for wanted in [target] if isinstance(target, str) else target:
             path = _module_path(blocks, wanted)
@@ -153,13 +221,16 @@ def find_points(hook_dict: Any, blocks: Iterable[Any], sources: dict[str, Source
     points: dict[str, Point] = {}
     for layer, block in enumerate(blocks):
         inner = {
-            kind: _module_point(block.original_component, kind, source, d_model) for kind, source in sources.items()
+            kind: _read_point(block.original_component, kind, sources, d_model)
+            if kind in READ_KINDS
+            else _module_point(block.original_component, kind, source, d_model)
+            for kind, source in sources.items()
         }
         outer = {
             RESID_PRE: StreamPoint(hook_dict[f"blocks.{layer}.hook_in"], d_model),
             RESID_POST: StreamPoint(hook_dict[f"blocks.{layer}.hook_out"], d_model),
         }
-        for kind in KINDS:
+        for kind in ALL_KINDS:
             point = outer.get(kind) or inner.get(kind)
             if point is not None:
                 points[f"blocks.{layer}.{kind}"] = point
@@ -190,3 +261,39 @@ def _module_point(block: nn.Module, kind: str, source: Source, d_model: int) -> 
     if kind == HOOK_Z:
         width = getattr(module, "in_features", 0) or getattr(module, "nx", 0)  # nx is Conv1D's
     return ModulePoint(block, module, source.is_input, width, is_stream=kind == RESID_MID, scale=source.scale)
+
+
+def _read_point(block: nn.Module, kind: str, sources: dict[str, Source], d_model: int) -> ReadPoint | None:
+    """Return the point on the MLP's way in, None where that block has no such module or norm."""
+    path = sources[kind].path
+    try:
+        module = block.get_submodule(path)
+    except AttributeError:
+        return None
+    normalize = _norm_of(module) if kind == LN2_NORMALIZED else None
+    if kind == LN2_NORMALIZED and normalize is None:
+        return None
+    is_edited = RESID_MID in sources and sources[RESID_MID].path == path
+    return ReadPoint(block, module, d_model, normalize=normalize, is_edited=is_edited)
+
+
+def _norm_of(module: nn.Module) -> Normalize | None:
+    """Return what a norm does to its input before its weights, in float32; None for what is neither of the two kinds.
+
+    That is TransformerLens' `hook_normalized`. It lies before the weights, so that it is the same whether or not a
+    model was processed (`fold_ln`, `center_writing_weights`), and a transcoder of either kind reads what it learned.
+    Source: transformer_lens.components.layer_norm and rms_norm; tests compare with its bridge.
+    """
+    found = next((getattr(module, name) for name in _EPS_NAMES if hasattr(module, name)), None)
+    is_rms = "RMSNorm" in type(module).__name__
+    if not isinstance(found, float) or not (is_rms or isinstance(module, nn.LayerNorm)):
+        return None
+    eps: float = found
+
+    def normalize(x: Tensor) -> Tensor:
+        x = x.float()
+        if not is_rms:
+            x = x - x.mean(-1, keepdim=True)
+        return x * (x.square().mean(-1, keepdim=True) + eps).rsqrt()
+
+    return normalize

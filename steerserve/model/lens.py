@@ -63,8 +63,10 @@ class LensModel(ABC):
     """Tokens that sliding attention sees."""
     takes_additive_mask: bool
     """Whether attention wants a mask of numbers to add, not of booleans."""
+    readable: tuple[str, ...]
+    """Hook points whose values can be read, in the order in which a forward pass reaches them."""
     hook_names: tuple[str, ...]
-    """In the order in which a forward pass reaches them."""
+    """Those that can be edited too, in the same order."""
     _points: Mapping[str, Point]
 
     @property
@@ -225,7 +227,8 @@ class BridgeLens(LensModel):
         self.dtype: torch.dtype = first.dtype
         self._points = points
         self._skips: dict[str, Mapping[nn.Module, Callable[..., Any]]] = {}
-        self.hook_names: tuple[str, ...] = tuple(points)
+        self.readable: tuple[str, ...] = tuple(points)
+        self.hook_names: tuple[str, ...] = tuple(name for name in points if not points[name].is_read_only)
 
     @property
     def weights(self) -> nn.Module:

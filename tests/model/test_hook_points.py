@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -13,8 +14,19 @@ from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_f
 from transformers import AutoModelForCausalLM
 
 from steerserve.model.hook_check import working_points
-from steerserve.model.hook_names import KINDS, MLP_OUT, RESID_MID, RESID_POST, RESID_PRE, describe_hook_names
-from steerserve.model.hook_points import ModulePoint
+from steerserve.model.hook_names import (
+    ALL_KINDS,
+    KINDS,
+    LN2_NORMALIZED,
+    MLP_OUT,
+    READ_KINDS,
+    RESID_MID,
+    RESID_POST,
+    RESID_PRE,
+    STREAM_INTO_MLP,
+    describe_hook_names,
+)
+from steerserve.model.hook_points import ModulePoint, _norm_of
 from steerserve.model.lens import LensModel, load_lens
 from tests.model.architectures import GROUPED, SERVED, write_model
 
@@ -62,13 +74,49 @@ def test_hook_points_are_those_that_the_architecture_has(both: tuple[LensModel, 
     assert lens.hook_names == tuple(f"blocks.{layer}.{kind}" for layer in range(2) for kind in kinds)
 
 
+def test_what_an_mlp_reads_can_be_read_and_not_edited(both: tuple[LensModel, Any]) -> None:
+    lens, _ = both
+    # Phi and Falcon have one norm, that of the attention, for both parts of a block.
+    missing = {STREAM_INTO_MLP, LN2_NORMALIZED} if lens.id in {"Phi", "Falcon"} else set()
+    missing |= {RESID_MID} if lens.id in PARALLEL else set()
+    kinds = [kind for kind in ALL_KINDS if kind not in missing]
+    assert lens.readable == tuple(f"blocks.{layer}.{kind}" for layer in range(2) for kind in kinds)
+    assert not any(name.endswith(READ_KINDS) for name in lens.hook_names)
+    for hook_name in set(lens.readable) - set(lens.hook_names):
+        with lens.hooked(hook_name, torch.zeros_like), pytest.raises(RuntimeError, match="not be replaced"):
+            lens.forward(IDS, use_cache=False)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("is_read_first", [True, False])
+def test_what_an_mlp_reads_is_the_edited_stream(both: tuple[LensModel, Any], is_read_first: bool) -> None:
+    lens, _ = both
+    if lens.id in PARALLEL:
+        pytest.skip("there the MLP reads the stream before the block")
+    put = torch.randn(2, 5, 48, generator=torch.Generator().manual_seed(1))
+    mid, found = "blocks.1.hook_resid_mid", {}
+    wanted = [name for name in lens.readable if name.startswith("blocks.1.") and name.endswith(READ_KINDS)]
+    plain = lens.read(IDS, wanted)
+    with contextlib.ExitStack() as stack:
+        hooks = {name: functools.partial(found.__setitem__, name) for name in wanted}
+        edits = {mid: lambda _: put.clone()}
+        for name, fn in ({**hooks, **edits} if is_read_first else {**edits, **hooks}).items():
+            stack.enter_context(lens.hooked(name, fn))
+        lens.forward(IDS, use_cache=False)
+    assert torch.equal(found[f"blocks.1.{STREAM_INTO_MLP}"], put)
+    assert all((found[name] - plain[name]).abs().max() > 1e-2 for name in wanted)
+
+
 @torch.inference_mode()
 def test_values_equal_transformer_lenss(both: tuple[LensModel, Any]) -> None:
     lens, bridge = both
+    bridge.set_use_hook_mlp_in(True)
     _, cache = bridge.run_with_cache(IDS)
-    for hook_name, value in lens.read(IDS, lens.hook_names).items():
+    for hook_name, value in lens.read(IDS, lens.readable).items():
         assert value.shape == (2, 5, lens.width(hook_name))
-        torch.testing.assert_close(value, cache[hook_name].reshape(value.shape), atol=1e-4, rtol=1e-4)
+        # OPT's MLP is no module, and TransformerLens hooks its first layer alone.
+        theirs = hook_name.replace("mlp.hook_in", "mlp.in.hook_in") if lens.id == "OPT" else hook_name
+        torch.testing.assert_close(value, cache[theirs].reshape(value.shape), atol=1e-4, rtol=1e-4)
 
 
 @torch.inference_mode()
@@ -113,14 +161,14 @@ def hooks_of(model: nn.Module) -> int:
 
 def test_no_hook_is_left_behind(both: tuple[LensModel, Any]) -> None:
     lens, _ = both
-    assert hooks_of(lens.hf_model) == 0
-    for hook_name in lens.hook_names:
+    assert hooks_of(lens.weights) == 0
+    for hook_name in lens.readable:
         detach = lens.attach(hook_name, lambda _: None)
-        assert hooks_of(lens.hf_model) > 0
+        assert hooks_of(lens.weights) > 0
         detach()
-        assert hooks_of(lens.hf_model) == 0
+        assert hooks_of(lens.weights) == 0
     lens.read(IDS, lens.hook_names[:3])
-    assert hooks_of(lens.hf_model) == 0
+    assert hooks_of(lens.weights) == 0
 
 
 @pytest.mark.parametrize("both", ["Llama"], indirect=True)
@@ -140,20 +188,20 @@ def test_a_hook_point_that_there_is_not_is_a_key_error(both: tuple[LensModel, An
     with pytest.raises(KeyError):
         lens.read(IDS, ["blocks.2.hook_resid_pre"])
     with pytest.raises(KeyError):
-        lens.width("blocks.0.hook_mlp_in")
+        lens.width("blocks.0.mlp.hook_out")
 
 
 @pytest.mark.parametrize("both", ["Wide"], indirect=True)
 def test_the_width_of_hook_z_is_that_of_all_heads(both: tuple[LensModel, Any]) -> None:
     lens, _ = both
     assert lens.width("blocks.0.attn.hook_z") == 80
-    assert {lens.width(name) for name in lens.hook_names if not name.endswith("hook_z")} == {48}
+    assert {lens.width(name) for name in lens.readable if not name.endswith("hook_z")} == {48}
 
 
 @pytest.mark.parametrize("name", ["Llama", "Gemma2", "GPTNeoX"])
 def test_in_bfloat16_the_same_hook_points_are_offered(name: str, tmp_path: Path) -> None:
     files = write_model(name, (SEQUENTIAL | PARALLEL)[name], tmp_path, std=0.15)
-    offered = [load_lens(files, device="cpu", dtype=dtype).hook_names for dtype in (torch.float32, torch.bfloat16)]
+    offered = [load_lens(files, device="cpu", dtype=dtype).readable for dtype in (torch.float32, torch.bfloat16)]
     assert offered[0] == offered[1]
 
 
@@ -194,3 +242,11 @@ def test_many_hook_points_are_told_in_a_few_words() -> None:
     assert describe_hook_names(names) == (
         "hook_resid_pre, attn.hook_z, hook_attn_out, hook_mlp_out and hook_resid_post of blocks.0 to blocks.29"
     )
+
+
+def test_a_norm_of_an_unknown_kind_is_not_read() -> None:
+    class Scale(nn.Module):
+        eps = 1e-6
+
+    assert _norm_of(Scale()) is None
+    assert _norm_of(nn.LayerNorm(8)) is not None
