@@ -131,6 +131,12 @@ class PresetError(StartupError):
     default_code = "invalid_preset"
 
 
+class PresetFolderError(SteerserveError):
+    """The folder of presets cannot be written."""
+
+    default_code = "presets_unwritable"
+
+
 class CorpusError(StartupError):
     """Text for training or evaluation that cannot be found or read."""
 

@@ -31,6 +31,7 @@ _STATUSES: Mapping[type[errors.SteerserveError], tuple[int, str]] = {
     errors.ConflictError: (409, INVALID_REQUEST),
     errors.DictionarySourceError: (400, INVALID_REQUEST),
     errors.VectorError: (400, INVALID_REQUEST),
+    errors.PresetError: (400, INVALID_REQUEST),
     errors.BodyTooLargeError: (413, INVALID_REQUEST),
     errors.QueueFullError: (503, SERVER_ERROR),
     errors.EngineError: (500, SERVER_ERROR),

@@ -1,0 +1,225 @@
+"""The presets that a server knows: those of its folder over those that come with the package."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import threading
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+from steerserve.core.config import DEFAULT_MODEL
+from steerserve.core.errors import InvalidRequestError, NotFoundError, PresetError, PresetFolderError
+from steerserve.core.files import write_text
+from steerserve.presets.folder import PresetFolder
+from steerserve.presets.preset import SUFFIX, Preset, PresetDefaults, defaults_of
+from steerserve.presets.schema import NAME_RULE, PRESET_NAME
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from steerserve.core.config import Settings
+
+PREVIOUS_FOLDER = ".previous"
+_NUM_SHOWN = 20
+
+
+@dataclass(frozen=True, slots=True)
+class PresetSnapshot:
+    """All presets at one moment: what a request finds, it finds from beginning to end. A `PresetLookup`."""
+
+    presets: Mapping[str, Preset]
+    """As they were when they could last be used."""
+    broken: Mapping[str, str]
+    """Why files cannot be used as they are now, by name."""
+    bundled: frozenset[str] = frozenset()
+    """Names of those that come with the package."""
+    model_id: str | None = None
+
+    def find(self, name: str) -> Preset:
+        """Return a preset that the served model can use.
+
+        Raises:
+            NotFoundError: there is none of that name; the message says which is nearest.
+            PresetError: its file never could be used, or it was made for another model.
+        """
+        preset = self.presets.get(name)
+        if preset is None:
+            if name in self.broken:
+                raise PresetError(f"The preset {name!r} cannot be used: {self.broken[name]}", param="name")
+            raise self.unknown(name)
+        if (misfit := preset.misfit(self.model_id)) is not None:
+            raise PresetError(misfit, param="name")
+        return preset
+
+    def usable(self) -> list[str]:
+        """Return the names of those that the served model can use."""
+        return [name for name, preset in self.presets.items() if preset.misfit(self.model_id) is None]
+
+    def defaults(self, names: Iterable[str]) -> PresetDefaults:
+        """Return what presets give a request beside their edits; names that nobody knows give nothing."""
+        return defaults_of([self.presets[name] for name in names if name in self.presets])
+
+    def unknown(self, name: str) -> NotFoundError:
+        """Return the error that says which presets there are."""
+        known = self.usable()
+        near = difflib.get_close_matches(name.lower()[:100], known, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        more = f" and {len(known) - _NUM_SHOWN} more" if len(known) > _NUM_SHOWN else ""
+        shown = ", ".join(known[:_NUM_SHOWN]) or "none yet"
+        message = f"There is no preset {name[:100]!r}.{hint} There are: {shown}{more}."
+        return NotFoundError(message, param="name", code="preset_not_found")
+
+
+@dataclass(slots=True)
+class PresetLibrary:
+    """Presets in files, as they are at each look: a folder of one's own, over what the package brings. Any thread."""
+
+    folder: Path
+    bundled: Path | None = None
+    model_id: str | None = None
+    """The served model; None takes presets of all models."""
+    _own: PresetFolder = field(init=False, repr=False)
+    _base: PresetFolder | None = field(init=False, repr=False)
+    _writing: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        """Read nothing yet."""
+        self._own = PresetFolder(self.folder)
+        self._base = PresetFolder(self.bundled) if self.bundled is not None else None
+
+    def snapshot(self) -> PresetSnapshot:
+        """Return the presets as they are now; reads what has changed. Not for an event loop."""
+        own, unreadable = self._own.scan()
+        base = self._base.scan()[0] if self._base is not None else {}
+        presets = {name: entry.preset for name, entry in base.items() if entry.preset is not None}
+        presets |= {name: entry.preset for name, entry in own.items() if entry.preset is not None}
+        broken = {name: entry.problem for name, entry in (base | own).items() if entry.problem is not None}
+        if unreadable is not None:
+            broken |= {".": unreadable}
+        return PresetSnapshot(
+            MappingProxyType(dict(sorted(presets.items()))),
+            MappingProxyType(broken),
+            frozenset(base.keys() - own.keys()),
+            self.model_id,
+        )
+
+    def find(self, name: str) -> Preset:
+        """Return a preset as it is now, as `PresetSnapshot.find` does."""
+        return self.snapshot().find(name)
+
+    def put(self, name: str, text: str) -> bool:
+        """Write a preset's file, whole or not at all, and keep the version before; tell whether it is a new preset.
+
+        Raises:
+            InvalidRequestError: that is no name for a preset.
+            PresetFolderError: the folder cannot be written.
+        """
+        check_name(name)
+        with self._writing:
+            before = self.text(name)
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                if before is not None and before != text:
+                    self._keep(name, before)
+                write_text(self._file(name), text)
+            except OSError as error:
+                raise self._unwritable(name, error) from error
+        return before is None
+
+    def delete(self, name: str) -> None:
+        """Remove a preset's file, and keep its text as the version before.
+
+        Raises:
+            NotFoundError: there is none of that name.
+            InvalidRequestError: it comes with the package.
+            PresetFolderError: the folder cannot be written.
+        """
+        with self._writing:
+            file = self._file(name) if re.fullmatch(PRESET_NAME, name) else None
+            if file is None or not os.path.lexists(file):
+                raise self._undeletable(name)
+            try:
+                if (text := self.text(name)) is not None:
+                    self._keep(name, text)
+                file.unlink()
+            except OSError as error:
+                raise self._unwritable(name, error) from error
+
+    def text(self, name: str) -> str | None:
+        """Return what is in a preset's file now, broken or not; None where there is none that can be read."""
+        if (own := self._own.scan()[0].get(name)) is not None:
+            return own.text
+        base = self._base.scan()[0].get(name) if self._base is not None else None
+        return base.text if base is not None else None
+
+    def previous(self, name: str) -> str | None:
+        """Return the version before the present one; None where none was kept."""
+        if not re.fullmatch(PRESET_NAME, name):
+            return None
+        try:
+            return (self._previous_folder() / f"{name}{SUFFIX}").read_text(encoding="utf-8")
+        except OSError:
+            return None
+
+    def _keep(self, name: str, text: str) -> None:
+        folder = self._previous_folder()
+        folder.mkdir(exist_ok=True)
+        write_text(folder / f"{name}{SUFFIX}", text)
+
+    def _previous_folder(self) -> Path:
+        folder = self.folder / PREVIOUS_FOLDER
+        if folder.is_symlink():
+            raise PresetFolderError(f"{folder} is a link, which could lead anywhere; make it a folder.")
+        return folder
+
+    def _file(self, name: str) -> Path:
+        return self.folder / f"{name}{SUFFIX}"
+
+    def _undeletable(self, name: str) -> NotFoundError | InvalidRequestError:
+        snapshot = self.snapshot()
+        if name not in snapshot.bundled:
+            return snapshot.unknown(name)
+        message = (
+            f"The preset {name!r} comes with steerserve and cannot be deleted. Put one of your own in its place, or "
+            "set presets_dir: then only that folder's presets are served."
+        )
+        return InvalidRequestError(message, param="name")
+
+    def _unwritable(self, name: str, error: OSError) -> PresetFolderError:
+        return PresetFolderError(f"The preset {name!r} cannot be written to {self.folder}: {error.strerror}.")
+
+
+def check_name(name: str) -> None:
+    """Check that a preset can be called so.
+
+    Raises:
+        InvalidRequestError: it cannot.
+    """
+    if not re.fullmatch(PRESET_NAME, name):
+        raise InvalidRequestError(f"{name[:100]!r} is no name for a preset: {NAME_RULE}.", param="name")
+
+
+def open_library(settings: Settings, model_id: str | None = None) -> PresetLibrary:
+    """Return the presets of a server with these settings.
+
+    Those of the package are among them where the default model is served and nobody has said where presets are.
+    """
+    folder, bundled = settings.presets_dir, None
+    if settings.model.source == DEFAULT_MODEL and "presets_dir" not in settings.model_fields_set:
+        bundled = bundled_folder()
+        if bundled is not None and folder.resolve() == bundled.resolve():
+            bundled = None
+    return PresetLibrary(folder, bundled, model_id)
+
+
+def bundled_folder() -> Path | None:
+    """Return the folder of presets that come with the package: in it, or beside it in a checkout."""
+    package = Path(__file__).parent
+    checkout = package.parents[1]
+    if (inside := package / "bundled").is_dir():
+        return inside
+    return checkout / "presets" if (checkout / "pyproject.toml").is_file() else None

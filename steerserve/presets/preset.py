@@ -1,0 +1,178 @@
+"""A preset: read from text, checked in full, and where everything in it stands."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import yaml
+from pydantic import ValidationError
+
+from steerserve.core.errors import ConfigError, PresetError
+from steerserve.core.yaml_document import YamlDocument, parse_yaml
+from steerserve.model.names import plain_name
+from steerserve.presets.problems import Problem, find_null, find_problem, spelled
+from steerserve.presets.schema import PresetFile, PresetSampling
+from steerserve.steering.edits import SETTING_MODES
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from steerserve.core.yaml_document import YamlPath
+    from steerserve.steering.edits import Edit
+
+MAX_FILE_BYTES = 256 * 1024
+SUFFIX = ".yaml"
+_UNPRINTABLE: re.Pattern[str] = yaml.reader.Reader.NON_PRINTABLE
+
+
+@dataclass(frozen=True, slots=True)
+class Preset:
+    """What a file says. Its contents never change."""
+
+    content: PresetFile
+    text: str
+    """As it stands in the file."""
+    document: YamlDocument = field(repr=False)
+
+    @property
+    def name(self) -> str:
+        """What requests call it."""
+        return self.content.name
+
+    @property
+    def edits(self) -> tuple[Edit, ...]:
+        """What it does."""
+        return self.content.edits
+
+    def misfit(self, model_id: str | None) -> str | None:
+        """Say in a sentence why it cannot be used with that model; None where it can."""
+        model = self.content.model
+        if model is None or model_id is None or plain_name(model) == plain_name(model_id):
+            return None
+        return f"The preset {self.name!r} was made for the model {model!r}, and this server serves {model_id!r}."
+
+    def refusal(self, path: YamlPath, sentence: str, code: str | None = None) -> PresetError:
+        """Return the error that says what is wrong with one of its values."""
+        return _error(self.document, Problem(path, sentence), code)
+
+
+@dataclass(frozen=True, slots=True)
+class PresetDefaults:
+    """What the presets of a request give it beside their edits."""
+
+    system: str | None = None
+    sampling: PresetSampling = field(default_factory=PresetSampling)
+
+
+def defaults_of(presets: Sequence[Preset]) -> PresetDefaults:
+    """Put presets together: system prompts one after the other, and of sampling what the last of them says."""
+    prompts = [preset.content.system for preset in presets if preset.content.system is not None]
+    merged: dict[str, object] = {}
+    for preset in presets:
+        merged |= preset.content.sampling.model_dump(exclude_unset=True)
+    return PresetDefaults("\n\n".join(prompts) or None, PresetSampling.model_validate(merged))
+
+
+def decode_preset(data: bytes, *, file: str) -> str:
+    """Read a file's bytes as text.
+
+    Raises:
+        PresetError: it is no UTF-8, or too large.
+    """
+    if len(data) > MAX_FILE_BYTES:
+        raise PresetError(f"{file}:1:1: a preset's file has at most {MAX_FILE_BYTES} bytes, and this one has more.")
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line, column = _line_and_column(data[: error.start].decode("utf-8"))
+        raise PresetError(f"{file}:{line}:{column}: the file is not UTF-8 text; save it as UTF-8.") from error
+
+
+def parse_preset(text: str, *, file: str, name: str | None = None) -> Preset:
+    """Read a preset from YAML.
+
+    Args:
+        text: The file's.
+        file: What messages call it.
+        name: What it must call itself, where that is known.
+
+    Raises:
+        PresetError: something is wrong with it; the message says where, and `param` is a path inside.
+    """
+    document = _document(text, file)
+    if (null := find_null(document.data)) is not None and document.data is not None:
+        raise _error(document, null)
+    return check_preset(document, text, name=name)
+
+
+def check_preset(document: YamlDocument, text: str, *, name: str | None = None) -> Preset:
+    """Check what was read.
+
+    Raises:
+        PresetError: as for `parse_preset`.
+    """
+    if not isinstance(document.data, dict):
+        what = "the file is empty" if document.data is None else "this is something else"
+        sentence = f"a preset is a mapping of names to values, such as name: {name or 'formal'}; {what}"
+        raise _error(document, Problem((), sentence))
+    try:
+        content = PresetFile.model_validate(document.data)
+    except ValidationError as error:
+        problem = find_problem(error.errors(include_url=False), document)
+        if problem.path == ("name",) and name is not None and "name" not in document.data:
+            problem = Problem(problem.path, f"name is missing; write name: {name}")
+        raise _error(document, problem) from error
+    problem_found = _wrong_name(content, name) or _contradiction(content, document)
+    if problem_found is not None:
+        raise _error(document, problem_found)
+    return Preset(content, text, document)
+
+
+def _document(text: str, file: str) -> YamlDocument:
+    strange = _UNPRINTABLE.search(text)
+    if strange is not None:
+        line, column = _line_and_column(text[: strange.start()])
+        raise PresetError(f"{file}:{line}:{column}: the character {strange[0]!r} cannot stand in YAML; take it out.")
+    try:
+        return parse_yaml(text, name=file)
+    except ConfigError as error:
+        said = error.message.removeprefix(file)
+        place = "" if re.match(r":\d+:\d+: ", said) else ":1:1"
+        raise PresetError(f"{file}{place}{said}") from error
+
+
+def _line_and_column(before: str) -> tuple[int, int]:
+    return before.count("\n") + 1, len(before) - (before.rfind("\n") + 1) + 1
+
+
+def _wrong_name(content: PresetFile, name: str | None) -> Problem | None:
+    if name is None or content.name == name:
+        return None
+    sentence = (
+        f"name is {content.name!r}, and the file is called {name}{SUFFIX}; write name: {name}, or rename the file"
+    )
+    return Problem(("name",), sentence)
+
+
+def _contradiction(content: PresetFile, document: YamlDocument) -> Problem | None:
+    setters: dict[tuple[str | None, int], int] = {}
+    for place, edit in enumerate(content.edits):
+        if edit.feature is None or edit.mode not in SETTING_MODES:
+            continue
+        first = setters.setdefault((edit.dictionary, edit.feature), place)
+        if first != place:
+            line = document.where(("edits", first)).rpartition(":")[0].rpartition(":")[2]
+            sentence = (
+                f"edits[{first}] (line {line}) and edits[{place}] both set feature {edit.feature} (clamp, ablate, "
+                "floor and ceiling set); keep one of them"
+            )
+            return Problem(("edits", place), sentence)
+    return None
+
+
+def _error(document: YamlDocument, problem: Problem, code: str | None = None) -> PresetError:
+    end = "" if problem.sentence.endswith(("?", ".")) else "."
+    message = f"{document.where(problem.path)}: {problem.sentence}{end}"
+    return PresetError(message, param=spelled(problem.path) or None, code=code)
