@@ -15,7 +15,7 @@ import os
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from steerserve.core.openmp import limit_spinning
 
@@ -36,7 +36,8 @@ if TYPE_CHECKING:
 
     from steerserve.runtime import Runtime
 
-EDITS = (0, 1, 16)
+EDITS = {"0 edits": (0, False), "1 edit": (1, False), "16 edits": (16, False), "16 gated edits": (16, True)}
+"""How many edits each row carries, and whether each has a gate of its own."""
 
 
 def main() -> None:
@@ -51,8 +52,9 @@ def main() -> None:
     load_before = load_average()
     with torch.inference_mode():
         steps = {"transformers": plain_step(runtime, options.rows, options.length)}
-        for num_edits in EDITS:
-            steps[f"engine, {num_edits} edits a row"] = engine_step(runtime, options.rows, options.length, num_edits)
+        for name, (num_edits, has_gates) in EDITS.items():
+            edits = edits_of(num_edits, has_gates=has_gates)
+            steps[f"engine, {name} a row"] = engine_step(runtime, options.rows, options.length, edits)
         least = measure(steps, options.rounds)
     base = least["engine, 0 edits a row"]
     result = {
@@ -68,7 +70,7 @@ def main() -> None:
         "least_ms": {name: round(1e3 * seconds, 2) for name, seconds in least.items()},
         "engine_over_transformers": round(base / least["transformers"], 3),
         "edits_over_none": {
-            str(number): round(least[f"engine, {number} edits a row"] / base, 4) for number in EDITS if number
+            name: round(least[f"engine, {name} a row"] / base, 4) for name, (num_edits, _) in EDITS.items() if num_edits
         },
     }
     print(json.dumps(result, indent=2))
@@ -105,12 +107,26 @@ def plain_step(runtime: Runtime, rows: int, length: int) -> Callable[[], None]:
     return step
 
 
-def engine_step(runtime: Runtime, rows: int, length: int, num_edits: int) -> Callable[[], None]:
-    """Return a decode step of the engine's runner with the same shapes and `num_edits` edits on each row."""
+def edits_of(number: int, *, has_gates: bool) -> Callable[[int], list[dict[str, Any]]]:
+    """Return what gives a row's edits: other features in each row, and other ones in the gates, which all pass."""
+
+    def edits(row: int) -> list[dict[str, Any]]:
+        gates = [
+            {"when": {"feature": 89 * place + row + 7, "above": -1.0}} if has_gates else {} for place in range(number)
+        ]
+        return [{"feature": 97 * place + row, "scale": 1.0, "mode": "clamp", **gates[place]} for place in range(number)]
+
+    return edits
+
+
+def engine_step(
+    runtime: Runtime, rows: int, length: int, edits_of_row: Callable[[int], list[dict[str, Any]]]
+) -> Callable[[], None]:
+    """Return a decode step of the engine's runner with the same shapes and each row's edits."""
     runner = runtime.engine.runner
     sequences = []
     for row in range(rows):
-        edits = [{"feature": 97 * place + row, "scale": 1.0, "mode": "clamp"} for place in range(num_edits)]
+        edits = edits_of_row(row)
         sampling = SamplingParams(max_tokens=runtime.context_length, temperature=0, ignore_eos=True)
         prompt = tuple(range(100, 100 + length))
         request = GenerationRequest("bench", prompt, sampling, runtime.resolve_steering(edits or None))

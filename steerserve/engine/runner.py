@@ -116,7 +116,7 @@ class Runner:
         if self._planned != list(sequences):
             self.flush_plan()
             self._planned = list(sequences)
-            if any(sequence.edits is not None and sequence.edits.groups for sequence in sequences):
+            if any(sequence.edits is not None and sequence.edits.touches_generated for sequence in sequences):
                 self._plan = BatchPlan([sequence.edits for sequence in sequences])
         return self._plan
 

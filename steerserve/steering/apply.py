@@ -2,30 +2,50 @@
 
 Every mode is one choice of `df = clip(slope * f + offset, low, high)`, `f` the activation on the unedited stream, and
 `dx = sum(df * direction)`. Sums over a row's edits run in a fixed order and are never regrouped, so that a row's bits
-do not depend on how many edits its neighbours carry.
+do not depend on how many edits its neighbours carry. What an edit does not touch keeps its bits.
+
+A "line" is one token: one row of a decode batch, or one token of a prompt.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, fields, is_dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from jaxtyping import Bool, Float
+    from jaxtyping import Float, Int
 
     from steerserve.dictionaries.dictionary import Dictionary
 
 _TINY = 1e-12
-NUM_SUMS = 4
-"""Edited tokens, skipped tokens, activation, relative change: what a receipt is made of."""
+NUM_SUMS = 7
+"""Of each edit: tokens edited, special, sinks, stopped by the gate, passed by it; activation, relative change."""
 
 
 @dataclass(frozen=True, slots=True)
-class Coefficients:
-    """How each edit changes its activation; the leading dimension is one row's, or 1 for all rows alike."""
+class Reads:
+    """Activations that need one column each; the leading dimension is one row's, or 1 for all lines alike.
+
+    `act = max(pre * gain + bias, least)` where `pre + gate_bias > threshold`, and `pre = x . encoder`.
+    """
+
+    encoder: Float[Tensor, "rows reads d_in"]
+    gain: Float[Tensor, "rows reads"]
+    bias: Float[Tensor, "rows reads"]
+    gate_bias: Float[Tensor, "rows reads"]
+    threshold: Float[Tensor, "rows reads"]
+    least: Float[Tensor, "rows reads"]
+    """0 for a feature (its ReLU), minus infinity where the plain projection is meant."""
+    columns: Int[Tensor, "rows reads"]
+    """Where a pass keeps them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """How edits change their activations, and of which tokens; dimensions as in `Reads`."""
 
     slope: Float[Tensor, "rows edits"]
     offset: Float[Tensor, "rows edits"]
@@ -33,109 +53,147 @@ class Coefficients:
     high: Float[Tensor, "rows edits"]
     sink_norm: Float[Tensor, "rows edits"]
     """A token whose vector is longer is a sink and left alone; infinity edits sinks too."""
+    special_tokens: Float[Tensor, "rows edits"]
+    """1 where special tokens are edited, else 0."""
+    start: Float[Tensor, "rows edits"]
+    stop: Float[Tensor, "rows edits"]
+    """Generated tokens `start <= i < stop` are meant."""
+    ramp: Float[Tensor, "rows edits"]
+    """At least 1: the tokens from `start` on over which the change grows."""
+    above: Float[Tensor, "rows edits"]
+    below: Float[Tensor, "rows edits"]
+    """The gate passes where its activation lies between the two."""
 
 
 @dataclass(frozen=True, slots=True)
-class PointwiseEdits:
-    """Edits whose activation needs one column each."""
+class Edits:
+    """Edits that each add a multiple of one direction."""
 
-    coefficients: Coefficients
-    encoder: Float[Tensor, "rows edits d_in"]
-    gain: Float[Tensor, "rows edits"]
-    bias: Float[Tensor, "rows edits"]
-    gate_bias: Float[Tensor, "rows edits"]
-    threshold: Float[Tensor, "rows edits"]
-    least: Float[Tensor, "rows edits"]
-    """0 for a feature (its ReLU), minus infinity where the plain projection is meant."""
-    direction: Float[Tensor, "rows edits d_in"]
+    rules: Rules
+    act_columns: Int[Tensor, "rows edits"]
+    gate_columns: Int[Tensor, "rows edits"]
+    """Where the pass keeps what they go by."""
+    direction: Float[Tensor, "rows edits d_out"]
     """Times the request's strength."""
     direction_norm: Float[Tensor, "rows edits"]
 
 
-@dataclass(frozen=True, slots=True)
-class Change:
-    """What edits do to some rows."""
+class Lines(NamedTuple):
+    """What the rules ask of the tokens of a pass."""
 
-    dx: Float[Tensor, "rows d_in"]
-    sums: Float[Tensor, "rows edits sums"]
+    generated_index: Float[Tensor, "lines 1"]
+    """0 for tokens of a prompt, where edits have no window."""
+    is_special: Float[Tensor, "lines 1"]
+    """1 or 0."""
 
 
-def apply_pointwise(
-    x: Float[Tensor, "rows d_in"],
-    edits: PointwiseEdits,
-    in_window: Bool[Tensor, "rows edits"],
-    may_edit: Bool[Tensor, "rows edits"],
-) -> Change:
-    """Return the change of each row.
+class Decision(NamedTuple):
+    """What the edits of some lines do: to their activations, and for the receipt."""
 
-    `in_window` says which edits mean the row's token, `may_edit` where that token is not a special one left alone.
-    Source: api.md section 2.2; tests hold it to SAELens' own splice.
-    """
+    delta: Float[Tensor, "lines edits"]
+    edited: Tensor
+    norm: Float[Tensor, "lines 1"]
+    counts: tuple[Tensor, ...]
+
+
+class Change(NamedTuple):
+    """What edits do to some lines."""
+
+    dx: Float[Tensor, "lines d_out"]
+    sums: Float[Tensor, "lines edits sums"]
+
+
+def read(x: Float[Tensor, "lines d_in"], reads: Reads) -> Float[Tensor, "lines reads"]:
+    """Return the activations."""
     # Many tokens of one request are one product; rows of different requests are kept apart for the sake of their bits.
-    is_shared = edits.encoder.shape[0] == 1 < x.shape[0]
-    pre = x @ edits.encoder[0].T if is_shared else (edits.encoder * x[:, None, :]).sum(-1)
-    acts = torch.maximum(pre * edits.gain + edits.bias, edits.least)
-    acts = acts * (pre + edits.gate_bias > edits.threshold)
-    return _change(x, edits.coefficients, acts, in_window, may_edit, edits.direction, edits.direction_norm)
+    is_shared = reads.encoder.shape[0] == 1 < x.shape[0]
+    pre = x @ reads.encoder[0].T if is_shared else (reads.encoder * x[:, None, :]).sum(-1)
+    acts = torch.maximum(pre * reads.gain + reads.bias, reads.least)
+    return acts * (pre + reads.gate_bias > reads.threshold)
 
 
-def _change(
-    x: Tensor,
-    how: Coefficients,
-    acts: Float[Tensor, "rows edits"],
-    in_window: Tensor,
-    may_edit: Tensor,
-    direction: Tensor,
-    direction_norm: Tensor,
-) -> Change:
+def decide(x: Float[Tensor, "lines d_out"], rules: Rules, acts: Tensor, gate_acts: Tensor, lines: Lines) -> Decision:
+    """Return `df` of each edit on each line, 0 where it leaves the token alone.
+
+    Source: api.md sections 2.1 and 2.2; tests hold it to SAELens' own splice.
+    """
+    since = lines.generated_index - rules.start
+    meant = (since >= 0) & (lines.generated_index < rules.stop)
     norm = x.norm(dim=-1, keepdim=True)
-    edited = in_window & may_edit & (norm <= how.sink_norm)
-    delta = clipped_delta(how, acts) * edited
-    dx = delta[:, 0, None] * direction[:, 0]
+    may_edit = lines.is_special <= rules.special_tokens
+    is_usual = norm <= rules.sink_norm
+    passes = (gate_acts > rules.above) & (gate_acts < rules.below)
+    touchable = meant & may_edit & is_usual
+    edited = touchable & passes
+    delta = torch.minimum(torch.maximum(rules.slope * acts + rules.offset, rules.low), rules.high)
+    delta = torch.where(edited, delta * ((since + 1) / rules.ramp).clamp(max=1), 0.0)
+    counts = (edited, meant & ~may_edit, meant & may_edit & ~is_usual, touchable & ~passes, meant & passes)
+    return Decision(delta, edited, norm, counts)
+
+
+def apply_edits(x: Float[Tensor, "lines d_out"], edits: Edits, acts: Tensor, gate_acts: Tensor, lines: Lines) -> Change:
+    """Return the change of each line."""
+    decision = decide(x, edits.rules, acts, gate_acts, lines)
+    delta = decision.delta
+    dx = delta[:, 0, None] * edits.direction[:, 0]
     for place in range(1, delta.shape[1]):
-        dx = torch.addcmul(dx, delta[:, place, None], direction[:, place])
-    return Change(dx, tally(edited, in_window, acts, delta.abs() * direction_norm / norm.clamp(min=_TINY)))
+        dx = torch.addcmul(dx, delta[:, place, None], edits.direction[:, place])
+    return Change(dx, _tally(decision, acts, delta.abs() * edits.direction_norm))
 
 
-def clipped_delta(how: Coefficients, acts: Float[Tensor, "rows edits"]) -> Float[Tensor, "rows edits"]:
-    """Return `df` of each edit."""
-    return torch.minimum(torch.maximum(how.slope * acts + how.offset, how.low), how.high)
+@dataclass(frozen=True, slots=True)
+class FullEdits:
+    """Edits of features whose activations depend on the whole encoding, as in TopK dictionaries; of one request."""
+
+    rules: Rules
+    gate_columns: Int[Tensor, "1 edits"]
+    dictionary: Dictionary
+    features: Int[Tensor, " edits"]
+    strength: float
 
 
-def tally(edited: Tensor, in_window: Tensor, acts: Tensor, change: Tensor) -> Float[Tensor, "rows edits sums"]:
-    """Return the four sums of a receipt for these rows."""
-    return torch.stack((edited, in_window & ~edited, acts * edited, change), dim=-1).double()
+class Encoding(NamedTuple):
+    """What a dictionary made of its input."""
+
+    x: Float[Tensor, "lines d_in"]
+    acts: Float[Tensor, "lines d_sae"]
 
 
 def apply_full(
-    x: Float[Tensor, "rows d_in"],
-    dictionary: Dictionary,
-    features: Tensor,
-    how: Coefficients,
-    strength: float,
-    masks: tuple[Bool[Tensor, "rows edits"], Bool[Tensor, "rows edits"]],
+    x: Float[Tensor, "lines d_out"], edits: FullEdits, encoding: Encoding, gate_acts: Tensor, lines: Lines
 ) -> Change:
-    """Return the change of each row where an activation depends on the whole encoding, as in TopK dictionaries."""
-    in_window, may_edit = masks
-    acts = dictionary.encode(x)
-    norm = x.norm(dim=-1, keepdim=True)
-    edited = in_window & may_edit & (norm <= how.sink_norm)
-    delta = clipped_delta(how, acts[:, features]) * edited
-    dx = strength * (dictionary.decode(x, acts.index_add(1, features, delta)) - dictionary.decode(x, acts))
+    """Return the change of each line, by the dictionary's own decoder."""
+    acts = encoding.acts[:, edits.features]
+    decision = decide(x, edits.rules, acts, gate_acts, lines)
+    delta = decision.delta
+    decode = edits.dictionary.decode
+    after = decode(encoding.x, encoding.acts.index_add(1, edits.features, delta))
+    dx = edits.strength * (after - decode(encoding.x, encoding.acts))
+    dx = torch.where(decision.edited.any(-1, keepdim=True), dx, 0.0)
     # Decoders are affine, so each edit's part of the change is its share of the sum, whatever scale the decoder adds.
-    directions = dictionary.directions(features)
+    directions = edits.dictionary.directions(edits.features)
     scale = dx.norm(dim=-1) / (delta @ directions).norm(dim=-1).clamp(min=_TINY)
-    change = scale[:, None] * delta.abs() * directions.norm(dim=-1) / norm.clamp(min=_TINY)
-    return Change(dx, tally(edited, in_window, acts[:, features], change))
+    return Change(dx, _tally(decision, acts, scale[:, None] * delta.abs() * directions.norm(dim=-1)))
 
 
-def stack_rows(rows: list[Any]) -> Any:  # noqa: ANN401 Coefficients or PointwiseEdits, whichever is given
-    """Stack edits of several rows into one, padded with edits that change nothing."""
+def changed(x: Tensor, dx: Tensor) -> Tensor:
+    """Return the sum of both; where nothing is added, even a negative zero keeps its sign."""
+    return torch.where(dx == 0, x, x + dx)
+
+
+def _tally(decision: Decision, acts: Tensor, change: Tensor) -> Float[Tensor, "lines edits sums"]:
+    activation = torch.where(decision.edited, acts, 0.0)
+    parts = (*decision.counts, activation, change / decision.norm.clamp(min=_TINY))
+    return torch.stack(parts, dim=-1).double()
+
+
+def stack_rows(rows: list[Any]) -> Any:  # noqa: ANN401 Reads or Edits, whichever is given
+    """Stack what several rows carry into one, padded with zeros, which read and change nothing."""
     kind = type(rows[0])
     columns = {}
     for field in fields(kind):
         values = [getattr(row, field.name) for row in rows]
-        if isinstance(values[0], Coefficients):
+        if is_dataclass(values[0]):
             columns[field.name] = stack_rows(values)
             continue
         most = max(value.shape[1] for value in values)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import itertools
 import math
 from typing import Annotated, Any, Literal
 
@@ -29,8 +30,6 @@ VECTOR_MODES: frozenset[str] = frozenset({"add", "remove"})
 MAX_SCALE = 1e6
 MAX_VECTOR_VALUES = 1 << 17
 MAX_STRENGTH = 1e3
-_LATER = frozenset({"ramp", "when"})
-"""Fields of the contract that this version reads in order to refuse them by name."""
 _MAX_INDEX = 1 << 31
 
 Scale = Annotated[float, Field(ge=-MAX_SCALE, le=MAX_SCALE, allow_inf_nan=False)]
@@ -66,6 +65,22 @@ class InlineVector(_Strict):
         return self
 
 
+class Gate(_Strict):
+    """A condition on another feature, token by token."""
+
+    feature: int = Field(description="Index into the dictionary.")
+    dictionary: str | None = Field(default=None, description="Dictionary id; the default dictionary if absent.")
+    above: Scale | None = Field(default=None, description="Edit only where its activation is larger.")
+    below: Scale | None = Field(default=None, description="Edit only where its activation is smaller.")
+
+    @model_validator(mode="after")
+    def _one_bound(self) -> Gate:
+        if (self.above is None) == (self.below is None):
+            message = "a gate has exactly one of above and below"
+            raise ValueError(message)
+        return self
+
+
 class Edit(_Strict):
     """One change of one feature (or along one vector) for the tokens of one request."""
 
@@ -88,7 +103,7 @@ class Edit(_Strict):
     special_tokens: bool = Field(
         default=False, description="Whether control tokens and attention sinks are edited too; that breaks most models."
     )
-    when: dict[str, Any] | None = Field(default=None, description="A gate: edit only where another feature is active.")
+    when: Gate | None = Field(default=None, description="A gate: edit only where another feature is active, or not.")
 
     @model_validator(mode="after")
     def _fits_together(self) -> Edit:
@@ -199,15 +214,12 @@ _CHECKS = (_target, _scale, _unit, _window)
 def _as_request_error(error: ValidationError) -> InvalidRequestError:
     # Of a union's branches the deepest complaint is the one that means what the client wrote.
     found = max(error.errors(include_url=False), key=lambda detail: len(detail["loc"]))
-    path, place = "steering", ""
-    for part in found["loc"]:
+    param = "steering"
+    for before, part in itertools.pairwise((None, *found["loc"])):
         if isinstance(part, int):
-            place += f"[{part}]"
-        elif part != "str" and not part.endswith(
-            ("InlineVector", "InlineVector]")
-        ):  # a union's branch, in pydantic's words
-            place += f".{part}"
-    param = path + place
+            param += f"[{part}]"
+        elif before != "vector":  # there a branch of its union follows, in pydantic's words
+            param += f".{part}"
     name = param.rpartition(".")[2]
     value = found.get("input")
     reason = found["msg"].removeprefix("Value error, ")
@@ -223,11 +235,12 @@ def _as_request_error(error: ValidationError) -> InvalidRequestError:
 
 def _unknown_key(param: str) -> InvalidRequestError:
     parent, _, key = param.rpartition(".")
-    kind: type[BaseModel] = InlineVector if parent.endswith(".vector") else Edit if "[" in parent else Steering
+    inner: dict[str, type[BaseModel]] = {"vector": InlineVector, "when": Gate}
+    kind = inner.get(parent.rpartition("].")[2], Edit if "[" in parent else Steering)
     if kind is Steering and key in Edit.model_fields:
         message = f'{param}: an edit goes into a list, such as "steering": [{{"feature": 17, "scale": 8}}].'
         return InvalidRequestError(message, param=param, code="unknown_parameter")
-    known = [name for name in kind.model_fields if name not in _LATER]
+    known = list(kind.model_fields)
     near = difflib.get_close_matches(key, known, n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
     message = f"{param[:200]} is not known.{hint} Known here: {', '.join(known)}."

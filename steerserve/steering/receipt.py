@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from steerserve.dictionaries.dictionary import Dictionary
+    from steerserve.steering.gates import ResolvedGate
     from steerserve.steering.resolve import ResolvedEdit, ResolvedSteering
 
 
@@ -17,8 +18,13 @@ class EditTally:
     """Sums over the tokens that one edit met."""
 
     num_edited: float = 0.0
-    num_skipped: float = 0.0
-    """In the edit's positions, but a special token or a sink."""
+    num_special: float = 0.0
+    """In the edit's positions, but left alone for that reason; so the next two."""
+    num_sinks: float = 0.0
+    num_stopped: float = 0.0
+    """By the gate, and neither special tokens nor sinks."""
+    num_passed: float = 0.0
+    """In the edit's positions, and passed by the gate, whatever else they are."""
     sum_activation: float = 0.0
     sum_change: float = 0.0
     """Of |dx| / |x|."""
@@ -33,8 +39,9 @@ class Receipt:
 
     def as_json(self, label_of: Callable[[Dictionary, int], str | None]) -> dict[str, Any]:
         """Return the `steering` object of a response; `label_of` knows the features' labels."""
-        dictionaries = [edit.dictionary for edit in self.steering.edits if edit.dictionary is not None]
-        warnings = list(dict.fromkeys(sentence for used in dictionaries for sentence in used.warnings))
+        edits = self.steering.edits
+        used = [edit.dictionary for edit in edits] + [edit.gate.dictionary for edit in edits if edit.gate is not None]
+        warnings = list(dict.fromkeys(sentence for one in used if one is not None for sentence in one.warnings))
         return {
             "fingerprint": self.steering.fingerprint,
             "strength": self.steering.strength,
@@ -47,7 +54,7 @@ class Receipt:
 
 
 def make_receipt(steering: ResolvedSteering, sums: Sequence[Sequence[float]]) -> Receipt:
-    """Build the receipt from the four sums of each effective edit; the others did nothing."""
+    """Build the receipt from the sums of each effective edit; the others did nothing."""
     tallies = [EditTally() for _ in steering.edits]
     for (place, _), edit_sums in zip(steering.effective_edits, sums, strict=True):
         tallies[place] = EditTally(*edit_sums)
@@ -60,6 +67,7 @@ def _label(edit: ResolvedEdit, label_of: Callable[[Dictionary, int], str | None]
 
 def _edit_json(edit: ResolvedEdit, tally: EditTally, label: str | None) -> dict[str, Any]:
     edited = max(tally.num_edited, 1.0)
+    skipped = {"special": int(tally.num_special), "sink": int(tally.num_sinks), "gate": int(tally.num_stopped)}
     return {
         "dictionary": edit.dictionary.id if edit.dictionary is not None else None,
         "sha256": edit.sha256,
@@ -73,10 +81,29 @@ def _edit_json(edit: ResolvedEdit, tally: EditTally, label: str | None) -> dict[
         "unit": edit.unit,
         "raw_scale": edit.raw_scale,
         "positions": edit.positions,
+        **_window_json(edit),
+        **({"gate": _gate_json(edit.gate, tally)} if edit.gate is not None else {}),
         "tokens_edited": int(tally.num_edited),
-        "tokens_skipped": int(tally.num_skipped),
+        "tokens_skipped": sum(skipped.values()),
+        "skipped": skipped,
         "mean_activation": _rounded(tally.sum_activation / edited),
         "mean_change": _rounded(tally.sum_change / edited),
+    }
+
+
+def _window_json(edit: ResolvedEdit) -> dict[str, int]:
+    """Return what was asked of the window; nothing where that is all generated tokens alike."""
+    asked = {"start": edit.start or None, "stop": edit.stop, "ramp": edit.ramp or None}
+    return {name: value for name, value in asked.items() if value is not None}
+
+
+def _gate_json(gate: ResolvedGate, tally: EditTally) -> dict[str, Any]:
+    return {
+        "feature": gate.feature,
+        "dictionary": gate.dictionary.id,
+        "hook": gate.hook_name,
+        **({"above": gate.above} if gate.above is not None else {"below": gate.below}),
+        "tokens_passed": int(tally.num_passed),
     }
 
 

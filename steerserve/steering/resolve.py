@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
-import difflib
 import hashlib
 import json
 import math
@@ -12,26 +9,10 @@ import struct
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple
 
-from steerserve.core.errors import (
-    InvalidRequestError,
-    NotFoundError,
-    PresetError,
-    UnsupportedParameterError,
-    VectorError,
-)
-from steerserve.model.hook_names import describe_hook_names
-from steerserve.steering.edits import (
-    MAX_SCALE,
-    SETTING_MODES,
-    UNITS,
-    Edit,
-    InlineVector,
-    Mode,
-    Positions,
-    Steering,
-    Unit,
-    parse_steering,
-)
+from steerserve.core.errors import InvalidRequestError, NotFoundError, PresetError
+from steerserve.steering.directions import DirectionReader
+from steerserve.steering.edits import SETTING_MODES, UNITS, Edit, Mode, Positions, Steering, Unit, parse_steering
+from steerserve.steering.gates import check_feature, resolve_gate
 from steerserve.steering.units import UnitConverter
 
 if TYPE_CHECKING:
@@ -39,12 +20,12 @@ if TYPE_CHECKING:
 
     from steerserve.dictionaries.dictionary import Dictionary
     from steerserve.dictionaries.registry import RegistrySnapshot
+    from steerserve.steering.gates import ResolvedGate
     from steerserve.steering.presets import PresetLookup
-    from steerserve.steering.scales import Layers, Scales
+    from steerserve.steering.scales import Scales
     from steerserve.steering.vectors import VectorLookup
 
 _LEAST_NORM = 1e-6
-_FORMATS = {"float16": "e", "float32": "f", "float64": "d"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +45,9 @@ class ResolvedEdit:
     start: int
     stop: int | None
     special_tokens: bool
+    ramp: int = 0
+    """Generated tokens from `start` on over which the change grows to its whole size."""
+    gate: ResolvedGate | None = None
     unit: Unit | None = None
     """What `scale` counts; None for modes without a unit."""
     vector_name: str | None = None
@@ -94,6 +78,11 @@ class ResolvedEdit:
         """Whether prompt tokens are edited."""
         return self.positions != "generated"
 
+    @property
+    def touches_generated(self) -> bool:
+        """Whether generated tokens are edited."""
+        return self.positions != "prompt"
+
     def identity(self) -> dict[str, object]:
         """Return what makes two edits the same."""
         return {
@@ -106,6 +95,8 @@ class ResolvedEdit:
             "start": self.start,
             "stop": self.stop,
             "special_tokens": self.special_tokens,
+            **({"ramp": self.ramp} if self.ramp else {}),
+            **({"gate": self.gate.identity()} if self.gate is not None else {}),
         }
 
 
@@ -166,11 +157,9 @@ class SteeringResolver:
             vectors: Where these are found.
             presets: The same for them.
         """
-        self._widths = widths
         self._max_edits = max_edits
         self._scales = scales
-        self._model_id = model_id
-        self._vectors = vectors
+        self._directions = DirectionReader(widths, model_id, vectors)
         self._presets = presets
 
     def resolve(
@@ -233,30 +222,26 @@ class SteeringResolver:
         self, edit: Edit, path: str, snapshot: RegistrySnapshot, converter: UnitConverter
     ) -> list[ResolvedEdit]:
         """Return what an edit comes to: one, or with a stored vector one at each of its hook points."""
-        _refuse_later_fields(edit, path)
         if edit.feature is not None:
             dictionary = self._find_dictionary(edit, edit.feature, path, snapshot)
             raw_scale = converter.feature(edit, dictionary, edit.feature, path)
-            return [_resolved(edit, dictionary.hook_name, raw_scale, dictionary=dictionary)]
-        layers = self._layers(edit.vector, f"{path}.vector")
+            gate = _resolve_gate(edit, [dictionary.hook_name], path, snapshot)
+            return [_resolved(edit, dictionary.hook_name, raw_scale, gate, dictionary=dictionary)]
+        layers = self._directions.read(edit.vector or "", f"{path}.vector")
         if edit.mode == "remove" and any(math.hypot(*values) < _LEAST_NORM for _, values in layers):
             message = f"{path}.vector is zero, or nearly so, and has no direction to remove."
             raise InvalidRequestError(message, param=f"{path}.vector")
         raw_scales = converter.vector(edit, layers, path)
+        gate = _resolve_gate(edit, [hook_name for hook_name, _ in layers], path, snapshot)
         return [
-            _resolved(edit, hook_name, raw_scale, vector=values)
+            _resolved(edit, hook_name, raw_scale, gate, vector=values)
             for (hook_name, values), raw_scale in zip(layers, raw_scales, strict=True)
         ]
 
     @staticmethod
     def _find_dictionary(edit: Edit, feature: int, path: str, snapshot: RegistrySnapshot) -> Dictionary:
         dictionary = snapshot.find(edit.dictionary, f"{path}.dictionary")
-        if not 0 <= feature < dictionary.d_sae:
-            message = (
-                f"{path}.feature: dictionary {dictionary.id!r} has features 0 to {dictionary.d_sae - 1}, "
-                f"and not {_short(feature)}."
-            )
-            raise InvalidRequestError(message, param=f"{path}.feature")
+        check_feature(dictionary, feature, path)
         if edit.mode == "remove" and feature in dictionary.zero_directions:
             message = (
                 f"{path}.feature: feature {feature} of {dictionary.id!r} writes nothing, so there is none to remove."
@@ -264,42 +249,16 @@ class SteeringResolver:
             raise InvalidRequestError(message, param=f"{path}.feature")
         return dictionary
 
-    def _layers(self, vector: str | InlineVector | None, path: str) -> Layers:
-        if isinstance(vector, InlineVector):
-            return (self._resolve_vector(vector, path),)
-        return self._find_vector(vector or "", path)
 
-    def _find_vector(self, name: str, path: str) -> Layers:
-        if self._vectors is None:
-            message = f"There is no stored vector {name!r}; this server stores none. Send the values inline."
-            raise InvalidRequestError(message, param=path)
-        try:
-            found = self._vectors.find(name)
-        except (NotFoundError, VectorError) as error:
-            raise InvalidRequestError(f"{path}: {error.message}", param=path) from error
-        if (misfit := found.misfit(self._model_id, self._widths)) is not None:
-            raise InvalidRequestError(f"{path}: {misfit}", param=path)
-        return tuple(found.layers.items())
-
-    def _resolve_vector(self, vector: InlineVector, path: str) -> tuple[str, tuple[float, ...]]:
-        width = self._widths.get(vector.hook)
-        if width is None:
-            near = difflib.get_close_matches(vector.hook, self._widths, n=1)
-            hint = f" Did you mean {near[0]!r}?" if near else ""
-            offered = describe_hook_names(self._widths)
-            message = f"There is no hook point {vector.hook!r}.{hint} The model offers {offered}."
-            raise InvalidRequestError(message, param=f"{path}.hook")
-        values = tuple(vector.values) if vector.values is not None else _decode_values(vector, path)
-        if len(values) != width:
-            message = f"A vector at {vector.hook} has {width} values, and this one has {len(values)}."
-            raise InvalidRequestError(message, param=f"{path}.{'values' if vector.values is not None else 'base64'}")
-        return vector.hook, values
+def _resolve_gate(edit: Edit, edited: Sequence[str], path: str, snapshot: RegistrySnapshot) -> ResolvedGate | None:
+    return resolve_gate(edit.when, edited, f"{path}.when", snapshot) if edit.when is not None else None
 
 
 def _resolved(
     edit: Edit,
     hook_name: str,
     raw_scale: float | None,
+    gate: ResolvedGate | None,
     *,
     dictionary: Dictionary | None = None,
     vector: tuple[float, ...] | None = None,
@@ -316,37 +275,11 @@ def _resolved(
         start=edit.start,
         stop=edit.stop,
         special_tokens=edit.special_tokens,
+        ramp=edit.ramp,
+        gate=gate,
         unit=(edit.unit or "raw") if edit.mode in UNITS else None,
         vector_name=edit.vector if isinstance(edit.vector, str) else None,
     )
-
-
-def _short(number: int) -> str:
-    """Write a number that may have thousands of digits."""
-    return str(number) if abs(number) < 10**20 else f"a number of {number.bit_length()} bits"
-
-
-def _decode_values(vector: InlineVector, path: str) -> tuple[float, ...]:
-    dtype = vector.dtype or "float32"
-    try:
-        raw = base64.b64decode(vector.base64 or "", validate=True)
-        values = struct.unpack(f"<{len(raw) // struct.calcsize(_FORMATS[dtype])}{_FORMATS[dtype]}", raw)
-    except (binascii.Error, struct.error, ValueError) as error:
-        message = f"{path}.base64 is not the base64 of {dtype} numbers."
-        raise InvalidRequestError(message, param=f"{path}.base64") from error
-    if not all(math.isfinite(number) and abs(number) <= MAX_SCALE for number in values):
-        message = f"{path}.base64 must hold finite numbers between -{MAX_SCALE:g} and {MAX_SCALE:g}."
-        raise InvalidRequestError(message, param=f"{path}.base64")
-    return values
-
-
-def _refuse_later_fields(edit: Edit, path: str) -> None:
-    if edit.ramp:
-        message = f"{path}.ramp is not supported by this version; leave it out, or use start and stop."
-        raise UnsupportedParameterError(message, param=f"{path}.ramp")
-    if edit.when is not None:
-        message = f"{path}.when is not supported by this version; leave it out."
-        raise UnsupportedParameterError(message, param=f"{path}.when")
 
 
 def _refuse_contradictions(placed: Iterable[_Placed]) -> None:

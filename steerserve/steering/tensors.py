@@ -7,28 +7,29 @@ from typing import TYPE_CHECKING
 import torch
 
 from steerserve.model.norms import SINK_RATIO
-from steerserve.steering.apply import Coefficients, PointwiseEdits
+from steerserve.steering.apply import Reads, Rules
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from torch import Tensor
 
+    from steerserve.dictionaries.dictionary import FeatureColumns
     from steerserve.steering.resolve import ResolvedEdit
 
 _INF = float("inf")
 
 
-def edit_coefficients(
-    edits: Sequence[ResolvedEdit], median_norms: Mapping[str, float], device: torch.device
-) -> Coefficients:
-    """Return how each edit of a sequence changes its activation, as one row."""
+def rules_of(edits: Sequence[ResolvedEdit], median_norms: Mapping[str, float], device: torch.device) -> Rules:
+    """Return how edits of a sequence change their activations, and of which tokens, as one row."""
     rows = []
     for edit in edits:
-        slope, offset, low, high = _formula(edit)
         median = edit.dictionary.median_norm if edit.dictionary is not None else median_norms[edit.hook_name]
-        rows.append((slope, offset, low, high, _INF if edit.special_tokens else SINK_RATIO * median))
-    return Coefficients(*torch.tensor(rows, dtype=torch.float32, device=device).T[:, None].unbind(0))
+        sink_norm = _INF if edit.special_tokens else SINK_RATIO * median
+        stop = _INF if edit.stop is None else edit.stop
+        window = (edit.special_tokens, edit.start, stop, max(edit.ramp, 1))
+        rows.append((*_formula(edit), sink_norm, *window, *_bounds(edit)))
+    return Rules(*torch.tensor(rows, dtype=torch.float32, device=device).T[:, None].unbind(0))
 
 
 def _formula(edit: ResolvedEdit) -> tuple[float, float, float, float]:
@@ -45,50 +46,48 @@ def _formula(edit: ResolvedEdit) -> tuple[float, float, float, float]:
     }[edit.mode]
 
 
-def pointwise_edits(
-    edits: Sequence[ResolvedEdit], how: Coefficients, strength: float, device: torch.device
-) -> PointwiseEdits:
-    """Return what reading and writing these edits takes, as one row."""
-    parts = [_one_pointwise(edit, device) for edit in edits]
-    joined = [torch.cat(values)[None] for values in zip(*parts, strict=True)]
-    encoder, gain, bias, gate_bias, threshold, least, direction = joined
-    return PointwiseEdits(
-        coefficients=how,
-        encoder=encoder,
-        gain=gain,
-        bias=bias,
-        gate_bias=gate_bias,
-        threshold=threshold,
-        least=least,
-        direction=direction * strength,
-        direction_norm=direction.norm(dim=-1) * abs(strength),
+def _bounds(edit: ResolvedEdit) -> tuple[float, float]:
+    """Return between which activations the gate passes."""
+    gate = edit.gate
+    above = -_INF if gate is None or gate.above is None else gate.above
+    below = _INF if gate is None or gate.below is None else gate.below
+    return above, below
+
+
+def feature_reads(found: FeatureColumns, columns: Sequence[int]) -> Reads:
+    """Return what reading these features takes, as one row that goes to these columns of a pass."""
+    return Reads(
+        encoder=found.encoder[None],
+        gain=found.gain[None],
+        bias=found.bias[None],
+        gate_bias=found.gate_bias[None],
+        threshold=found.threshold[None],
+        least=torch.zeros_like(found.gain)[None],
+        columns=torch.tensor([columns], device=found.gain.device),
     )
 
 
-def _one_pointwise(edit: ResolvedEdit, device: torch.device) -> tuple[Tensor, ...]:
-    """Return one edit's encoder, gain, bias, gate bias, threshold, least activation and direction."""
-    zero = torch.zeros(1, device=device)
-    open_gate = torch.full((1,), -_INF, device=device)
-    if edit.dictionary is not None and edit.feature is not None and edit.mode != "remove":
-        columns = edit.dictionary.columns([edit.feature])
-        return (
-            columns.encoder,
-            columns.gain,
-            columns.bias,
-            columns.gate_bias,
-            columns.threshold,
-            zero,
-            columns.decoder,
-        )
-    direction = _direction(edit, device)
-    if edit.mode == "remove":
-        unit = (direction.double() / direction.double().norm()).float()
-        return unit, torch.ones_like(zero), zero, zero, open_gate, open_gate, unit
-    return torch.zeros_like(direction), zero, zero, zero, open_gate, zero, direction
+def projection_reads(units: Tensor, columns: Sequence[int]) -> Reads:
+    """Return what reading the projections on unit vectors `[reads, d_in]` takes, as one row."""
+    zeros = torch.zeros_like(units[None, :, 0])
+    return Reads(
+        encoder=units[None],
+        gain=torch.ones_like(zeros),
+        bias=zeros,
+        gate_bias=zeros,
+        threshold=zeros - _INF,
+        least=zeros - _INF,
+        columns=torch.tensor([columns], device=units.device),
+    )
 
 
-def _direction(edit: ResolvedEdit, device: torch.device) -> Tensor:
+def written_direction(edit: ResolvedEdit, device: torch.device) -> Tensor:
+    """Return what one unit of the edit's delta adds to the stream, `[d_out]`: for `remove` the unit vector."""
     if edit.dictionary is not None and edit.feature is not None:
         decoder: Tensor = edit.dictionary.sae.W_dec.detach()
-        return decoder[edit.feature][None].to(device)
-    return torch.tensor(edit.vector, dtype=torch.float32, device=device)[None]
+        direction = decoder[edit.feature].to(device)
+    else:
+        direction = torch.tensor(edit.vector, dtype=torch.float32, device=device)
+    if edit.mode == "remove":
+        direction = (direction.double() / direction.double().norm()).float()
+    return direction

@@ -153,10 +153,18 @@ MALFORMED: list[tuple[Any, str]] = [
     ([{"vector": {"hook": HOOK_NAME, "values": VALUES}, "mode": "clamp", "scale": 1.0}], f"{E0}.mode"),
     ([{"vector": {"hook": HOOK_NAME, "values": VALUES}, "dictionary": "standard", "scale": 1.0}], f"{E0}.dictionary"),
     ([{"vector": {"hook": HOOK_NAME, "values": [0.0] * D_MODEL}, "mode": "remove"}], f"{E0}.vector"),
-    # what comes in later versions
-    (edit(positions="generated", ramp=4), f"{E0}.ramp"),
-    (edit(when={"feature": 1, "above": 0.5}), f"{E0}.when"),
+    # gates and ramps
+    (edit(positions="generated", ramp=-1), f"{E0}.ramp"),
+    (edit(ramp=4), f"{E0}.positions"),
     (edit(when="always"), f"{E0}.when"),
+    (edit(when={}), f"{E0}.when.feature"),
+    (edit(when={"feature": 1}), f"{E0}.when"),
+    (edit(when={"feature": 1, "above": 0.5, "below": 2.0}), f"{E0}.when"),
+    (edit(when={"feature": 1, "abov": 0.5}), f"{E0}.when.abov"),
+    (edit(when={"feature": 96, "above": 0.5}), f"{E0}.when.feature"),
+    (edit(when={"feature": 1, "above": 0.5, "dictionary": "standart"}), f"{E0}.when.dictionary"),
+    (edit(when={"feature": 1, "above": math.inf}), f"{E0}.when.above"),
+    (edit(when={"feature": 1, "above": 0.5, "dictionary": "late"}), f"{E0}.when"),
 ]
 
 
@@ -181,6 +189,10 @@ def test_a_mistake_is_refused_at_its_place(llama: Runtime, steering: Any, param:
         (edit(mode="boost"), "clamp"),
         (vector(values=VALUES[1:]), f"{D_MODEL} values"),
         ([ADD] * 65, "at most 64"),
+        (edit(when={"feature": 96, "above": 0.5}), "0 to 95"),
+        (edit(when={"feature": 1, "above": 0.5, "dictionary": "standart"}), "'standard'"),
+        (edit(when={"feature": 1, "above": 0.5, "dictionary": "late"}), "blocks.1.hook_resid_post, which lies after"),
+        (edit(when={"feature": 1, "abov": 0.5}), "'above'"),
     ],
 )
 def test_a_refusal_says_what_would_be_right(llama: Runtime, steering: Any, hint: str) -> None:  # noqa: ANN401
@@ -273,6 +285,12 @@ DIFFERENT: list[Any] = [
     edit(positions="generated", start=1),
     edit(positions="generated", stop=1),
     edit(special_tokens=True),
+    edit(positions="generated", ramp=4),
+    edit(when={"feature": 1, "above": 0.5}),
+    edit(when={"feature": 2, "above": 0.5}),
+    edit(when={"feature": 1, "above": 0.6}),
+    edit(when={"feature": 1, "below": 0.5}),
+    edit(when={"feature": 1, "above": 0.5, "dictionary": "topk"}),
     vector(values=VALUES),
     vector(values=[*VALUES[1:], 2.0]),
     [{"vector": {"hook": "blocks.1.hook_resid_post", "values": VALUES}, "scale": 1.0}],
@@ -297,11 +315,13 @@ def test_a_prompt_is_shared_only_among_the_same_edits_of_it(llama: Runtime) -> N
     assert key([ADD, later]) == key([ADD])
     assert key([ADD]) != key(edit(feature=4))
     assert key([ADD]) != key({"edits": [ADD], "strength": 0.5})
+    assert key([ADD]) != key(edit(when={"feature": 1, "above": 0.5}))
+    assert key([later | {"when": {"feature": 1, "above": 0.5}, "ramp": 4}]) is None
 
 
 KEYS = st.sampled_from([
     "edits", "presets", "strength", "feature", "vector", "dictionary", "mode", "scale", "unit", "positions", "start",
-    "stop", "ramp", "special_tokens", "when", "hook", "values", "base64", "dtype", "other",
+    "stop", "ramp", "special_tokens", "when", "hook", "values", "base64", "dtype", "above", "below", "other",
 ])  # fmt: skip
 WORDS = st.sampled_from(
     ["add", "clamp", "ablate", "remove", "raw", "dose", "generated", "standard", HOOK_NAME, "float32"]

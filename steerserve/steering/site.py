@@ -1,0 +1,158 @@
+"""What happens at one hook point during a forward pass: activations are read, then edits made. Engine thread only."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+
+from steerserve.steering.apply import (
+    NUM_SUMS,
+    Edits,
+    Encoding,
+    Lines,
+    Reads,
+    apply_edits,
+    apply_full,
+    changed,
+    read,
+    stack_rows,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from jaxtyping import Float
+    from torch import Tensor
+
+    from steerserve.steering.layout import HookPart
+    from steerserve.steering.positions import TokenPlace
+
+
+class Pass:
+    """One forward pass over some tokens: what they are, and what was read of them so far."""
+
+    def __init__(self, tokens: Sequence[TokenPlace], num_columns: int, device: torch.device) -> None:
+        """Begin to compute these tokens, one a line."""
+        marks = [(float(token.generated_index or 0), float(token.is_special)) for token in tokens]
+        self.lines = Lines(*torch.tensor(marks, dtype=torch.float32, device=device)[:, :, None].unbind(1))
+        self.acts = torch.zeros(len(tokens), num_columns, device=device)
+        self.encodings: dict[tuple[int | None, str], Encoding] = {}
+        """By row and dictionary, for edits of features that cannot be read alone."""
+
+
+class Member(NamedTuple):
+    """A sequence's part at a hook point."""
+
+    row: int | None
+    """Its line of a decode batch; None where all lines are its own."""
+    part: HookPart
+    sums: Float[Tensor, "edits sums"]
+    """Of all edits of the sequence; counted on here."""
+
+    @property
+    def lines(self) -> slice:
+        """Its own."""
+        return slice(None) if self.row is None else slice(self.row, self.row + 1)
+
+
+class Site:
+    """One hook point: of all rows of a decode batch, or of the prompt of one sequence."""
+
+    def __init__(self, members: Sequence[Member]) -> None:
+        """Stack what the members carry."""
+        self._members = members
+        self._reads: Reads | None = None
+        self._edits: Edits | None = None
+        self._sums: Tensor | None = None
+        reading = [member for member in members if member.part.reads is not None]
+        self._editing = [member for member in members if member.part.edits is not None]
+        self._read_rows, self._edit_rows = _rows(reading), _rows(self._editing)
+        if reading:
+            self._reads = stack_rows([member.part.reads for member in reading])
+        if self._editing:
+            self._edits = stack_rows([member.part.edits for member in self._editing])
+            shape = (*self._edits.direction_norm.shape, NUM_SUMS)
+            self._sums = torch.zeros(shape, dtype=torch.float64, device=self._edits.direction.device)
+        self._is_edited = bool(self._editing) or any(member.part.full_edits for member in members)
+
+    def run(self, now: Pass, value: Float[Tensor, "rows pos width"]) -> Float[Tensor, "rows pos width"] | None:
+        """Return what becomes of the value, None where it is only read."""
+        x = value.flatten(0, 1)
+        self._read(now, x)
+        return self._edited(now, x).to(x.dtype).view(value.shape) if self._is_edited else None
+
+    def flush(self) -> None:
+        """Add what was counted to the members' sums."""
+        if self._sums is None:
+            return
+        for member, sums in zip(self._editing, self._sums, strict=True):
+            places = _places(member)
+            member.sums.index_add_(0, places, sums[: len(places)])
+        self._sums.zero_()
+
+    def _read(self, now: Pass, x: Tensor) -> None:
+        if self._reads is not None:
+            acts = read(_taken(x, self._read_rows).float(), self._reads)
+            columns = self._reads.columns
+            if self._read_rows is None:
+                now.acts[:, columns[0]] = acts
+            else:
+                now.acts[self._read_rows[:, None], columns] = acts
+        for member in self._members:
+            for full in member.part.full_reads:
+                # A copy: some blocks add to their input in place before the edit is made.
+                mine = x[member.lines].to(torch.float32, copy=True)
+                encoding = Encoding(mine, full.dictionary.encode(mine))
+                now.acts[member.lines, full.columns] = encoding.acts[:, full.features]
+                if full.is_kept:
+                    now.encodings[member.row, full.dictionary.id] = encoding
+
+    def _edited(self, now: Pass, x: Tensor) -> Tensor:
+        out = x.to(torch.float32, copy=True)  # all changes of a row are summed in float32 and rounded once
+        rows = self._edit_rows
+        if self._edits is not None:
+            mine = _taken(out, rows)
+            acts, gate_acts = (
+                now.acts[:, columns[0]] if rows is None else now.acts[rows[:, None], columns]
+                for columns in (self._edits.act_columns, self._edits.gate_columns)
+            )
+            lines = Lines(*(_taken(mark, rows) for mark in now.lines))
+            change = apply_edits(mine, self._edits, acts, gate_acts, lines)
+            self._count(change.sums)
+            mine = changed(mine, change.dx)
+            out = mine if rows is None else out.index_copy_(0, rows, mine)
+        for member in self._members:
+            for places, full in member.part.full_edits:
+                own = member.lines
+                encoding = now.encodings[member.row, full.dictionary.id]
+                gate_acts = now.acts[own, full.gate_columns[0]]
+                lines = Lines(*(mark[own] for mark in now.lines))
+                change = apply_full(x[own].float(), full, encoding, gate_acts, lines)
+                member.sums.index_add_(0, places, change.sums.sum(0))
+                out[own] = changed(out[own], change.dx)
+        return out
+
+    def _count(self, sums: Float[Tensor, "lines edits sums"]) -> None:
+        if self._edit_rows is not None and self._sums is not None:
+            self._sums.add_(sums)
+            return
+        [member] = self._editing
+        member.sums.index_add_(0, _places(member), sums.sum(0))
+
+
+def _rows(members: Sequence[Member]) -> Tensor | None:
+    """Return the lines of these members, None where all are one member's."""
+    rows = [member.row for member in members if member.row is not None]
+    return torch.tensor(rows, device=members[0].sums.device) if rows else None
+
+
+def _places(member: Member) -> Tensor:
+    if member.part.places is None:
+        message = "a part with edits always knows their places"
+        raise RuntimeError(message)
+    return member.part.places
+
+
+def _taken(values: Tensor, rows: Tensor | None) -> Tensor:
+    return values if rows is None else values.index_select(0, rows)
