@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     from steerserve.runtime import Runtime
 
-EDITS = {"0 edits": (0, False), "1 edit": (1, False), "16 edits": (16, False), "16 gated edits": (16, True)}
+EDITS = {"0": (0, False), "1": (1, False), "16": (16, False), "16 gated": (16, True)}
 """How many edits each row carries, and whether each has a gate of its own."""
 
 
@@ -54,7 +54,7 @@ def main() -> None:
         steps = {"transformers": plain_step(runtime, options.rows, options.length)}
         for name, (num_edits, has_gates) in EDITS.items():
             edits = edits_of(num_edits, has_gates=has_gates)
-            steps[f"engine, {name} a row"] = engine_step(runtime, options.rows, options.length, edits)
+            steps[f"engine, {name} edits a row"] = engine_step(runtime, options.rows, options.length, edits)
         least = measure(steps, options.rounds)
     base = least["engine, 0 edits a row"]
     result = {
@@ -70,7 +70,9 @@ def main() -> None:
         "least_ms": {name: round(1e3 * seconds, 2) for name, seconds in least.items()},
         "engine_over_transformers": round(base / least["transformers"], 3),
         "edits_over_none": {
-            name: round(least[f"engine, {name} a row"] / base, 4) for name, (num_edits, _) in EDITS.items() if num_edits
+            name: round(least[f"engine, {name} edits a row"] / base, 4)
+            for name, (num_edits, _) in EDITS.items()
+            if num_edits
         },
     }
     print(json.dumps(result, indent=2))
