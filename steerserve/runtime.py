@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import threading
 import time
@@ -16,6 +17,8 @@ from steerserve.core.errors import (
     DictionaryBusyError,
     InvalidRequestError,
     ModelNotFoundError,
+    NotFoundError,
+    PresetError,
     UnavailableError,
 )
 from steerserve.core.memory import give_back_freed
@@ -36,6 +39,10 @@ from steerserve.model.lens import load_lens
 from steerserve.model.names import model_names
 from steerserve.model.norms import measure_norms
 from steerserve.model.source import fetch_model
+from steerserve.presets.fit import check_fit
+from steerserve.presets.library import open_library
+from steerserve.presets.naming import check_count, presets_in, split_model
+from steerserve.presets.poll import PresetPoll
 from steerserve.steering.resolve import SteeringResolver
 from steerserve.steering.scales import UnknownDosesError
 from steerserve.steering.units import asks_lookup
@@ -50,6 +57,8 @@ if TYPE_CHECKING:
     from steerserve.engine.stream import TokenStream
     from steerserve.model.lens import LensModel
     from steerserve.model.source import ModelFiles
+    from steerserve.presets.library import PresetSnapshot
+    from steerserve.presets.preset import Preset
     from steerserve.steering.resolve import ResolvedSteering
 
 _log = logging.getLogger(__name__)
@@ -80,12 +89,11 @@ class Runtime:
         """What is known of the features of each dictionary."""
         self._is_started = False
         self._is_stopping = False
-        widths = {hook_name: lens.width(hook_name) for hook_name in lens.hook_names}
+        self._widths = {hook_name: lens.width(hook_name) for hook_name in lens.hook_names}
         self.vectors = VectorStore(settings.dictionary_dirs[0] / VECTORS_FOLDER)
         self._doses = Doses(lens, self.stores, loader.norms, engine.run_exclusive)
-        self._resolver = SteeringResolver(
-            widths, settings.engine.max_edits, self._doses, model_id=self.model_id, vectors=self.vectors
-        )
+        self.presets = open_library(settings, self.model_id)
+        self._preset_poll = PresetPoll(self.presets.snapshot)
 
     def __enter__(self) -> Self:
         """Start the engine."""
@@ -103,13 +111,15 @@ class Runtime:
             return "loading"
         return "ready" if self.engine.is_alive and not self._is_stopping else "stopping"
 
-    def start(self) -> None:
-        """Start generating, and go on with the jobs that there are.
+    def start(self, *, with_jobs: bool = True) -> None:
+        """Start generating, and go on with the jobs that there are where that is wanted.
 
         Raises:
             ConfigError: the jobs of an earlier server cannot be read.
         """
-        self.jobs.start()
+        if with_jobs:
+            self.jobs.start()
+            self._preset_poll.start()
         self.engine.start()
         self._is_started = True
 
@@ -117,48 +127,76 @@ class Runtime:
         """Let jobs save what they have, and stop generating; requests that are left get an error."""
         self._is_stopping = True
         self.jobs.stop()
+        self._preset_poll.stop()
         self.engine.stop()
         self.job_calls.close()
         self.loads.close()
         self._doses.stop()
 
-    def check_model(self, name: str) -> None:
-        """Check that `name` is the served model.
+    def check_model(self, name: str, presets: PresetSnapshot | None = None) -> tuple[str, ...]:
+        """Check that `name` is the served model, alone or with presets, as `model@a+b`; return their names.
+
+        Args:
+            name: What a client sent.
+            presets: Those that there are; without it they are looked up, which is not for an event loop.
 
         Raises:
-            ModelNotFoundError: it is another.
-            InvalidRequestError: it names a preset, and there are none.
+            ModelNotFoundError: it is another model.
+            InvalidRequestError: it names a preset that there is not, or that cannot be used.
         """
-        if name == self.model_id:
-            return
-        model, _, preset = name.partition("@")
-        if preset and model == self.model_id:
-            message = f"There is no preset {preset!r}; this server has no presets. Send `steering` in the request."
-            raise InvalidRequestError(message, param="model")
-        message = f"The model {name!r} does not exist. This server serves {self.model_id!r}."
-        raise ModelNotFoundError(message, param="model")
+        named = split_model(name, self.model_id)
+        if named is None:
+            message = f"The model {name!r} does not exist. This server serves {self.model_id!r}."
+            raise ModelNotFoundError(message, param="model")
+        if named:
+            check_count(named, self.settings.engine.max_edits, param="model")
+            found = presets if presets is not None else self.presets.snapshot()
+            for one in named:
+                try:
+                    found.find(one)
+                except (NotFoundError, PresetError) as error:
+                    raise InvalidRequestError(error.message, param="model") from error
+        return named
 
-    def resolve_steering(self, value: object) -> ResolvedSteering | None:
-        """Check the JSON value of `steering` against what is loaded now; None where it asks for nothing.
+    def check_preset(self, preset: Preset) -> None:
+        """Check a preset against the model and what is loaded now. Not for an event loop.
+
+        Raises:
+            PresetError: it cannot be used here.
+        """
+        check_fit(preset, self._resolver(None), self.registry.snapshot(), self.model_id)
+
+    def resolve_steering(
+        self, value: object, model_presets: Sequence[str] = (), presets: PresetSnapshot | None = None
+    ) -> ResolvedSteering | None:
+        """Check what a request asks for against what is loaded now; None where it asks for nothing.
 
         Waits while doses are measured that nobody knows yet. Not for an event loop, which has the method below.
+
+        Args:
+            value: The JSON value of `steering`.
+            model_presets: What `check_model` returned; these add up with `value`.
+            presets: Those that there are; without it they are looked up.
 
         Raises:
             InvalidRequestError: it cannot be honoured.
             QueueFullError: a dose is not known, and cannot be measured now.
         """
-        snapshot = self.registry.snapshot()
+        snapshot, resolver = self.registry.snapshot(), self._resolver(presets)
+        check_count(presets_in(value), self.settings.engine.max_edits)
         try:
-            return self._resolver.resolve(value, snapshot)
+            return resolver.resolve(value, snapshot, model_presets=model_presets)
         except UnknownDosesError as error:
             unknown = error.targets
         if self.state != "ready":
             raise UnavailableError(f"The server is {self.state}, so that doses cannot be measured.")
         for future in self._doses.measure(unknown):
             future.result()
-        return self._resolver.resolve(value, snapshot)
+        return resolver.resolve(value, snapshot, model_presets=model_presets)
 
-    async def resolve_steering_async(self, value: object) -> ResolvedSteering | None:
+    async def resolve_steering_async(
+        self, value: object, model_presets: Sequence[str] = (), presets: PresetSnapshot | None = None
+    ) -> ResolvedSteering | None:
         """Do what `resolve_steering` does, without holding up the event loop.
 
         Raises:
@@ -166,16 +204,18 @@ class Runtime:
             QueueFullError: a dose is not known, and cannot be measured now.
         """
         snapshot = self.registry.snapshot()
-        if not asks_lookup(value):
-            return self._resolver.resolve(value, snapshot)
+        check_count(presets_in(value), self.settings.engine.max_edits)
+        resolve = functools.partial(self._resolver(presets).resolve, value, snapshot, model_presets=model_presets)
+        if not asks_lookup(value) and not model_presets:
+            return resolve()
         try:
-            return await asyncio.to_thread(self._resolver.resolve, value, snapshot)
+            return await asyncio.to_thread(resolve)
         except UnknownDosesError as error:
             unknown = error.targets
         for future in self._doses.measure(unknown):
             # Others may wait for the same dose, whoever of them goes away.
             await asyncio.shield(asyncio.wrap_future(future))
-        return await asyncio.to_thread(self._resolver.resolve, value, snapshot)
+        return await asyncio.to_thread(resolve)
 
     def submit(self, requests: Sequence[GenerationRequest]) -> list[TokenStream]:
         """Queue samples, all or none, from an event loop.
@@ -243,6 +283,17 @@ class Runtime:
         finally:
             with self._loading_lock:
                 self._loading.remove(dictionary_id)
+
+    def _resolver(self, presets: PresetSnapshot | None) -> SteeringResolver:
+        """Return what checks one request: it finds the same presets from beginning to end."""
+        return SteeringResolver(
+            self._widths,
+            self.settings.engine.max_edits,
+            self._doses,
+            model_id=self.model_id,
+            vectors=self.vectors,
+            presets=presets if presets is not None else self.presets,
+        )
 
     def stats(self) -> EngineStats:
         """Return the engine's numbers."""

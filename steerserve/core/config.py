@@ -229,7 +229,8 @@ class Settings(_Section):
         description="Dictionaries loaded at start, each an id and a source, or ID=SOURCE; the first is the default.",
     )
     presets_dir: HomePath = Field(
-        Path("presets"), description="Folder of preset files, which this version does not read yet."
+        Path("presets"),
+        description="Folder of preset files. Not set, presets of the package for the default model are there too.",
     )
     dictionary_dirs: Annotated[tuple[HomePath, ...], BeforeValidator(_split_commas)] = Field(
         (Path("dictionaries"),),

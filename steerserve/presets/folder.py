@@ -33,7 +33,7 @@ class Entry:
     preset: Preset | None
     """As it was when it could last be used; None where it never could."""
     problem: str | None
-    """Why the file cannot be used as it is now."""
+    """Why the file cannot be used as it is now: its name without the folder, line, column and a sentence."""
     text: str | None = None
     """What is in the file now; None where it may not or cannot be read."""
 
@@ -70,7 +70,7 @@ class PresetFolder:
             try:
                 files = self._files()
             except OSError as error:
-                self._tell_unreadable(f"The folder {self.path} cannot be read: {error.strerror}.")
+                self._tell_unreadable(f"The folder of presets cannot be read: {error.strerror}.")
                 return {name: seen.entry for name, seen in self._seen.items()}, self._unreadable
             self._unreadable = None
             for name in self._seen.keys() - files.keys():
@@ -89,7 +89,7 @@ class PresetFolder:
 
     def _tell_unreadable(self, message: str) -> None:
         if message != self._unreadable:
-            _log.warning("presets: %s Those that were read stay in use.", message)
+            _log.warning("%s: %s Those that were read stay in use.", self.path, message)
         self._unreadable = message
 
     def _look(self, name: str, file: Path) -> _Seen:
@@ -107,7 +107,7 @@ class PresetFolder:
         entry = _parsed(name, file, text) if text is not None else Entry(None, content)
         if entry.problem is not None:
             kept = " The version before stays in use." if last is not None else ""
-            _log.warning("preset %s cannot be used: %s%s", name, entry.problem, kept)
+            _log.warning("preset %s cannot be used: %s%s", name, self.path / entry.problem, kept)
             entry = Entry(last, entry.problem, text)
         elif known is not None:
             _log.info("preset %s: read again, as its file has changed", name)
@@ -127,7 +127,7 @@ class PresetFolder:
         Raises:
             PresetError: it has no fit name, leaves the folder, or cannot be read.
         """
-        where = f"{file}:1:1"
+        where = f"{file.name}:1:1"
         if file.suffix != SUFFIX:
             raise PresetError(f"{where}: a preset's file ends in {SUFFIX}; rename it to {file.stem}{SUFFIX}.")
         if not re.fullmatch(PRESET_NAME, name):
@@ -145,12 +145,12 @@ class PresetFolder:
         except (OSError, RuntimeError) as error:  # a loop of links is a RuntimeError before Python 3.13
             reason = error.strerror if isinstance(error, OSError) else "its links go in a circle"
             raise PresetError(f"{where}: it cannot be read: {reason}.") from error
-        return decode_preset(data, file=str(file))
+        return decode_preset(data, file=file.name)
 
 
 def _parsed(name: str, file: Path, text: str) -> Entry:
     try:
-        return Entry(parse_preset(text, file=str(file), name=name), None, text)
+        return Entry(parse_preset(text, file=file.name, name=name), None, text)
     except PresetError as error:
         return Entry(None, error.message, text)
 

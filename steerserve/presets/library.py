@@ -160,21 +160,20 @@ class PresetLibrary:
         """Return the version before the present one; None where none was kept."""
         if not re.fullmatch(PRESET_NAME, name):
             return None
+        file = self.folder / PREVIOUS_FOLDER / f"{name}{SUFFIX}"
+        if file.parent.is_symlink() or file.is_symlink():
+            return None
         try:
-            return (self._previous_folder() / f"{name}{SUFFIX}").read_text(encoding="utf-8")
+            return file.read_bytes().decode("utf-8", errors="replace")
         except OSError:
             return None
 
     def _keep(self, name: str, text: str) -> None:
-        folder = self._previous_folder()
-        folder.mkdir(exist_ok=True)
-        write_text(folder / f"{name}{SUFFIX}", text)
-
-    def _previous_folder(self) -> Path:
         folder = self.folder / PREVIOUS_FOLDER
         if folder.is_symlink():
             raise PresetFolderError(f"{folder} is a link, which could lead anywhere; make it a folder.")
-        return folder
+        folder.mkdir(exist_ok=True)
+        write_text(folder / f"{name}{SUFFIX}", text)
 
     def _file(self, name: str) -> Path:
         return self.folder / f"{name}{SUFFIX}"

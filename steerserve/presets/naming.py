@@ -45,7 +45,7 @@ def presets_in(steering: object) -> list[str]:
     return [name for name in named if isinstance(name, str)] if isinstance(named, list) else []
 
 
-def check_count(names: Sequence[str], limit: int) -> None:
+def check_count(names: Sequence[str], limit: int, *, param: str = "steering.presets") -> None:
     """Check that a request does not name endlessly many.
 
     Raises:
@@ -53,4 +53,4 @@ def check_count(names: Sequence[str], limit: int) -> None:
     """
     if len(names) > limit:
         message = f"A request may name at most {limit} presets, and this one names {len(names)}."
-        raise InvalidRequestError(message, param="steering.presets")
+        raise InvalidRequestError(message, param=param)

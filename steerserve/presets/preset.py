@@ -66,6 +66,9 @@ class PresetDefaults:
     sampling: PresetSampling = field(default_factory=PresetSampling)
 
 
+NO_DEFAULTS = PresetDefaults()
+
+
 def defaults_of(presets: Sequence[Preset]) -> PresetDefaults:
     """Put presets together: system prompts one after the other, and of sampling what the last of them says."""
     prompts = [preset.content.system for preset in presets if preset.content.system is not None]

@@ -9,12 +9,14 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 
 import steerserve
+from steerserve.presets.schema import PresetFile
 from steerserve.server.errors import install_error_handlers
 from steerserve.server.metrics import Metrics
 from steerserve.server.middleware import REQUEST_ID, BugBarrier, RequestTracing
 from steerserve.server.openapi import error_responses, install_document
 from steerserve.server.routes import (
     admin_dictionaries,
+    admin_presets,
     chat,
     completions,
     contrasts,
@@ -52,6 +54,7 @@ _API_ROUTERS = (
     dictionaries.router,
     features.router,
     admin_dictionaries.router,
+    admin_presets.router,
     jobs.router,
     inspections.router,
     contrasts.router,
@@ -100,6 +103,7 @@ def create_app(runtime: Runtime) -> FastAPI:
         InspectRequest,
         ContrastRequest,
         CreateVectorRequest,
+        PresetFile,
     ]
     install_document(app, [*bodies, ChatChunk, CompletionChunk, Steering])
     return app

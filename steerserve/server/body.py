@@ -31,7 +31,7 @@ def json_body(model: type[Model]) -> Callable[..., Awaitable[Model]]:
 
     async def read(request: Request, runtime: RuntimeDep) -> Model:
         _check_content_type(request)
-        value = parse_json(await _read(request, runtime.settings.server.max_body_bytes))
+        value = parse_json(await read_body(request, runtime.settings.server.max_body_bytes))
         if not isinstance(value, dict):
             message = 'The request body must be a JSON object, such as {"model": ...}.'
             raise InvalidRequestError(message, code="invalid_type")
@@ -58,17 +58,25 @@ def parse_json(body: bytes) -> Any:  # noqa: ANN401 JSON is anything
 def _check_content_type(request: Request) -> None:
     # A browser sends other types to any server without asking first; JSON it does not.
     sent = request.headers.get("content-type", "")
-    kind = sent.partition(";")[0].strip().lower()
+    kind = content_type_of(request)
     if kind != "application/json" and not (kind.startswith("application/") and kind.endswith("+json")):
         got = f"not {sent[:100]!r}" if sent else "and there was none"
         message = f"The request body must be JSON with the header 'Content-Type: application/json', {got}."
         raise InvalidRequestError(message)
 
 
-async def _read(request: Request, limit: int) -> bytes:
+def content_type_of(request: Request) -> str:
+    """Return the type that a body is said to have, without parameters such as the character set."""
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
+async def read_body(request: Request, limit: int) -> bytes:
     """Read the body, counting what arrives: a chunked body announces no length.
 
     A client that is still sending would see a broken connection and not the answer, so some of the rest is read too.
+
+    Raises:
+        BodyTooLargeError: it is over the limit.
     """
     announced = request.headers.get("content-length", "0")
     is_over = (

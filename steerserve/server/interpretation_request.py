@@ -10,6 +10,7 @@ from steerserve.core.errors import InvalidRequestError
 from steerserve.features.interpret_options import InterpretedSource, InterpretOptions
 from steerserve.jobs.admission import check_corpus, check_interpretation_room
 from steerserve.model.source import absolute_source
+from steerserve.server.prepare import check_plain_model
 
 if TYPE_CHECKING:
     from steerserve.dictionaries.dictionary import Dictionary
@@ -24,8 +25,7 @@ def interpretation_spec(body: InterpretRequest, runtime: Runtime) -> dict[str, A
         InvalidRequestError: it cannot be honoured.
         ModelNotFoundError: it names another model.
     """
-    if body.model is not None:
-        runtime.check_model(body.model)
+    check_plain_model(runtime, body.model)
     if body.context_size > runtime.lens.max_context:
         message = f"The model reads at most {runtime.lens.max_context} tokens; context_size is {body.context_size}."
         raise InvalidRequestError(message, param="context_size")

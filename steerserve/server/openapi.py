@@ -65,6 +65,23 @@ def label_responses() -> dict[int | str, dict[str, Any]]:
     return _documented({status: _GENERATION_ERRORS[status] for status in (400, 413)})
 
 
+def preset_responses() -> dict[int | str, dict[str, Any]]:
+    """Say in a route's documentation how a preset can be refused."""
+    errors = {400: "The preset is wrong; the message says where and what would be right.", 413: _GENERATION_ERRORS[413]}
+    return {201: {"description": "There was no preset of that name."}, **_documented(errors)}
+
+
+def preset_body(model: type[BaseModel], yaml_type: str) -> dict[str, Any]:
+    """Say in a route's documentation that it reads `model` as YAML, or as JSON."""
+    schema = {"schema": {"$ref": _REF.format(model=model.__name__)}}
+    return {"requestBody": {"required": True, "content": {yaml_type: schema, "application/json": schema}}}
+
+
+def text_response(kind: str) -> dict[int | str, dict[str, Any]]:
+    """Say in a route's documentation that it gives text of this type too, where the client accepts that."""
+    return {200: {"content": {kind: {"schema": {"type": "string"}}}}}
+
+
 def error_responses() -> dict[int | str, dict[str, Any]]:
     """Give the errors that routes under /v1 have in common."""
     return _documented(_ERRORS)

@@ -11,11 +11,14 @@ from typing import TYPE_CHECKING
 
 from steerserve.core.errors import ContextLengthError, InvalidRequestError, UnavailableError
 from steerserve.engine.request import GenerationRequest
+from steerserve.presets.naming import presets_in
+from steerserve.presets.preset import NO_DEFAULTS
 from steerserve.server.sampling import sampling_params
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from steerserve.presets.preset import PresetDefaults
     from steerserve.runtime import Runtime
     from steerserve.server.schemas.chat import ChatCompletionRequest
     from steerserve.server.schemas.completions import CompletionRequest, Prompt
@@ -30,6 +33,22 @@ _MIN_CHOICE_LIMIT = 128
 """The specification's largest `n`, which is possible on the smallest server."""
 
 
+_SYSTEM_ROLES = frozenset({"system", "developer"})
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """What a request asks for beside its prompt."""
+
+    steering: ResolvedSteering | None
+    defaults: PresetDefaults = NO_DEFAULTS
+
+    @property
+    def max_tokens(self) -> int | None:
+        """What its presets say."""
+        return self.defaults.sampling.max_tokens
+
+
 @dataclass(frozen=True, slots=True)
 class Prepared:
     """A request that was checked in full: what to run, and what all its chunks say alike."""
@@ -37,6 +56,7 @@ class Prepared:
     id: str
     created: int
     model: str
+    """As the client wrote it: the model's id, with the presets that it named there."""
     system_fingerprint: str
     requests: tuple[GenerationRequest, ...]
     """In order of choice: n for the first prompt, n for the second."""
@@ -52,8 +72,10 @@ async def prepare_chat(runtime: Runtime, body: ChatCompletionRequest) -> Prepare
     Raises:
         SteerserveError: it cannot be served.
     """
-    steering = await _check(runtime, body)
+    asked = await _check(runtime, body)
     messages = [message.as_template_input() for message in body.messages]
+    if asked.defaults.system is not None and not any(message["role"] in _SYSTEM_ROLES for message in messages):
+        messages.insert(0, {"role": "system", "content": asked.defaults.system})
 
     def render() -> list[int]:
         return runtime.tokenizer.render_chat(messages, add_generation_prompt=body.add_generation_prompt)
@@ -61,9 +83,9 @@ async def prepare_chat(runtime: Runtime, body: ChatCompletionRequest) -> Prepare
     num_chars = sum(_MESSAGE_CHARS + len(message["content"]) for message in messages)
     is_large = num_chars > _LARGE_PROMPT_CHARS
     ids = tuple(await asyncio.to_thread(render) if is_large else render())
-    max_tokens = _check_context(runtime, len(ids), body.token_limit, param="messages")
+    max_tokens = _check_context(runtime, len(ids), body.token_limit, asked.max_tokens, param="messages")
     num_logprobs = (body.top_logprobs or 0) if body.logprobs else None
-    return _prepared("chatcmpl-", runtime, body, steering, [ids], [max_tokens], num_logprobs=num_logprobs)
+    return _prepared("chatcmpl-", runtime, body, asked, [ids], [max_tokens], num_logprobs=num_logprobs)
 
 
 async def prepare_completion(runtime: Runtime, body: CompletionRequest) -> Prepared:
@@ -72,7 +94,7 @@ async def prepare_completion(runtime: Runtime, body: CompletionRequest) -> Prepa
     Raises:
         SteerserveError: it cannot be served.
     """
-    steering = await _check(runtime, body)
+    asked = await _check(runtime, body)
     limit = max(_MIN_CHOICE_LIMIT, runtime.settings.engine.slots + runtime.settings.engine.queue)
     if len(body.prompt) * body.n > limit:
         message = (
@@ -82,12 +104,13 @@ async def prepare_completion(runtime: Runtime, body: CompletionRequest) -> Prepa
         raise InvalidRequestError(message, param="prompt")
     is_large = sum(len(prompt) for prompt in body.prompt if isinstance(prompt, str)) > _LARGE_PROMPT_CHARS
     prompts = await asyncio.to_thread(_encode, runtime, body.prompt) if is_large else _encode(runtime, body.prompt)
-    max_tokens = [_check_context(runtime, len(ids), body.max_tokens, param="prompt") for ids in prompts]
+    wanted = body.max_tokens if "max_tokens" in body.model_fields_set or asked.max_tokens is None else None
+    max_tokens = [_check_context(runtime, len(ids), wanted, asked.max_tokens, param="prompt") for ids in prompts]
     return _prepared(
         "cmpl-",
         runtime,
         body,
-        steering,
+        asked,
         prompts,
         max_tokens,
         num_logprobs=body.logprobs,
@@ -98,19 +121,43 @@ async def prepare_completion(runtime: Runtime, body: CompletionRequest) -> Prepa
 def check_served(runtime: Runtime, model: str | None) -> None:
     """Check that requests are taken now, and that `model` is the one that is served; None is any.
 
+    For what reads with the model and does not generate.
+
     Raises:
         UnavailableError: the server is loading or stopping.
         ModelNotFoundError: it serves another model.
+        InvalidRequestError: it names a preset, which does nothing there.
     """
+    _check_ready(runtime)
+    check_plain_model(runtime, model)
+
+
+def check_plain_model(runtime: Runtime, model: str | None) -> None:
+    """Check that `model` is the one that is served, without presets; None is any.
+
+    Raises:
+        ModelNotFoundError: it is another model.
+        InvalidRequestError: it names a preset, which changes only what is generated.
+    """
+    if model is not None and runtime.check_model(model):
+        message = f"{model!r} names a preset, which changes only what is generated. Send 'model': {runtime.model_id!r}."
+        raise InvalidRequestError(message, param="model")
+
+
+def _check_ready(runtime: Runtime) -> None:
     if runtime.state != "ready":
         raise UnavailableError(f"The server is {runtime.state}. Try again in a moment.")
-    if model is not None:
-        runtime.check_model(model)
 
 
-async def _check(runtime: Runtime, body: GenerationFields) -> ResolvedSteering | None:
-    check_served(runtime, body.model)
-    return await runtime.resolve_steering_async(body.steering)
+async def _check(runtime: Runtime, body: GenerationFields) -> _Asked:
+    _check_ready(runtime)
+    named = presets_in(body.steering)
+    if body.model == runtime.model_id and not named:
+        return _Asked(await runtime.resolve_steering_async(body.steering))
+    presets = await asyncio.to_thread(runtime.presets.snapshot)
+    model_presets = runtime.check_model(body.model, presets)
+    steering = await runtime.resolve_steering_async(body.steering, model_presets, presets)
+    return _Asked(steering, presets.defaults([*model_presets, *named]))
 
 
 def _encode(runtime: Runtime, prompts: Sequence[Prompt]) -> list[tuple[int, ...]]:
@@ -134,8 +181,11 @@ def _encode_one(runtime: Runtime, prompt: Prompt, place: int, num_prompts: int) 
     return ids
 
 
-def _check_context(runtime: Runtime, num_prompt: int, wanted: int | None, *, param: str) -> int:
-    """Return how many tokens may be generated; the words are those by which LangChain and LiteLLM know the case."""
+def _check_context(runtime: Runtime, num_prompt: int, wanted: int | None, default: int | None, *, param: str) -> int:
+    """Return how many tokens may be generated; the words are those by which LangChain and LiteLLM know the case.
+
+    What a preset says (`default`) is cut to what fits, as the client has not asked for it.
+    """
     context = runtime.context_length
     if num_prompt > context or (num_prompt == context and wanted != 0):
         message = (
@@ -150,14 +200,17 @@ def _check_context(runtime: Runtime, num_prompt: int, wanted: int | None, *, par
             f"{param} or completion."
         )
         raise ContextLengthError(message, param=param)
-    return context - num_prompt if wanted is None else wanted
+    room = context - num_prompt
+    if wanted is not None:
+        return wanted
+    return room if default is None else min(default, room)
 
 
 def _prepared(
     prefix: str,
     runtime: Runtime,
     body: GenerationFields,
-    steering: ResolvedSteering | None,
+    asked: _Asked,
     prompts: Sequence[tuple[int, ...]],
     max_tokens: Sequence[int],
     *,
@@ -165,15 +218,18 @@ def _prepared(
     num_prompt_logprobs: int | None = None,
 ) -> Prepared:
     request_id = f"{prefix}{uuid.uuid4().hex}"
+    steering, preset = asked.steering, asked.defaults.sampling
+    seed = body.seed if body.seed is not None else preset.seed
     requests = []
     for ids, limit in zip(prompts, max_tokens, strict=True):
         sampling = sampling_params(
             body,
             defaults=runtime.settings.sampling,
+            preset=preset,
             vocab_size=runtime.tokenizer.vocab_size,
             max_tokens=limit,
             # Drawn for each prompt, or equal prompts in one request would get equal texts.
-            seed=body.seed if body.seed is not None else secrets.randbits(63),
+            seed=seed if seed is not None else secrets.randbits(63),
             num_logprobs=num_logprobs,
             num_prompt_logprobs=num_prompt_logprobs,
         )
@@ -181,7 +237,7 @@ def _prepared(
     return Prepared(
         id=request_id,
         created=int(time.time()),
-        model=runtime.model_id,
+        model=body.model,
         system_fingerprint=runtime.system_fingerprint(steering),
         requests=tuple(requests),
         num_samples=body.n,

@@ -1,4 +1,4 @@
-"""Sampling parameters of a request: its own, then the server's configuration, then OpenAI's defaults."""
+"""Sampling parameters of a request: its own, then its presets', then the server's configuration, then OpenAI's."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from steerserve.server.schemas.unsupported import shown
 
 if TYPE_CHECKING:
     from steerserve.core.config import SamplingSettings
+    from steerserve.presets.schema import PresetSampling
     from steerserve.server.schemas.sampling import GenerationFields
 
 Number = TypeVar("Number", int, float)
@@ -23,6 +24,7 @@ def sampling_params(
     body: GenerationFields,
     *,
     defaults: SamplingSettings,
+    preset: PresetSampling,
     vocab_size: int,
     max_tokens: int,
     seed: int,
@@ -41,19 +43,24 @@ def sampling_params(
         raise InvalidRequestError(message, param="min_tokens")
     for place, token_id in enumerate(body.stop_token_ids):
         _check_token_id(token_id, vocab_size, f"stop_token_ids[{place}]")
-    temperature = _first(body.temperature, defaults.temperature, 1.0)
+    temperature = _first(body.temperature, preset.temperature, defaults.temperature, default=1.0)
+    sent = body.model_fields_set
+    presence = body.presence_penalty if "presence_penalty" in sent else None
+    frequency = body.frequency_penalty if "frequency_penalty" in sent else None
     return SamplingParams(
         max_tokens=max_tokens,
         temperature=temperature if temperature >= _LEAST_TEMPERATURE else 0.0,
-        top_p=_first(body.top_p, defaults.top_p, 1.0),
-        top_k=max(_first(body.top_k, defaults.top_k, 0), 0),
-        min_p=_first(body.min_p, defaults.min_p, 0.0),
-        presence_penalty=body.presence_penalty,
-        frequency_penalty=body.frequency_penalty,
-        repetition_penalty=_first(body.repetition_penalty, defaults.repetition_penalty, 1.0),
+        top_p=_first(body.top_p, preset.top_p, defaults.top_p, default=1.0),
+        top_k=max(_first(body.top_k, preset.top_k, defaults.top_k, default=0), 0),
+        min_p=_first(body.min_p, preset.min_p, defaults.min_p, default=0.0),
+        presence_penalty=_first(presence, preset.presence_penalty, default=0.0),
+        frequency_penalty=_first(frequency, preset.frequency_penalty, default=0.0),
+        repetition_penalty=_first(
+            body.repetition_penalty, preset.repetition_penalty, defaults.repetition_penalty, default=1.0
+        ),
         logit_bias={_token_id(key, vocab_size): value for key, value in body.logit_bias.items()},
         seed=seed,
-        stop=body.stop,
+        stop=body.stop if "stop" in sent else preset.stops or (),
         stop_token_ids=tuple(body.stop_token_ids),
         ignore_eos=body.ignore_eos,
         min_tokens=body.min_tokens,
@@ -63,10 +70,8 @@ def sampling_params(
     )
 
 
-def _first(sent: Number | None, configured: Number | None, default: Number) -> Number:
-    if sent is not None:
-        return sent
-    return configured if configured is not None else default
+def _first(*said: Number | None, default: Number) -> Number:
+    return next((value for value in said if value is not None), default)
 
 
 def _token_id(key: str, vocab_size: int) -> int:

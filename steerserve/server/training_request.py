@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from steerserve.core.errors import ConfigError, InvalidRequestError
 from steerserve.jobs.admission import ModelSize, check_corpus, check_folder, check_room, room_for
 from steerserve.model.source import absolute_source
+from steerserve.server.prepare import check_plain_model
 from steerserve.training.options import DEFAULT_HOOK, DEFAULT_L1, DEFAULT_RESAMPLE, Grid, TrainOptions
 
 if TYPE_CHECKING:
@@ -27,8 +28,7 @@ def training_spec(body: TrainRequest, runtime: Runtime) -> dict[str, Any]:
         InvalidRequestError: it cannot be honoured.
         ModelNotFoundError: it names another model.
     """
-    if body.model is not None:
-        runtime.check_model(body.model)
+    check_plain_model(runtime, body.model)
     settings = runtime.settings
     options = _options(body, runtime)
     check_folder(options)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Annotated
 
 from fastapi import APIRouter, Depends, Path
 
+from steerserve.core.errors import InvalidRequestError, ModelNotFoundError
+from steerserve.presets.naming import model_with
 from steerserve.server.dependencies import RuntimeDep
 from steerserve.server.keys import require_inference
 from steerserve.server.schemas.listings import ModelList, ModelObject
@@ -13,28 +16,34 @@ from steerserve.server.schemas.listings import ModelList, ModelObject
 if TYPE_CHECKING:
     from steerserve.runtime import Runtime
 
-ModelId = Annotated[str, Path(description="As `/v1/models` lists it.")]
+ModelId = Annotated[str, Path(description="As `/v1/models` lists it, or with several presets: `model@a+b`.")]
 
 router = APIRouter(tags=["OpenAI"], dependencies=[Depends(require_inference)])
 
 
 @router.get("/v1/models")
 async def list_models(runtime: RuntimeDep) -> ModelList:
-    """List the models that can be asked for."""
-    return ModelList(data=[_model_object(runtime)])
+    """List the models that can be asked for: the served one, then the same with each preset that it can use."""
+    presets = await asyncio.to_thread(runtime.presets.snapshot)
+    named = [model_with(runtime.model_id, [name]) for name in presets.usable()]
+    return ModelList(data=[_model_object(runtime, model_id) for model_id in (runtime.model_id, *named)])
 
 
 @router.get("/v1/models/{model_id:path}")
 async def get_model(model_id: ModelId, runtime: RuntimeDep) -> ModelObject:
     """Describe one model; its id may contain slashes."""
-    runtime.check_model(model_id)
-    return _model_object(runtime)
+    try:
+        await asyncio.to_thread(runtime.check_model, model_id)
+    except InvalidRequestError as error:  # here a preset that there is not is a model that there is not
+        raise ModelNotFoundError(error.message, param="model") from error
+    return _model_object(runtime, model_id)
 
 
-def _model_object(runtime: Runtime) -> ModelObject:
+def _model_object(runtime: Runtime, model_id: str) -> ModelObject:
     return ModelObject(
-        id=runtime.model_id,
+        id=model_id,
         created=runtime.created,
         root=runtime.model_id,
+        parent=runtime.model_id if model_id != runtime.model_id else None,
         max_model_len=runtime.context_length,
     )

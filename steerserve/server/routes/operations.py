@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib.metadata
 
 from fastapi import APIRouter, Response
@@ -9,7 +10,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 
 import steerserve
 from steerserve.server.dependencies import MetricsDep, RuntimeDep
-from steerserve.server.schemas.status import Health, Readiness, Version
+from steerserve.server.schemas.status import BrokenPreset, Health, PresetReadiness, Readiness, Version
 
 router = APIRouter(tags=["Operations"])
 
@@ -30,11 +31,14 @@ async def get_health() -> Health:
     responses={_NOT_READY: {"model": Readiness, "description": "Requests are not taken now; `reasons` says why."}},
 )
 async def get_readiness(runtime: RuntimeDep, response: Response) -> Readiness:
-    """Tell whether requests are taken."""
+    """Tell whether requests are taken, and which presets' files are broken."""
     reasons = [_REASONS[runtime.state]] if runtime.state in _REASONS else []
     if reasons:
         response.status_code = _NOT_READY
-    return Readiness(status=runtime.state, reasons=reasons)
+    broken = (await asyncio.to_thread(runtime.presets.snapshot)).broken
+    listed = [BrokenPreset(name=name, message=message) for name, message in broken.items()]
+    presets = PresetReadiness(broken=listed) if listed else None
+    return Readiness(status=runtime.state, reasons=reasons, presets=presets)
 
 
 @router.get("/version")

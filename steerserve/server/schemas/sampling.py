@@ -46,15 +46,22 @@ class StreamOptions(RequestModel):
 class GenerationFields(RequestModel):
     """Model, sampling, streaming and steering."""
 
-    model: str = Field(description="The model's id, as `/v1/models` lists it.", examples=["smollm2-135m-instruct"])
+    model: str = Field(
+        description="The model's id, as `/v1/models` lists it; with presets `model@preset` or `model@a+b`.",
+        examples=["smollm2-135m-instruct"],
+    )
     steering: Any = Field(
         default=None,
-        description="Edits of dictionary features: a list of edits or the full form. `null` for none.",
+        description=(
+            "Edits of dictionary features: a list of edits, a preset's name, a list of both, or the full form. `null` "
+            "for none."
+        ),
         examples=[[{"feature": 4242, "mode": "add", "scale": 8.0}]],
         # Read by the runtime, which says more of what is wrong than a union of schemas could.
         json_schema_extra={
             "anyOf": [
-                {"type": "array", "items": {"$ref": "#/components/schemas/Edit"}},
+                {"type": "array", "items": {"anyOf": [{"$ref": "#/components/schemas/Edit"}, {"type": "string"}]}},
+                {"type": "string"},
                 {"$ref": "#/components/schemas/Steering"},
                 {"type": "null"},
             ]

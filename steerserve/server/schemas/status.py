@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from steerserve.server.schemas.base import ResponseModel
+from steerserve.server.schemas.base import ResponseModel, absent_if_none
 
 
 class Health(ResponseModel):
@@ -15,11 +15,25 @@ class Health(ResponseModel):
     status: Literal["ok"] = Field(default="ok", description="Always this.")
 
 
+class BrokenPreset(ResponseModel):
+    """A preset's file that cannot be used as it is now."""
+
+    name: str = Field(description="The preset's, or the file's where its name is wrong.")
+    message: str = Field(description="What is wrong with it, with file, line and column.")
+
+
+class PresetReadiness(ResponseModel):
+    """How the presets are."""
+
+    broken: list[BrokenPreset] = Field(description="Where a file was good before, that version is still in use.")
+
+
 class Readiness(ResponseModel):
     """Whether requests are taken."""
 
     status: Literal["loading", "ready", "stopping"] = Field(description="State of the server.")
     reasons: list[str] = Field(description="Why it is not ready; empty if it is.")
+    presets: PresetReadiness | None = absent_if_none("Where files of presets are broken, which keeps nobody waiting.")
 
 
 class Version(ResponseModel):

@@ -1,0 +1,148 @@
+"""`/admin/presets`: files of presets read, checked, written and deleted while the server generates."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from fastapi import APIRouter, Depends, Path, Query, Request
+from starlette.responses import Response
+
+from steerserve.core.errors import InvalidRequestError, NotFoundError, PresetError
+from steerserve.presets.library import check_name
+from steerserve.presets.naming import model_with
+from steerserve.presets.preset import MAX_FILE_BYTES, SUFFIX, decode_preset, parse_preset
+from steerserve.presets.schema import PresetFile
+from steerserve.presets.writing import parse_json_preset
+from steerserve.server.body import content_type_of, parse_json, read_body
+from steerserve.server.dependencies import RuntimeDep
+from steerserve.server.keys import require_admin
+from steerserve.server.openapi import preset_body, preset_responses, text_response
+from steerserve.server.schemas.presets import DeletedPreset, PresetList, PresetObject
+
+if TYPE_CHECKING:
+    from steerserve.presets.library import PresetSnapshot
+    from steerserve.presets.preset import Preset
+    from steerserve.runtime import Runtime
+
+PresetName = Annotated[str, Path(description="As `/admin/presets` lists it.")]
+Version = Annotated[
+    Literal["current", "previous"], Query(description="`previous` is what the last PUT or DELETE took the place of.")
+]
+_YAML = "application/yaml"
+_YAML_TYPES = frozenset({_YAML, "application/x-yaml", "text/yaml", "text/x-yaml", "text/plain"})
+
+router = APIRouter(tags=["Presets"], dependencies=[Depends(require_admin)])
+
+
+@router.get("/admin/presets")
+async def list_presets(runtime: RuntimeDep) -> PresetList:
+    """List all presets, those too that are broken or for another model."""
+    return await asyncio.to_thread(_listed, runtime)
+
+
+@router.get("/admin/presets/{name:path}", response_model=PresetObject, responses=text_response(_YAML))
+async def get_preset(name: PresetName, request: Request, runtime: RuntimeDep, version: Version = "current") -> Response:
+    """Give one preset, with the text of its file; the text alone where the header `accept` asks for YAML."""
+    found = await asyncio.to_thread(_found, runtime, name, version)
+    if "yaml" in request.headers.get("accept", ""):
+        return Response(found.text or "", media_type=f"{_YAML}; charset=utf-8")
+    return Response(found.model_dump_json(), media_type="application/json")
+
+
+@router.put(
+    "/admin/presets/{name:path}",
+    response_model=PresetObject,
+    responses=preset_responses(),
+    openapi_extra=preset_body(PresetFile, _YAML),
+)
+async def put_preset(name: PresetName, request: Request, runtime: RuntimeDep) -> Response:
+    """Check a preset in full and write its file, which the next request finds; the version before is kept."""
+    kind = content_type_of(request)
+    if kind not in {*_YAML_TYPES, "application/json"}:
+        got = f"not {kind[:100]!r}" if kind else "and there was none"
+        message = (
+            f"The body must be YAML or JSON: send the header 'Content-Type: {_YAML}' (or application/json), {got}."
+        )
+        raise InvalidRequestError(message)
+    check_name(name)
+    body = await read_body(request, min(runtime.settings.server.max_body_bytes, MAX_FILE_BYTES))
+    is_new = await asyncio.to_thread(_put, runtime, name, body, is_json=kind == "application/json")
+    found = await asyncio.to_thread(_found, runtime, name)
+    return Response(found.model_dump_json(), 201 if is_new else 200, media_type="application/json")
+
+
+@router.delete("/admin/presets/{name:path}")
+async def delete_preset(name: PresetName, runtime: RuntimeDep) -> DeletedPreset:
+    """Delete a preset's file; its text stays as the version before. Requests under way are not touched."""
+    await asyncio.to_thread(runtime.presets.delete, name)
+    return DeletedPreset(name=name)
+
+
+def _put(runtime: Runtime, name: str, body: bytes, *, is_json: bool) -> bool:
+    file = f"{name}{SUFFIX}"
+    if is_json:
+        value, folder = parse_json(body), runtime.presets.folder
+        preset = parse_json_preset(value, body.decode("utf-8-sig"), folder=folder, file=file, name=name)
+    else:
+        preset = parse_preset(decode_preset(body, file=file), file=file, name=name)
+    runtime.check_preset(preset)
+    return runtime.presets.put(name, preset.text)
+
+
+def _listed(runtime: Runtime) -> PresetList:
+    snapshot = runtime.presets.snapshot()
+    names = sorted({*snapshot.presets, *snapshot.broken})
+    return PresetList(data=[_object(runtime, snapshot, name) for name in names])
+
+
+def _found(runtime: Runtime, name: str, version: str = "current") -> PresetObject:
+    snapshot = runtime.presets.snapshot()
+    if version == "previous":
+        return _previous(runtime, snapshot, name)
+    if name not in snapshot.presets and name not in snapshot.broken:
+        raise snapshot.unknown(name)
+    return _object(runtime, snapshot, name, text=runtime.presets.text(name))
+
+
+def _previous(runtime: Runtime, snapshot: PresetSnapshot, name: str) -> PresetObject:
+    text = runtime.presets.previous(name)
+    if text is None:
+        message = f"No version before the present one is kept of the preset {name[:100]!r}."
+        raise NotFoundError(message, param="version", code="preset_not_found")
+    try:
+        preset, problem = parse_preset(text, file=f"{name}{SUFFIX}", name=name), None
+    except PresetError as error:
+        preset, problem = None, error.message
+    return _described(runtime, snapshot, name, preset, problem, text)
+
+
+def _object(runtime: Runtime, snapshot: PresetSnapshot, name: str, *, text: str | None = None) -> PresetObject:
+    return _described(runtime, snapshot, name, snapshot.presets.get(name), snapshot.broken.get(name), text)
+
+
+def _described(
+    runtime: Runtime,
+    snapshot: PresetSnapshot,
+    name: str,
+    preset: Preset | None,
+    problem: str | None,
+    text: str | None,
+) -> PresetObject:
+    content = preset.content if preset is not None else None
+    dumped: dict[str, Any] = content.model_dump(mode="json", exclude_unset=True) if content is not None else {}
+    return PresetObject(
+        name=name,
+        id=model_with(runtime.model_id, [name]),
+        origin="bundled" if name in snapshot.bundled else "folder",
+        version=content.version if content is not None else None,
+        description=content.description if content is not None else None,
+        model=content.model if content is not None else None,
+        system=content.system if content is not None else None,
+        sampling=dumped.get("sampling", {}),
+        edits=dumped.get("edits", []),
+        checks=dumped.get("checks", []),
+        has_previous=runtime.presets.previous(name) is not None,
+        problem=problem or (preset.misfit(runtime.model_id) if preset is not None else None),
+        text=text,
+    )
