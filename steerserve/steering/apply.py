@@ -9,6 +9,7 @@ A "line" is one token: one row of a decode batch, or one token of a prompt.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields, is_dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -150,6 +151,8 @@ class FullEdits:
     dictionary: Dictionary
     features: Int[Tensor, " edits"]
     strength: float
+    written: Float[Tensor, "edits d_out"] | None = None
+    """Of a control: what is written in place of the features' own directions."""
 
 
 class Encoding(NamedTuple):
@@ -173,6 +176,8 @@ def apply_full(
     # Decoders are affine, so each edit's part of the change is its share of the sum, whatever scale the decoder adds.
     directions = edits.dictionary.directions(edits.features)
     scale = dx.norm(dim=-1) / (delta @ directions).norm(dim=-1).clamp(min=_TINY)
+    if edits.written is not None:
+        dx = math.copysign(1.0, edits.strength) * scale[:, None] * (delta @ edits.written)
     return Change(dx, _tally(decision, acts, scale[:, None] * delta.abs() * directions.norm(dim=-1)))
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from steerserve.steering.apply import Edits, FullEdits, Reads
+from steerserve.steering.rotation import rotated
 from steerserve.steering.tensors import feature_reads, projection_reads, rules_of, written_direction
 
 if TYPE_CHECKING:
@@ -97,15 +98,28 @@ def lay_out(
                     [[columns.of_edit(*one) for one in zip(edits, directions, strict=True)]], device=device
                 ),
                 gate_columns=gate_columns,
-                direction=(directions * strength)[None],
+                direction=(_turned(directions, edits) * strength)[None],
                 direction_norm=(directions.norm(dim=-1) * abs(strength))[None],
             )
         else:
             dictionary = columns.of_full_edits(edits)
             features = torch.tensor([edit.feature for edit in edits], device=device)
-            part.full_edits.append((places, FullEdits(rules, gate_columns, dictionary, features, strength)))
+            written = None
+            if edits[0].control_seed is not None:
+                written = _turned(dictionary.directions(features), edits)
+            part.full_edits.append((places, FullEdits(rules, gate_columns, dictionary, features, strength, written)))
     columns.add_reads(parts, device)
     return Layout(parts, columns.number)
+
+
+def _turned(directions: Tensor, edits: Sequence[ResolvedEdit]) -> Tensor:
+    """Return what the edits write: a control, another direction than the one it reads."""
+    seeds = [edit.control_seed for edit in edits]
+    if all(seed is None for seed in seeds):
+        return directions
+    return torch.stack(
+        [one if seed is None else rotated(one, seed) for one, seed in zip(directions, seeds, strict=True)]
+    )
 
 
 def _encodes_fully(edit: ResolvedEdit) -> str | None:

@@ -71,6 +71,11 @@ class SequenceEdits:
         """Return what to call while these prompt tokens of one row are computed."""
         return _hook_fns(self._sites, tokens, self._prompt.num_columns, self.sums.device)
 
+    def generated_hooks(self, tokens: Sequence[TokenPlace]) -> HookFns:
+        """Return what to call while these generated tokens of one row are computed again, all together."""
+        sites = {name: Site([Member(None, part, self.sums)]) for name, part in self.generated.parts.items()}
+        return _hook_fns(sites, tokens, self.generated.num_columns, self.sums.device)
+
 
 class BatchPlan:
     """The edits of all rows of a decode batch; valid while the rows stay the same."""

@@ -45,6 +45,7 @@ class Receipt:
         return {
             "fingerprint": self.steering.fingerprint,
             "strength": self.steering.strength,
+            **({"control": True} if any(edit.control_seed is not None for edit in self.steering.edits) else {}),
             "edits": [
                 _edit_json(edit, tally, _label(edit, label_of))
                 for edit, tally in zip(self.steering.edits, self.tallies, strict=True)
@@ -83,6 +84,7 @@ def _edit_json(edit: ResolvedEdit, tally: EditTally, label: str | None) -> dict[
         "positions": edit.positions,
         **_window_json(edit),
         **({"gate": _gate_json(edit.gate, tally)} if edit.gate is not None else {}),
+        **({"control_seed": edit.control_seed} if edit.control_seed is not None else {}),
         "tokens_edited": int(tally.num_edited),
         "tokens_skipped": sum(skipped.values()),
         "skipped": skipped,

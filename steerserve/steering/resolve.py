@@ -54,6 +54,8 @@ class ResolvedEdit:
     """Of a stored vector; the values are those that were stored when the request came."""
     preset: str | None = None
     """The name of the preset that it came with."""
+    control_seed: int | None = None
+    """Of a control: names the rotation that turns what it writes to a random direction of the same length."""
 
     @property
     def sha256(self) -> str:
@@ -97,6 +99,7 @@ class ResolvedEdit:
             "special_tokens": self.special_tokens,
             **({"ramp": self.ramp} if self.ramp else {}),
             **({"gate": self.gate.identity()} if self.gate is not None else {}),
+            **({"control_seed": self.control_seed} if self.control_seed is not None else {}),
         }
 
 
