@@ -36,6 +36,12 @@ SERVED: dict[str, dict[str, Any]] = {
     "Falcon": {},
 }
 
+STEERED: dict[str, dict[str, Any]] = {
+    "Llama": GROUPED,
+    "GPT2": {"n_positions": CONTEXT, "n_embd": 48, "n_layer": 2, "n_head": 4},
+    **{name: SERVED[name] for name in ("Gemma3", "Qwen3", "Mistral", "Phi", "GPTNeoX")},
+}
+
 
 def write_model(name: str, extra: dict[str, Any], folder: Path, *, std: float | None = None) -> ModelFiles:
     """Write a random model; with `std` all its weights and biases are drawn anew, so that every part of it counts."""
