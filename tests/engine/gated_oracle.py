@@ -68,7 +68,8 @@ class GatedOracle(Oracle):
         if gate is None:
             return torch.ones((), dtype=torch.bool)
         f = self._encoded(gate)[:, gate["feature"]]
-        return f > gate["above"] if "above" in gate else f < gate["below"]
+        open_at: Tensor = f > gate["above"] if "above" in gate else f < gate["below"]
+        return open_at
 
     def _change(self, x: Tensor, edit: dict[str, Any]) -> Tensor:
         if "vector" in edit or edit.get("mode") == "remove" or not self._is_transcoder(edit):
@@ -125,7 +126,8 @@ def _ramp(num_tokens: int, num_prompt: int, edit: dict[str, Any]) -> Tensor:
     if not edit.get("ramp"):
         return torch.ones(num_tokens)
     index = torch.arange(num_tokens) - num_prompt
-    return ((index - edit.get("start", 0) + 1) / edit["ramp"]).clamp(max=1.0)
+    factor: Tensor = (index - edit.get("start", 0) + 1) / edit["ramp"]
+    return factor.clamp(max=1.0)
 
 
 def _normalized(x: Tensor) -> Tensor:

@@ -68,7 +68,7 @@ def some_requests(runtime: Runtime, seed: int) -> list[GenerationRequest]:
     for _ in range(NUM_REQUESTS):
         steering = some_steering(draw)
         prompt = draw.choice(PROMPTS)
-        sampling = {"temperature": draw.choice([0.0, 1.0]), "seed": draw.randrange(100)}
+        sampling: dict[str, Any] = {"temperature": draw.choice([0.0, 1.0]), "seed": draw.randrange(100)}
         requests.append(ask(runtime, prompt, steering, max_tokens=draw.randrange(1, 12), num_logprobs=2, **sampling))
     return requests
 
