@@ -80,6 +80,7 @@ def serve(
     dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16 or float16.")] = None,
     presets_dir: Annotated[str | None, typer.Option(help="Folder of preset files.")] = None,
     keys_file: Annotated[str | None, typer.Option(help="YAML file with the lists api_keys and admin_keys.")] = None,
+    backend: Annotated[str | None, typer.Option(help="What runs the model: bridge or hooked_transformer.")] = None,
     log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error.")] = None,
 ) -> None:
     """Serve a model over HTTP, in the way of OpenAI's API."""
@@ -99,6 +100,7 @@ def serve(
         Flag("--dtype", ("model", "dtype"), dtype),
         Flag("--presets-dir", ("presets_dir",), presets_dir),
         Flag("--keys-file", ("server", "keys_file"), keys_file),
+        Flag("--backend", ("model", "backend"), backend),
         Flag("--log-level", ("log_level",), log_level),
     ]
     settings = load_settings(config, environ=os.environ, flags=[flag for flag in given if flag.value is not None])

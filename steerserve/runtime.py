@@ -319,7 +319,13 @@ def build_runtime(settings: Settings) -> Runtime:
     )
     with stage_bar(f"Loading {files.id}", num_stages=4) as begin:
         begin("weights")
-        lens = load_lens(files, device=settings.model.device, dtype=settings.model.dtype)
+        lens = load_lens(
+            files,
+            device=settings.model.device,
+            dtype=settings.model.dtype,
+            backend=settings.model.backend,
+            process_weights=settings.model.process_weights,
+        )
         begin("norms")
         norms = measure_norms(lens)
         begin("cache")

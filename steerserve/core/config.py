@@ -81,6 +81,9 @@ Text = Annotated[str, Field(min_length=1)]
 HomePath = Annotated[Path, AfterValidator(expand_home)]
 
 
+Backend = Literal["bridge", "hooked_transformer"]
+
+
 class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
@@ -95,6 +98,13 @@ class ModelSettings(_Section):
         "auto", description="Number format of the weights; auto is bfloat16 on CUDA and float32 on a CPU."
     )
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N; auto prefers CUDA.")
+    backend: Backend = Field(
+        "bridge",
+        description="bridge runs transformers' own blocks; hooked_transformer TransformerLens' HookedTransformer.",
+    )
+    process_weights: bool = Field(
+        default=True, description="With hooked_transformer: fold norms into weights and centre them, as it does itself."
+    )
     trust_remote_code: bool = Field(
         default=False, description="Run Python code that comes with a model. Off: such models are refused."
     )

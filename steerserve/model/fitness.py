@@ -49,6 +49,15 @@ def check_layers(config: Any) -> None:  # noqa: ANN401
 
 def check_memory(path: Path, config: Any, device: torch.device, dtype: torch.dtype) -> None:  # noqa: ANN401
     """Refuse before loading what cannot fit: weights in `dtype`, plus the embedding's packed copy on a CPU."""
+    num_values = num_stored(path)
+    text_config = config.get_text_config()
+    if getattr(config, "tie_word_embeddings", False):
+        num_values += text_config.vocab_size * text_config.hidden_size
+    check_fits(num_values, device, dtype)
+
+
+def num_stored(path: Path) -> int:
+    """Count the values in a folder's safetensors."""
     num_values = 0
     for file in path.glob("*.safetensors"):
         with file.open("rb") as opened:
@@ -60,9 +69,11 @@ def check_memory(path: Path, config: Any, device: torch.device, dtype: torch.dty
             except (ValueError, AttributeError, TypeError, KeyError, RecursionError) as error:
                 message = f"{file} is cut or damaged (its header cannot be read). Fetch it again."
                 raise ModelSourceError(message) from error
-    text_config = config.get_text_config()
-    if getattr(config, "tie_word_embeddings", False):
-        num_values += text_config.vocab_size * text_config.hidden_size
+    return num_values
+
+
+def check_fits(num_values: int, device: torch.device, dtype: torch.dtype) -> None:
+    """Refuse so many values where memory does not suffice."""
     needed = int(num_values * dtype.itemsize * _MEMORY_MARGIN)
     free = free_bytes(device)
     if needed > free:

@@ -83,6 +83,26 @@ class StreamPoint:
 
 
 @dataclass(frozen=True, slots=True)
+class HeadsPoint:
+    """What the heads of an attention give, which TransformerLens keeps apart: `[rows, pos, heads, d_head]`."""
+
+    hook: Any
+    """TransformerLens' HookPoint."""
+    width: int
+    """Of all heads together."""
+    is_read_only: bool = False
+
+    def attach(self, fn: HookFn) -> Detach:
+        """Call `fn` with the heads one after the other from now on; return what ends that."""
+
+        def call(z: Tensor) -> Tensor | None:
+            edited = fn(z.flatten(-2))
+            return None if edited is None else edited.view(z.shape)
+
+        return StreamPoint(self.hook, self.width).attach(call)
+
+
+@dataclass(frozen=True, slots=True)
 class ModulePoint:
     """What a module inside a block takes or gives."""
 

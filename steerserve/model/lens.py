@@ -26,6 +26,7 @@ from steerserve.model.hook_names import describe_hook_names
 from steerserve.model.hook_points import find_points, inner_sources
 from steerserve.model.packed import can_pack, num_weights, pack_linears, wrap_activations
 from steerserve.model.resume import find_skips, skipping
+from steerserve.model.source import is_hooked_folder
 from steerserve.model.tokenizer import Tokenizer
 from steerserve.model.unembedding import find_unembedding
 from steerserve.model.weights import eos_ids, first_line, load_config, load_weights, pick_device, pick_dtype
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
     from transformers import Cache
 
+    from steerserve.core.config import Backend
     from steerserve.model.hook_points import HookFn, Point
     from steerserve.model.source import ModelFiles
     from steerserve.model.unembedding import Unembedding
@@ -63,6 +65,8 @@ class LensModel(ABC):
     """Tokens that sliding attention sees."""
     takes_additive_mask: bool
     """Whether attention wants a mask of numbers to add, not of booleans."""
+    is_processed: bool = False
+    """Whether norms are folded into the weights behind them, which TransformerLens does along with centring."""
     readable: tuple[str, ...]
     """Hook points whose values can be read, in the order in which a forward pass reaches them."""
     hook_names: tuple[str, ...]
@@ -279,10 +283,22 @@ class BridgeLens(LensModel):
         return getattr(norm, "original_component", None), self.bridge.unembed.original_component
 
 
-def load_lens(files: ModelFiles, *, device: str = "auto", dtype: torch.dtype | str = "auto") -> LensModel:
+def load_lens(
+    files: ModelFiles,
+    *,
+    device: str = "auto",
+    dtype: torch.dtype | str = "auto",
+    backend: Backend = "bridge",
+    process_weights: bool = True,
+) -> LensModel:
     """Build the model from its files.
 
-    `auto` takes CUDA with bfloat16 where there is a device, else the CPU with float32.
+    Args:
+        files: The files; those that only a HookedTransformer can read become one whatever `backend` says.
+        device: `auto` takes CUDA where there is a device.
+        dtype: `auto` is bfloat16 on CUDA and float32 on a CPU.
+        backend: What runs the model.
+        process_weights: Whether a HookedTransformer gets its norms folded and its weights centred.
 
     Raises:
         ModelSourceError: the architecture is not supported, the files are broken, or memory does not suffice.
@@ -290,6 +306,14 @@ def load_lens(files: ModelFiles, *, device: str = "auto", dtype: torch.dtype | s
     target = pick_device(device)
     kind = pick_dtype(dtype, target)
     transformers_logging.disable_progress_bar()
+    if backend == "hooked_transformer" or is_hooked_folder(files.path):
+        from steerserve.model.hooked_lens import load_hooked_lens  # noqa: PLC0415 it builds on this module
+
+        return load_hooked_lens(files, target, kind, process_weights=process_weights)
+    return _load_bridge(files, target, kind)
+
+
+def _load_bridge(files: ModelFiles, target: torch.device, kind: torch.dtype) -> BridgeLens:
     config = load_config(files)
     check_kind(files, config)
     check_layers(config)

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from steerserve.model.source import ModelFiles
 
+_NAME_FIELDS = ("_name_or_path", "model_name")
+"""Of a transformers model, and of a HookedTransformer."""
 _QUANTISATION = re.compile(r"[._-](?:i?q\d\w*|bf16|fp?16|fp?32)$")
 
 
@@ -28,5 +30,6 @@ def model_names(files: ModelFiles) -> tuple[str, ...]:
         config = json.loads((files.path / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return (files.id,)
-    name = config.get("_name_or_path") if isinstance(config, dict) else None
+    fields = config if isinstance(config, dict) else {}
+    name = next((fields[field] for field in _NAME_FIELDS if field in fields), None)
     return (files.id, name) if isinstance(name, str) and name else (files.id,)

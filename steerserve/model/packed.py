@@ -5,6 +5,8 @@ depend on its neighbours. oneDNN's kernels over a pre-packed weight give each ro
 rows from two on (measured by `tests/model/test_packed.py`), and are faster between 4 and 64 rows.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from transformers.activations import ACT2FN
@@ -38,6 +40,8 @@ class PackedLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Apply the layer; a single row is computed as two, so that its bits equal those it has among others."""
         num_rows = x.numel() // self.in_features
+        if not num_rows:  # an expert that no token was sent to
+            return x.new_empty(*x.shape[:-1], self.out_features)
         if num_rows < MIN_ROWS:
             doubled = x.reshape(num_rows, self.in_features).expand(MIN_ROWS, self.in_features)
             out: Tensor = self._product(doubled)[:num_rows]
@@ -84,7 +88,7 @@ class RowwiseActivation(nn.Module):
     once for one thread.
     """
 
-    def __init__(self, activation: nn.Module) -> None:
+    def __init__(self, activation: Callable[[Tensor], Tensor]) -> None:
         """Wrap an elementwise function."""
         super().__init__()
         self.activation = activation

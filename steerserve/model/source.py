@@ -6,6 +6,7 @@ ever unpickled. This module knows files; it does not build the model.
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from steerserve.model.download import BUILTIN_MODELS, fetch_builtin
 from steerserve.model.gguf import convert_gguf
 
 HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt"]
+_HOOKED_FIELDS = {"d_model", "d_head", "n_layers", "n_ctx"}
 _REPO = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -47,6 +49,15 @@ def fetch_model(source: str, *, cache_dir: Path | None = None, trust_remote_code
             f"The files of {source[:200]!r} cannot be read or written: {error}. (The cache folder is {cache_dir}.)"
         )
         raise ModelSourceError(message) from error
+
+
+def is_hooked_folder(path: Path) -> bool:
+    """Tell whether a folder's `config.json` is that of a HookedTransformer, and not of a transformers model."""
+    try:
+        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(config, dict) and "model_type" not in config and config.keys() >= _HOOKED_FIELDS
 
 
 def absolute_source(source: str) -> str:
