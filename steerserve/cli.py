@@ -24,6 +24,7 @@ from steerserve.commands.corpus import corpus_app
 from steerserve.commands.dictionaries import dictionaries_app
 from steerserve.commands.features import features_app
 from steerserve.commands.interpret import interpret_command
+from steerserve.commands.presets import presets_app
 from steerserve.commands.shared import environment_settings, print_table, read_config
 from steerserve.commands.train import train_command
 from steerserve.commands.vectors import vectors_app
@@ -48,6 +49,7 @@ app.add_typer(dictionaries_app, name="dictionaries")
 app.add_typer(features_app, name="features")
 app.add_typer(corpus_app, name="corpus")
 app.add_typer(vectors_app, name="vectors")
+app.add_typer(presets_app, name="presets")
 
 
 def main() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import yaml
 
@@ -14,6 +14,7 @@ from steerserve.presets.preset import check_preset, decode_preset
 from steerserve.presets.schema import SCHEMA_FILE
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     from steerserve.presets.preset import Preset
@@ -26,10 +27,17 @@ def schema_line(folder: Path) -> str:
     return f"# yaml-language-server: $schema={os.path.relpath(SCHEMA_FILE, folder.resolve())}\n"
 
 
-def dump_preset(data: object, folder: Path) -> str:
-    """Write data as the YAML of a preset that will lie in `folder`."""
-    dumped: str = yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=_WIDTH, default_flow_style=None)
-    return schema_line(folder) + dumped
+def dump_preset(data: Mapping[str, object], folder: Path) -> str:
+    """Write data as the YAML of a preset that will lie in `folder`: a key a line, small lists and mappings on one."""
+    return schema_line(folder) + "".join(_dumped(key, value) for key, value in data.items())
+
+
+def _dumped(key: str, value: object) -> str:
+    style = None if isinstance(value, dict | list) else False
+    dumped: str = yaml.safe_dump(
+        {key: value}, sort_keys=False, allow_unicode=True, width=_WIDTH, default_flow_style=style
+    )
+    return dumped
 
 
 def parse_json_preset(value: object, text: str, *, folder: Path, file: str, name: str) -> Preset:
@@ -51,7 +59,7 @@ def parse_json_preset(value: object, text: str, *, folder: Path, file: str, name
         marks = {(): (1, 1)}
     data = _without_nulls(value)
     preset = check_preset(YamlDocument(file, data, marks), text, name=name)
-    dumped = dump_preset(data, folder)
+    dumped = dump_preset(cast("Mapping[str, object]", data), folder)  # check_preset has found a mapping
     return replace(preset, text=decode_preset(dumped.encode(), file=file))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from steerserve.core.errors import PresetError
 from steerserve.presets.preset import MAX_FILE_BYTES, decode_preset, defaults_of, parse_preset
-from steerserve.presets.schema import SCHEMA_FILE, PresetFile, schema_text
+from steerserve.presets.schema import SCHEMA_FILE, Activates, Check, PresetFile, PresetSampling, schema_text
 from tests.presets.broken import GOOD, broken_files
 
 BROKEN = [(text, line) for text, line in broken_files() if line is not None]
@@ -169,3 +170,15 @@ def test_the_schema_for_editors_is_that_of_the_code() -> None:
     assert set(schema["properties"]) == set(PresetFile.model_fields)
     described = [*schema["properties"].values(), *schema["$defs"]["Check"]["properties"].values()]
     assert all(one["description"] for one in described)
+
+
+def test_what_the_documentation_shows_is_read_and_refused_as_it_says() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "presets.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"^```yaml\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    assert parse_preset(example, file="french.yaml", name="french").content.version == 2
+    with pytest.raises(PresetError) as caught:
+        parse_preset(example.replace("scale: 1.5", "scal: 1.5"), file="french.yaml", name="french")
+    assert caught.value.message in page
+    models = (PresetFile, PresetSampling, Check, Activates)
+    fields = {name for model in models for name in model.model_fields}
+    assert fields <= set(re.findall(r"\w+", page))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import shutil
 from typing import TYPE_CHECKING, Any
 
@@ -209,7 +210,12 @@ async def test_sampling_is_the_requests_then_the_presets_then_the_servers(
 ) -> None:
     seen: list[Any] = []
     submit = presets_runtime.submit
-    monkeypatch.setattr(presets_runtime, "submit", lambda requests: (seen.extend(requests), submit(requests))[1])
+
+    def remember(requests: Any) -> Any:  # noqa: ANN401 those of the engine
+        seen.extend(requests)
+        return submit(requests)
+
+    monkeypatch.setattr(presets_runtime, "submit", remember)
     defaults = presets_runtime.settings.sampling.model_copy(update={"temperature": 0.25, "top_k": 11})
     served = presets_runtime.settings.model_copy(update={"sampling": defaults})
     monkeypatch.setattr(presets_runtime, "settings", served)
@@ -229,7 +235,15 @@ async def test_sampling_is_the_requests_then_the_presets_then_the_servers(
     one = await sampling(**bare)
     assert (one.temperature, one.top_p, one.top_k, one.presence_penalty) == (0.5, 0.9, 11, 1.0)
     assert (one.stop, one.max_tokens, one.seed) == (("zz",), 3, 5)
-    own: dict[str, Any] = {"temperature": 1, "top_p": 1, "presence_penalty": 0, "stop": [], "max_tokens": 2, "seed": 6, "top_k": 0}
+    own: dict[str, Any] = {
+        "temperature": 1,
+        "top_p": 1,
+        "presence_penalty": 0,
+        "stop": [],
+        "max_tokens": 2,
+        "seed": 6,
+        "top_k": 0,
+    }
     two = await sampling(**bare, **own)
     assert (two.temperature, two.top_p, two.presence_penalty, two.stop) == (1.0, 1.0, 0.0, ())
     assert (two.max_tokens, two.seed, two.top_k) == (2, 6, 0)
@@ -317,7 +331,7 @@ async def test_json_is_put_as_yaml_that_says_the_same(client: httpx.AsyncClient)
     made = await client.put(f"{ADMIN}/mine", json=body)
     assert made.status_code == 201, made.text
     found = made.json()
-    assert found["text"].startswith("# yaml-language-server: $schema=")
+    assert re.match(r"# yaml-language-server: \$schema=\S+\nname: mine\n", found["text"])
     assert (found["description"], found["system"], found["sampling"]) == (body["description"], None, body["sampling"])
     assert found["edits"][0] == {"feature": 3, "scale": 1e-7}
     assert (await put(client, "mine", found["text"])).json()["edits"] == found["edits"]

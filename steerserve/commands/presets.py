@@ -1,0 +1,156 @@
+"""The commands `steerserve presets ...`. Nothing heavy is imported before one runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from steerserve.commands.shared import environment_settings, print_table
+from steerserve.core.errors import ConfigError, PresetError, SteerserveError
+
+if TYPE_CHECKING:
+    from steerserve.presets.library import PresetLibrary
+
+EXIT_FAILED = 1
+
+Name = Annotated[str, typer.Argument(help="The preset's name.", show_default=False)]
+
+presets_app = typer.Typer(help="List, check, try and make presets.", no_args_is_help=True)
+
+
+@presets_app.command("list")
+def presets_list() -> None:
+    """List the presets that a server would have, broken ones too."""
+    snapshot = _library().snapshot()
+    table = Table("name", "version", "model", "edits", "checks", "from", "description", box=None)
+    for name in sorted({*snapshot.presets, *snapshot.broken}):
+        origin = "steerserve" if name in snapshot.bundled else "folder"
+        problem = snapshot.broken.get(name)
+        if (preset := snapshot.presets.get(name)) is None:
+            table.add_row(escape(name), "", "", "", "", origin, escape(f"cannot be used: {problem}"))
+            continue
+        content = preset.content
+        said = f"the file cannot be used now: {problem}" if problem is not None else content.description
+        counts = (str(len(content.edits)), str(len(content.checks)))
+        table.add_row(name, str(content.version), content.model or "any", *counts, origin, escape(said))
+    print_table(table)
+
+
+@presets_app.command("show")
+def presets_show(
+    name: Name,
+    *,
+    previous: Annotated[bool, typer.Option("--previous", help="The version before the present one.")] = False,
+) -> None:
+    """Print a preset's file."""
+    library = _library()
+    text = library.previous(name) if previous else library.text(name)
+    if text is None and previous:
+        raise PresetError(f"No version before the present one is kept of the preset {name!r}.", param="name")
+    if text is None:
+        raise PresetError(library.snapshot().unknown(name).message, param="name")
+    typer.echo(text, nl=False)
+
+
+@presets_app.command("check")
+def presets_check(
+    files: Annotated[
+        list[Path] | None,
+        typer.Argument(help="Files to check; all that a server would read if not given.", show_default=False),
+    ] = None,
+) -> None:
+    """Check preset files; what is wrong is printed as file:line:column, and the exit code is then 1."""
+    if files:
+        problems = [problem for file in files if (problem := _problem(file)) is not None]
+        num_good = len(files) - len(problems)
+    else:
+        library = _library()
+        snapshot = library.snapshot()
+        problems = [str(library.folder / problem) for problem in snapshot.broken.values()]
+        num_good = len(snapshot.presets.keys() - snapshot.broken.keys())
+    for problem in problems:
+        typer.echo(problem, err=True)
+    typer.echo(f"{num_good} good, {len(problems)} broken")
+    if problems:
+        raise typer.Exit(EXIT_FAILED)
+
+
+@presets_app.command("test")
+def presets_test(
+    names: Annotated[list[str] | None, typer.Argument(help="Presets; all if not given.", show_default=False)] = None,
+    *,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Print what was generated too.")] = False,
+) -> None:
+    """Load the model and try the checks of presets; the exit code is 1 where one fails."""
+    from steerserve.commands.preset_runs import run_checks
+
+    if not run_checks(environment_settings(), names or [], verbose=verbose):
+        raise typer.Exit(EXIT_FAILED)
+
+
+@presets_app.command("new")
+def presets_new(
+    name: Name,
+    positive: Annotated[Path, typer.Option(help="Texts that the preset leads to, one a line.", show_default=False)],
+    negative: Annotated[Path, typer.Option(help="Texts that it leads away from, one a line.", show_default=False)],
+    dictionary: Annotated[
+        str | None, typer.Option(help="Dictionary id; the default dictionary if not given.", show_default=False)
+    ] = None,
+    max_edits: Annotated[int, typer.Option(min=1, max=16, help="Features to push, at most.")] = 3,
+    *,
+    replace: Annotated[bool, typer.Option("--replace", help="Take the place of one of the same name.")] = False,
+) -> None:
+    """Make a preset of the features that tell two files of texts apart."""
+    from steerserve.commands.preset_runs import make_preset
+    from steerserve.presets.library import check_name
+    from steerserve.presets.preset import SUFFIX, parse_preset
+
+    settings, library = environment_settings(), _library()
+    if not replace and (library.folder / f"{name}{SUFFIX}").exists():
+        message = f"There is a preset {name!r} already. Choose another name, or give --replace."
+        raise PresetError(message, param="name")
+    try:
+        check_name(name)
+        text = make_preset(settings, name, positive, negative, dictionary_id=dictionary, max_edits=max_edits)
+        parse_preset(text, file=f"{name}{SUFFIX}", name=name)
+        library.put(name, text)
+    except (ConfigError, PresetError):
+        raise
+    except SteerserveError as error:
+        raise ConfigError(error.message) from error
+    typer.echo(f"{library.folder / name}{SUFFIX}")
+    typer.echo(f'Use it with: "steering": "{name}", or behind the model\'s name: @{name}')
+
+
+@presets_app.command("schema")
+def presets_schema() -> None:
+    """Print the JSON Schema of preset files, for editors."""
+    from steerserve.presets.schema import schema_text
+
+    typer.echo(schema_text(), nl=False)
+
+
+def _problem(file: Path) -> str | None:
+    """Return what is wrong with a file, and where."""
+    from steerserve.presets.preset import SUFFIX, decode_preset, parse_preset
+
+    if file.suffix != SUFFIX:
+        return f"{file}:1:1: a preset's file ends in {SUFFIX}; rename it to {file.stem}{SUFFIX}."
+    try:
+        text = decode_preset(file.read_bytes(), file=str(file))
+        parse_preset(text, file=str(file), name=file.stem)
+    except OSError as error:
+        return f"{file}:1:1: it cannot be read: {error.strerror}."
+    except PresetError as error:
+        return error.message
+    return None
+
+
+def _library() -> PresetLibrary:
+    from steerserve.presets.library import open_library
+
+    return open_library(environment_settings())
