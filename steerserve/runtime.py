@@ -12,6 +12,9 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 import torch
 
+from steerserve.compare.running import ScoringLine
+from steerserve.compare.store import FOLDER as COMPARISONS_FOLDER
+from steerserve.compare.store import ComparisonStore
 from steerserve.core.errors import (
     ConfigError,
     DictionaryBusyError,
@@ -91,6 +94,9 @@ class Runtime:
         self._is_stopping = False
         self._widths = {hook_name: lens.width(hook_name) for hook_name in lens.hook_names}
         self.vectors = VectorStore(settings.dictionary_dirs[0] / VECTORS_FOLDER)
+        self.comparisons = ComparisonStore(settings.dictionary_dirs[0] / COMPARISONS_FOLDER)
+        self.scoring = ScoringLine(engine.run_exclusive)
+        """Measures what was generated, beside generation."""
         self._doses = Doses(lens, self.stores, loader.norms, engine.run_exclusive)
         self.presets = open_library(settings, self.model_id)
         self._preset_poll = PresetPoll(self.presets.snapshot)
@@ -132,6 +138,7 @@ class Runtime:
         self.job_calls.close()
         self.loads.close()
         self._doses.stop()
+        self.scoring.stop()
 
     def check_model(self, name: str, presets: PresetSnapshot | None = None) -> tuple[str, ...]:
         """Check that `name` is the served model, alone or with presets, as `model@a+b`; return their names.

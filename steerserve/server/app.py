@@ -18,6 +18,8 @@ from steerserve.server.routes import (
     admin_dictionaries,
     admin_presets,
     chat,
+    compare,
+    comparisons,
     completions,
     contrasts,
     dictionaries,
@@ -29,6 +31,7 @@ from steerserve.server.routes import (
     vectors,
 )
 from steerserve.server.schemas.chat import ChatChunk, ChatCompletionRequest
+from steerserve.server.schemas.compare import ArmDelta, ArmDone, ComparisonRequest
 from steerserve.server.schemas.completions import CompletionChunk, CompletionRequest
 from steerserve.server.schemas.dictionaries import LoadDictionaryRequest
 from steerserve.server.schemas.features import LabelRequest
@@ -50,6 +53,8 @@ _DESCRIPTION = (
 _API_ROUTERS = (
     chat.router,
     completions.router,
+    compare.router,
+    comparisons.router,
     models.router,
     dictionaries.router,
     features.router,
@@ -96,6 +101,7 @@ def create_app(runtime: Runtime) -> FastAPI:
     bodies: list[type[BaseModel]] = [
         ChatCompletionRequest,
         CompletionRequest,
+        ComparisonRequest,
         LoadDictionaryRequest,
         LabelRequest,
         TrainRequest,
@@ -105,5 +111,5 @@ def create_app(runtime: Runtime) -> FastAPI:
         CreateVectorRequest,
         PresetFile,
     ]
-    install_document(app, [*bodies, ChatChunk, CompletionChunk, Steering])
+    install_document(app, [*bodies, ChatChunk, CompletionChunk, ArmDelta, ArmDone, Steering])
     return app

@@ -16,7 +16,7 @@ from steerserve.presets.preset import NO_DEFAULTS
 from steerserve.server.sampling import sampling_params
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from steerserve.presets.preset import PresetDefaults
     from steerserve.runtime import Runtime
@@ -37,7 +37,7 @@ _SYSTEM_ROLES = frozenset({"system", "developer"})
 
 
 @dataclass(frozen=True, slots=True)
-class _Asked:
+class Asked:
     """What a request asks for beside its prompt."""
 
     steering: ResolvedSteering | None
@@ -72,18 +72,10 @@ async def prepare_chat(runtime: Runtime, body: ChatCompletionRequest) -> Prepare
     Raises:
         SteerserveError: it cannot be served.
     """
-    asked = await _check(runtime, body)
+    asked = await asked_for(runtime, body.model, body.steering)
     messages = [message.as_template_input() for message in body.messages]
-    if asked.defaults.system is not None and not any(message["role"] in _SYSTEM_ROLES for message in messages):
-        messages.insert(0, {"role": "system", "content": asked.defaults.system})
-
-    def render() -> list[int]:
-        return runtime.tokenizer.render_chat(messages, add_generation_prompt=body.add_generation_prompt)
-
-    num_chars = sum(_MESSAGE_CHARS + len(message["content"]) for message in messages)
-    is_large = num_chars > _LARGE_PROMPT_CHARS
-    ids = tuple(await asyncio.to_thread(render) if is_large else render())
-    max_tokens = _check_context(runtime, len(ids), body.token_limit, asked.max_tokens, param="messages")
+    ids = await chat_prompt(runtime, messages, asked, add_generation_prompt=body.add_generation_prompt)
+    max_tokens = check_context(runtime, len(ids), body.token_limit, asked.max_tokens, param="messages")
     num_logprobs = (body.top_logprobs or 0) if body.logprobs else None
     return _prepared("chatcmpl-", runtime, body, asked, [ids], [max_tokens], num_logprobs=num_logprobs)
 
@@ -94,8 +86,8 @@ async def prepare_completion(runtime: Runtime, body: CompletionRequest) -> Prepa
     Raises:
         SteerserveError: it cannot be served.
     """
-    asked = await _check(runtime, body)
-    limit = max(_MIN_CHOICE_LIMIT, runtime.settings.engine.slots + runtime.settings.engine.queue)
+    asked = await asked_for(runtime, body.model, body.steering)
+    limit = choice_limit(runtime)
     if len(body.prompt) * body.n > limit:
         message = (
             f"The request asks for {len(body.prompt) * body.n} choices ({len(body.prompt)} prompts, n={body.n}), and "
@@ -105,7 +97,7 @@ async def prepare_completion(runtime: Runtime, body: CompletionRequest) -> Prepa
     is_large = sum(len(prompt) for prompt in body.prompt if isinstance(prompt, str)) > _LARGE_PROMPT_CHARS
     prompts = await asyncio.to_thread(_encode, runtime, body.prompt) if is_large else _encode(runtime, body.prompt)
     wanted = body.max_tokens if "max_tokens" in body.model_fields_set or asked.max_tokens is None else None
-    max_tokens = [_check_context(runtime, len(ids), wanted, asked.max_tokens, param="prompt") for ids in prompts]
+    max_tokens = [check_context(runtime, len(ids), wanted, asked.max_tokens, param="prompt") for ids in prompts]
     return _prepared(
         "cmpl-",
         runtime,
@@ -149,15 +141,45 @@ def _check_ready(runtime: Runtime) -> None:
         raise UnavailableError(f"The server is {runtime.state}. Try again in a moment.")
 
 
-async def _check(runtime: Runtime, body: GenerationFields) -> _Asked:
+async def asked_for(runtime: Runtime, model: str, value: object) -> Asked:
+    """Check what a model's name and the JSON value of `steering` ask for, presets in both of them included.
+
+    Raises:
+        SteerserveError: it cannot be served.
+    """
     _check_ready(runtime)
-    named = presets_in(body.steering)
-    if body.model == runtime.model_id and not named:
-        return _Asked(await runtime.resolve_steering_async(body.steering))
+    named = presets_in(value)
+    if model == runtime.model_id and not named:
+        return Asked(await runtime.resolve_steering_async(value))
     presets = await asyncio.to_thread(runtime.presets.snapshot)
-    model_presets = runtime.check_model(body.model, presets)
-    steering = await runtime.resolve_steering_async(body.steering, model_presets, presets)
-    return _Asked(steering, presets.defaults([*model_presets, *named]))
+    model_presets = runtime.check_model(model, presets)
+    steering = await runtime.resolve_steering_async(value, model_presets, presets)
+    return Asked(steering, presets.defaults([*model_presets, *named]))
+
+
+async def chat_prompt(
+    runtime: Runtime, messages: Sequence[Mapping[str, str]], asked: Asked, *, add_generation_prompt: bool
+) -> tuple[int, ...]:
+    """Return the tokens of a conversation, with the presets' system prompt where it has none of its own.
+
+    Raises:
+        InvalidRequestError: the model's template refuses it.
+    """
+    spoken = list(messages)
+    if asked.defaults.system is not None and not any(message["role"] in _SYSTEM_ROLES for message in messages):
+        spoken.insert(0, {"role": "system", "content": asked.defaults.system})
+
+    def render() -> list[int]:
+        return runtime.tokenizer.render_chat(spoken, add_generation_prompt=add_generation_prompt)
+
+    num_chars = sum(_MESSAGE_CHARS + len(message["content"]) for message in spoken)
+    is_large = num_chars > _LARGE_PROMPT_CHARS
+    return tuple(await asyncio.to_thread(render) if is_large else render())
+
+
+def choice_limit(runtime: Runtime) -> int:
+    """Return how many samples one request may ask for."""
+    return max(_MIN_CHOICE_LIMIT, runtime.settings.engine.slots + runtime.settings.engine.queue)
 
 
 def _encode(runtime: Runtime, prompts: Sequence[Prompt]) -> list[tuple[int, ...]]:
@@ -181,10 +203,13 @@ def _encode_one(runtime: Runtime, prompt: Prompt, place: int, num_prompts: int) 
     return ids
 
 
-def _check_context(runtime: Runtime, num_prompt: int, wanted: int | None, default: int | None, *, param: str) -> int:
+def check_context(runtime: Runtime, num_prompt: int, wanted: int | None, default: int | None, *, param: str) -> int:
     """Return how many tokens may be generated; the words are those by which LangChain and LiteLLM know the case.
 
     What a preset says (`default`) is cut to what fits, as the client has not asked for it.
+
+    Raises:
+        ContextLengthError: the prompt does not fit, or not with so many.
     """
     context = runtime.context_length
     if num_prompt > context or (num_prompt == context and wanted != 0):
@@ -210,7 +235,7 @@ def _prepared(
     prefix: str,
     runtime: Runtime,
     body: GenerationFields,
-    asked: _Asked,
+    asked: Asked,
     prompts: Sequence[tuple[int, ...]],
     max_tokens: Sequence[int],
     *,

@@ -1,0 +1,154 @@
+"""Comparisons that are kept: one SQLite file, the oldest dropped when there are too many or they are too large.
+
+Any thread but that of an event loop, several processes: every call opens the file for itself and is one transaction,
+so that what was kept is there after any crash of the process. The file is made with the first comparison.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sqlite3
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from steerserve.core.errors import NotFoundError, UnavailableError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from pathlib import Path
+
+FOLDER = ".comparisons"
+MAX_KEPT = 1000
+MAX_BYTES = 256 * 1024 * 1024
+"""Of all that is kept, as JSON."""
+MAX_ONE_BYTES = 64 * 1024 * 1024
+"""A comparison that is larger is not kept: it would push out too many others."""
+_BUSY_S = 10.0
+_RETRY_AFTER_S = 5
+_VERSION = 1
+_TABLE = """CREATE TABLE comparisons (
+    number INTEGER PRIMARY KEY AUTOINCREMENT,
+    id TEXT NOT NULL UNIQUE,
+    summary TEXT NOT NULL,
+    content TEXT NOT NULL,
+    num_bytes INTEGER NOT NULL
+)"""
+
+
+@dataclass(frozen=True, slots=True)
+class KeptPage:
+    """Some of the comparisons, newest first."""
+
+    summaries: list[dict[str, Any]]
+    has_more: bool
+
+
+class ComparisonStore:
+    """The file. Every method raises UnavailableError where it cannot be read or written now."""
+
+    def __init__(self, folder: Path, *, max_kept: int = MAX_KEPT, max_bytes: int = MAX_BYTES) -> None:
+        """Keep at most so many comparisons, of so many bytes together, in `folder`."""
+        self.path = folder.absolute() / "comparisons.sqlite3"
+        self._max_kept = max_kept
+        self._max_bytes = max_bytes
+
+    def add(self, comparison_id: str, summary: Mapping[str, Any], content: str) -> bool:
+        """Keep a comparison, and drop the oldest beyond the bounds; False where it is too large to be kept.
+
+        Args:
+            comparison_id: Its id, which is new.
+            summary: What lists show of it.
+            content: The whole, as JSON.
+        """
+        listed = json.dumps(summary)
+        num_bytes = len(content.encode()) + len(listed)
+        if num_bytes > min(MAX_ONE_BYTES, self._max_bytes):
+            return False
+        with self._opened(makes=True) as connection:
+            connection.execute("BEGIN IMMEDIATE")
+            connection.execute(
+                "INSERT INTO comparisons (id, summary, content, num_bytes) VALUES (?, ?, ?, ?)",
+                (comparison_id, listed, content, num_bytes),
+            )
+            connection.execute(
+                "DELETE FROM comparisons WHERE number IN (SELECT number FROM (SELECT number, "
+                "row_number() OVER newest AS place, sum(num_bytes) OVER newest AS size FROM comparisons "
+                "WINDOW newest AS (ORDER BY number DESC)) WHERE place > ? OR size > ?)",
+                (self._max_kept, self._max_bytes),
+            )
+            connection.execute("COMMIT")
+        return True
+
+    def page(self, *, limit: int, offset: int) -> KeptPage:
+        """Return the summaries of some, the newest first."""
+        with self._opened() as connection:
+            rows = connection.execute(
+                "SELECT summary FROM comparisons ORDER BY number DESC LIMIT ? OFFSET ?", (limit + 1, offset)
+            ).fetchall()
+        return KeptPage([json.loads(summary) for (summary,) in rows[:limit]], len(rows) > limit)
+
+    def find(self, comparison_id: str) -> str:
+        """Return a comparison as the JSON that was kept.
+
+        Raises:
+            NotFoundError: there is none of that id.
+        """
+        with self._opened() as connection:
+            row = connection.execute("SELECT content FROM comparisons WHERE id = ?", (comparison_id,)).fetchone()
+        if row is None:
+            raise _unknown(comparison_id)
+        return str(row[0])
+
+    def delete(self, comparison_id: str) -> None:
+        """Forget a comparison.
+
+        Raises:
+            NotFoundError: there is none of that id.
+        """
+        with self._opened() as connection:
+            deleted = connection.execute("DELETE FROM comparisons WHERE id = ?", (comparison_id,)).rowcount
+        if not deleted:
+            raise _unknown(comparison_id)
+
+    @contextlib.contextmanager
+    def _opened(self, *, makes: bool = False) -> Iterator[sqlite3.Connection]:
+        """Open the file; one that nobody has made yet reads as an empty one."""
+        try:
+            if makes:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+            place = self.path if makes or self.path.exists() else ":memory:"
+            connection = sqlite3.connect(place, timeout=_BUSY_S, isolation_level=None)
+            with contextlib.closing(connection):
+                self._prepare(connection)
+                yield connection
+        except (sqlite3.Error, OSError) as error:
+            message = (
+                f"The kept comparisons in {self.path} cannot be read or written now: {error}. Try again in a few "
+                "seconds; where that does not help, move the file away."
+            )
+            raise UnavailableError(message, retry_after_s=_RETRY_AFTER_S) from error
+
+    def _prepare(self, connection: sqlite3.Connection) -> None:
+        (version,) = connection.execute("PRAGMA user_version").fetchone()
+        if version > _VERSION:
+            message = f"it was written by a newer steerserve (version {version})"
+            raise sqlite3.DatabaseError(message)
+        connection.execute("PRAGMA synchronous = NORMAL")
+        if version == _VERSION:
+            return
+        connection.execute("PRAGMA auto_vacuum = FULL")  # only before there is a table
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("BEGIN IMMEDIATE")
+        if connection.execute("PRAGMA user_version").fetchone() == (0,):  # another process may have been faster
+            connection.execute(_TABLE)
+            connection.execute(f"PRAGMA user_version = {_VERSION}")
+        connection.execute("COMMIT")
+
+
+def _unknown(comparison_id: str) -> NotFoundError:
+    message = (
+        f"There is no comparison {comparison_id[:100]!r}. GET /v1/comparisons lists those that are kept; the oldest "
+        "are dropped when there are too many."
+    )
+    return NotFoundError(message, param="comparison_id", code="comparison_not_found")

@@ -1,0 +1,166 @@
+"""From the body of a comparison to arms that can run: prompts, edits and controls, or a refusal that names the arm."""
+
+from __future__ import annotations
+
+import re
+import secrets
+import time
+import uuid
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from steerserve.compare.arms import Arm, EditedFeatures, edited_features
+from steerserve.compare.control import NamedArm, control_sources, control_steering, controlled
+from steerserve.core.errors import InvalidRequestError, ModelNotFoundError
+from steerserve.engine.request import GenerationRequest
+from steerserve.server.prepare import Asked, asked_for, chat_prompt, check_context, check_served, choice_limit
+from steerserve.server.sampling import sampling_params
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from steerserve.runtime import Runtime
+    from steerserve.server.schemas.compare import ArmRequest, ComparisonRequest
+
+_SEED_BITS = 53
+"""Of a seed that is drawn: every JSON reader holds it exactly."""
+_PATH = re.compile(r"\bsteering(?=\.\w| must be | is nested)")
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedComparison:
+    """A comparison that was checked in full."""
+
+    id: str
+    created: int
+    seed: int
+    arms: tuple[Arm, ...]
+    num_samples: int
+    """Of each arm."""
+    requests: tuple[GenerationRequest, ...]
+    """Those of the first arm, then those of the second."""
+    edited: tuple[EditedFeatures, ...]
+    empty_ids: tuple[int, ...]
+    """The prompt that says nothing, for relevance."""
+
+    @property
+    def num_edits(self) -> int:
+        """Edits of all arms."""
+        return sum(len(arm.steering.edits) for arm in self.arms if arm.steering is not None)
+
+
+async def prepare_comparison(runtime: Runtime, body: ComparisonRequest) -> PreparedComparison:
+    """Check a comparison against the model, and render every arm's conversation.
+
+    Raises:
+        SteerserveError: it cannot be served; `param` is a path such as `arms[1].steering.edits[0].feature`.
+    """
+    check_served(runtime, None)
+    sources = control_sources([_named(arm) for arm in body.arms])
+    limit = choice_limit(runtime)
+    if len(body.arms) * body.n > limit:
+        message = (
+            f"The comparison asks for {len(body.arms) * body.n} samples ({len(body.arms)} arms, n={body.n}), and this "
+            f"server takes at most {limit} in one request. Send fewer arms, or a smaller 'n'."
+        )
+        raise InvalidRequestError(message, param="n")
+    seed = body.seed if body.seed is not None else secrets.randbits(_SEED_BITS)
+    asked = await _all_asked(runtime, body, sources, seed)
+    prompts = await _prompts(runtime, body, sources, asked)
+    comparison_id = f"cmp-{uuid.uuid4().hex}"
+    arms, requests = [], []
+    for place, (arm, one, prompt_ids) in enumerate(zip(body.arms, asked, prompts, strict=True)):
+        sampling = sampling_params(
+            body,
+            defaults=runtime.settings.sampling,
+            preset=one.defaults.sampling,
+            vocab_size=runtime.tokenizer.vocab_size,
+            max_tokens=check_context(
+                runtime, len(prompt_ids), body.token_limit, one.max_tokens, param=_prompt_param(body, place)
+            ),
+            seed=seed,
+            num_logprobs=None,
+            num_prompt_logprobs=None,
+        )
+        arms.append(Arm(arm.name, prompt_ids, one.steering, arm.control_of))
+        requests += [
+            GenerationRequest(comparison_id, prompt_ids, sampling, one.steering, sample) for sample in range(body.n)
+        ]
+    return PreparedComparison(
+        id=comparison_id,
+        created=int(time.time()),
+        seed=seed,
+        arms=tuple(arms),
+        num_samples=body.n,
+        requests=tuple(requests),
+        edited=tuple(edited_features(one.steering for one in asked)),
+        empty_ids=await _empty_prompt(runtime, add_generation_prompt=body.add_generation_prompt),
+    )
+
+
+def _named(arm: ArmRequest) -> NamedArm:
+    has_presets = arm.model is not None and "@" in arm.model
+    return NamedArm(arm.name, arm.control_of, arm.steering is not None or has_presets)
+
+
+async def _all_asked(
+    runtime: Runtime, body: ComparisonRequest, sources: Sequence[int | None], seed: int
+) -> list[Asked]:
+    """Return what each arm asks for; a control, what its source does with the change turned."""
+    found: dict[int, Asked] = {}
+    for place, arm in enumerate(body.arms):
+        if sources[place] is not None:
+            continue
+        model = arm.model or body.model or runtime.model_id
+        try:
+            found[place] = await asked_for(runtime, model, arm.steering)
+        except (InvalidRequestError, ModelNotFoundError) as error:
+            raise _of_arm(error, place, has_model=arm.model is not None) from error
+    for place, (arm, source) in enumerate(zip(body.arms, sources, strict=True)):
+        if source is not None:
+            steering = controlled(_named(arm), place, found[source].steering)
+            found[place] = replace(found[source], steering=control_steering(steering, seed, arm.name))
+    return [found[place] for place in range(len(body.arms))]
+
+
+def _of_arm(
+    error: InvalidRequestError | ModelNotFoundError, place: int, *, has_model: bool
+) -> InvalidRequestError | ModelNotFoundError:
+    """Say the same of the arm's field that was said of a request's."""
+    if error.param is None or (error.param == "model" and not has_model):
+        return error
+    message = _PATH.sub(f"arms[{place}].steering", error.message)
+    return type(error)(message, param=f"arms[{place}].{error.param}", code=error.code)
+
+
+async def _prompts(
+    runtime: Runtime, body: ComparisonRequest, sources: Sequence[int | None], asked: Sequence[Asked]
+) -> list[tuple[int, ...]]:
+    """Return each arm's prompt; arms whose conversations are equal share one."""
+    messages = [message.as_template_input() for message in body.messages]
+    known: dict[tuple[str | None, str | None], tuple[int, ...]] = {}
+    prompts = []
+    for arm, source, one in zip(body.arms, sources, asked, strict=True):
+        system = arm.system if arm.system is not None or source is None else body.arms[source].system
+        key = system, one.defaults.system
+        if key not in known:
+            own = messages if system is None else _with_system(messages, system)
+            known[key] = await chat_prompt(runtime, own, one, add_generation_prompt=body.add_generation_prompt)
+        prompts.append(known[key])
+    return prompts
+
+
+def _prompt_param(body: ComparisonRequest, place: int) -> str:
+    return "messages" if body.arms[place].system is None else f"arms[{place}].system"
+
+
+def _with_system(messages: Sequence[dict[str, str]], system: str) -> list[dict[str, str]]:
+    """Put a system prompt in place of the one that the messages begin with, or before them."""
+    has_one = messages[0]["role"] in {"system", "developer"}
+    return [{"role": "system", "content": system}, *messages[1 if has_one else 0 :]]
+
+
+async def _empty_prompt(runtime: Runtime, *, add_generation_prompt: bool) -> tuple[int, ...]:
+    """Return the model's template around a user's message without text."""
+    nothing = [{"role": "user", "content": ""}]
+    return await chat_prompt(runtime, nothing, Asked(None), add_generation_prompt=add_generation_prompt)

@@ -1,0 +1,181 @@
+"""The samples of one comparison under way: read as they come, scored as they end, and always given back."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from steerserve.compare.scoring import Scorer
+from steerserve.core.errors import InvalidRequestError, UnavailableError
+from steerserve.server.generation import Generation
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Coroutine, Sequence
+
+    from steerserve.compare.metrics import Reading
+    from steerserve.engine.request import TokenEvent
+    from steerserve.engine.stream import TokenStream
+    from steerserve.runtime import Runtime
+    from steerserve.server.arms import PreparedComparison
+    from steerserve.server.metrics import Metrics
+    from steerserve.server.summary import RequestSummary
+
+
+@dataclass(frozen=True, slots=True)
+class NewText:
+    """What a sample has grown by."""
+
+    arm: int
+    index: int
+    text: str
+
+
+@dataclass(slots=True)
+class GrownSample:
+    """One sample, from its first token to its last number."""
+
+    arm: int
+    index: int
+    text: str = ""
+    token_ids: list[int] = field(default_factory=list)
+    last: TokenEvent | None = None
+    """Of the generation, once it has ended."""
+    reading: Reading | None = None
+    """None where no metrics are wanted."""
+
+
+class ComparisonGeneration(Generation):
+    """A generation whose samples are scored while others still grow. Event loop only."""
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        prepared: PreparedComparison,
+        streams: Sequence[TokenStream],
+        metrics: Metrics,
+        summary: RequestSummary,
+        *,
+        with_metrics: bool,
+    ) -> None:
+        """Take over `streams`, those of the first arm first."""
+        super().__init__(streams, metrics, summary)
+        self._prepared = prepared
+        self._scoring = runtime.scoring
+        self._scorer = (
+            Scorer(
+                runtime.lens,
+                runtime.engine.runner.median_norms,
+                [one.dictionary for one in prepared.edited],
+                prepared.empty_ids,
+            )
+            if with_metrics
+            else None
+        )
+        self._samples = [GrownSample(*divmod(place, prepared.num_samples)) for place in range(len(streams))]
+        self._happened: asyncio.Queue[NewText | GrownSample | Exception] = asyncio.Queue()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._is_wanted = True
+
+    async def happenings(self) -> AsyncIterator[list[NewText | GrownSample]]:
+        """Yield text as it comes, and each sample once it is complete: its first arm's numbers are there by then.
+
+        What is ready at once comes in one list.
+
+        Raises:
+            SteerserveError: a sample failed, or could not be scored.
+        """
+        self._start(self._read())
+        num_left = len(self._samples)
+        waiting: list[GrownSample] = []
+        while num_left:
+            ready: list[NewText | GrownSample] = []
+            for happened in await self._all_happened():
+                if isinstance(happened, Exception):
+                    self._mark_failed()
+                    raise happened
+                if isinstance(happened, NewText):
+                    ready.append(happened)
+                else:
+                    waiting.append(happened)
+            complete = [sample for sample in waiting if self.first_of(sample) is not None]
+            waiting = [sample for sample in waiting if self.first_of(sample) is None]
+            num_left -= len(complete)
+            if found := [*ready, *complete]:
+                yield found
+
+    def first_of(self, sample: GrownSample) -> GrownSample | None:
+        """Return the first arm's sample of the same index, once it is complete."""
+        first = self._samples[sample.index]
+        is_complete = first.last is not None and (self._scorer is None or first.reading is not None)
+        return first if is_complete else None
+
+    def fail(self, error: Exception) -> None:
+        """Let whoever reads this get `error` next."""
+        super().fail(error)
+        self._happened.put_nowait(error)
+
+    def close(self) -> None:
+        """Abort what still runs and give up what is not scored. Calling it again does nothing."""
+        super().close()
+        if not self._is_wanted:
+            return
+        self._is_wanted = False
+        for task in self._tasks:
+            task.cancel()
+        if self._scorer is not None:
+            self._scoring.release(self._scorer)
+
+    async def _all_happened(self) -> list[NewText | GrownSample | Exception]:
+        happened = [await self._happened.get()]
+        while not self._happened.empty():
+            happened.append(self._happened.get_nowait())
+        return happened
+
+    async def _read(self) -> None:
+        async for delta in self.deltas():
+            for place, event in delta:
+                self._take(self._samples[place], event)
+
+    def _take(self, sample: GrownSample, event: TokenEvent) -> None:
+        sample.text += event.text
+        sample.token_ids += event.token_ids
+        if event.text:
+            self._happened.put_nowait(NewText(sample.arm, sample.index, event.text))
+        if event.finish_reason is None:
+            return
+        sample.last = event
+        if self._scorer is None:
+            self._happened.put_nowait(sample)
+        else:
+            self._start(self._score(sample, self._scorer))
+
+    async def _score(self, sample: GrownSample, scorer: Scorer) -> None:
+        arm = self._prepared.arms[sample.arm]
+        future = self._scoring.submit(scorer, arm, sample.token_ids, lambda: self._is_wanted)
+        sample.reading = await asyncio.wrap_future(future)
+        self._happened.put_nowait(sample)
+
+    def _start(self, work: Coroutine[None, None, None]) -> None:
+        """Do something beside the reader, who gets what goes wrong."""
+        task = asyncio.create_task(self._told(work))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _told(self, work: Coroutine[None, None, None]) -> None:
+        try:
+            await work
+        except asyncio.CancelledError:
+            if self._is_wanted:
+                self._happened.put_nowait(UnavailableError("The server stopped before this comparison was measured."))
+            raise
+        except Exception as error:  # noqa: BLE001 raised again by the reader
+            self._happened.put_nowait(error)
+
+    def _put(self, index: int, event: TokenEvent | Exception) -> None:
+        """Name the arm whose steering broke the model's output."""
+        if isinstance(event, InvalidRequestError) and event.param == "steering":
+            arm = index // self._prepared.num_samples
+            name = self._prepared.arms[arm].name
+            event = InvalidRequestError(f"Arm {name!r}: {event.message}", param=f"arms[{arm}].steering")
+        super()._put(index, event)

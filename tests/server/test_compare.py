@@ -1,0 +1,327 @@
+"""`/v1/compare` and `/v1/comparisons`."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from steerserve.engine.sampling import Choice, choose
+from tests.server.asking import CHAT, chat, client_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    import httpx
+    from fastapi import FastAPI
+    from torch import Tensor
+
+    from steerserve.engine.sequence import Sequence as EngineSequence
+    from steerserve.runtime import Runtime
+
+COMPARE = "/v1/compare"
+ADD = [{"feature": 3, "scale": 4.0}]
+ADD_LATER = [{"feature": 3, "scale": 4.0, "positions": "generated"}]
+ARMS: list[dict[str, Any]] = [
+    {"name": "baseline"},
+    {"name": "steered", "steering": ADD},
+    {"name": "later", "steering": ADD_LATER},
+    {"name": "zero", "steering": {"edits": ADD, "strength": 0}},
+    {"name": "nothing", "steering": [{"feature": 3, "scale": 0.0}]},
+    {"name": "control", "control_of": "steered"},
+    {"name": "prompted", "system": "Speak of bridges."},
+]
+
+
+def compare(**fields: object) -> dict[str, Any]:
+    """Give the body of a short comparison, sampled at temperature 1, with `fields` changed."""
+    body = chat(arms=ARMS, n=2, seed=11, max_tokens=10, temperature=1.0, logprobs=None) | fields
+    return {name: value for name, value in body.items() if value is not None}
+
+
+async def ask(client: httpx.AsyncClient, **fields: object) -> dict[str, Any]:
+    response = await client.post(COMPARE, json=compare(**fields))
+    assert response.status_code == 200, response.text
+    found: dict[str, Any] = response.json()
+    return found
+
+
+def by_name(comparison: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    return {arm["name"]: arm["samples"] for arm in comparison["arms"]}
+
+
+def texts(comparison: dict[str, Any]) -> dict[str, list[str]]:
+    return {name: [sample["text"] for sample in samples] for name, samples in by_name(comparison).items()}
+
+
+def named_events(response: httpx.Response) -> list[tuple[str, Any]]:
+    """Read a stream of named events, which must end with [DONE]."""
+    *events, last, rest = response.text.split("\n\n")
+    assert (last, rest) == ("data: [DONE]", "")
+    found = []
+    for event in events:
+        name, data = event.split("\n")
+        assert name.startswith("event: ")
+        found.append((name.removeprefix("event: "), json.loads(data.removeprefix("data: "))))
+    return found
+
+
+async def test_every_arm_gives_what_a_chat_request_of_its_seed_gives(client: httpx.AsyncClient) -> None:
+    found = texts(await ask(client))
+    for arm in ARMS:
+        if "control_of" in arm:
+            continue
+        messages = [{"role": "user", "content": "hi"}]
+        if "system" in arm:
+            messages.insert(0, {"role": "system", "content": arm["system"]})
+        body = chat(messages=messages, steering=arm.get("steering"), n=2, seed=11, max_tokens=10, temperature=1.0)
+        answer = (await client.post(CHAT, json=body)).json()
+        assert found[arm["name"]] == [choice["message"]["content"] for choice in answer["choices"]], arm["name"]
+
+
+async def test_arms_that_change_nothing_equal_the_baseline(client: httpx.AsyncClient) -> None:
+    found = await ask(client)
+    arms = by_name(found)
+    for name in ("zero", "nothing"):
+        assert texts(found)[name] == texts(found)["baseline"]
+        for sample in arms[name]:
+            assert sample["metrics"]["kl"] == sample["metrics"]["kl_p95"] == 0.0
+            assert sample["metrics"]["first_divergence"] is None
+            assert sample["metrics"]["side_effects"] == []
+    assert texts(found)["steered"] != texts(found)["baseline"]
+    assert all(sample["metrics"]["kl"] > 0 for name in ("steered", "control") for sample in arms[name])
+
+
+async def test_an_arm_does_not_depend_on_the_others_nor_on_other_traffic(client: httpx.AsyncClient) -> None:
+    import asyncio
+
+    alone = [await ask(client, arms=[ARMS[0], arm]) for arm in ARMS[1:3]]
+    together, *_ = await asyncio.gather(
+        ask(client), *(client.post(CHAT, json=chat(max_tokens=20, seed=place)) for place in range(9))
+    )
+    for arm, found in zip(ARMS[1:3], alone, strict=True):
+        [mine] = [one for one in together["arms"] if one["name"] == arm["name"]]
+        for one, other in zip(by_name(found)[arm["name"]], mine["samples"], strict=True):
+            assert one["text"] == other["text"]
+            assert one["steering"] == other["steering"]
+            assert one["metrics"]["kl"] == pytest.approx(other["metrics"]["kl"], abs=1e-5)
+
+
+async def test_a_comparison_is_repeated_by_its_seed(client: httpx.AsyncClient) -> None:
+    drawn = await ask(client, seed=None)
+    assert texts(await ask(client, seed=drawn["seed"])) == texts(drawn)
+    assert texts(await ask(client, seed=drawn["seed"] + 1)) != texts(drawn)
+
+
+async def test_a_sample_says_what_was_done_and_how_it_reads(client: httpx.AsyncClient) -> None:
+    found = await ask(client)
+    assert found["object"] == "comparison"
+    assert found["id"].startswith("cmp-")
+    assert [arm["name"] for arm in found["arms"]] == [arm["name"] for arm in ARMS]
+    arms = by_name(found)
+    assert "steering" not in arms["baseline"][0]
+    control = arms["control"][0]["steering"]
+    assert control["control"] is True
+    assert control["fingerprint"] != arms["steered"][0]["steering"]["fingerprint"]
+    assert control["edits"][0]["raw_scale"] == 4.0
+    for name, samples in arms.items():
+        for index, sample in enumerate(samples):
+            assert sample["index"] == index
+            assert sample["usage"]["total_tokens"] == sample["usage"]["prompt_tokens"] + 10
+            assert sample["finish_reason"] == "length"
+            assert set(sample["metrics"]["features"]) == {"res0"}
+            assert set(sample["metrics"]["features"]["res0"]) == {"3"}
+            assert len(sample["metrics"]["side_effects"]) == (0 if name in {"baseline", "zero", "nothing"} else 8)
+    prompts = {name: samples[0]["usage"]["prompt_tokens"] for name, samples in arms.items()}
+    assert prompts["prompted"] != prompts["baseline"] == prompts["control"]
+
+
+async def test_a_control_takes_the_system_prompt_of_what_it_controls(client: httpx.AsyncClient) -> None:
+    arms = [{"name": "a", "steering": ADD, "system": "Be long-winded."}, {"name": "b", "control_of": "a"}]
+    found = by_name(await ask(client, arms=arms))
+    assert found["a"][0]["usage"]["prompt_tokens"] == found["b"][0]["usage"]["prompt_tokens"]
+
+
+async def test_an_arms_system_prompt_stands_in_place_of_the_conversations(client: httpx.AsyncClient) -> None:
+    system = [{"role": "system", "content": "Something else."}, {"role": "user", "content": "hi"}]
+    arms = [{"name": "own", "system": "Speak of bridges."}]
+    assert texts(await ask(client, arms=arms, messages=system)) == texts(await ask(client, arms=arms))
+
+
+async def test_a_comparison_larger_than_the_slots_gives_the_same(
+    client: httpx.AsyncClient, build: Callable[..., Runtime]
+) -> None:
+    from steerserve.server.app import create_app
+
+    small = build(engine={"slots": 1, "queue": 64})
+    with small:
+        async with client_of(create_app(small)) as other:
+            one, two = await ask(client), await ask(other)
+    assert texts(one) == texts(two)
+
+
+async def test_a_prompt_is_computed_once_for_the_arms_that_leave_it_alone(
+    client: httpx.AsyncClient, runtime: Runtime
+) -> None:
+    messages = [{"role": "user", "content": "a prompt that nobody has sent before " * 2}]
+    arms = [{"name": "base"}, *({"name": str(place), "steering": ADD_LATER} for place in range(3))]
+    before = runtime.stats()
+    found = await ask(client, arms=arms, messages=messages, metrics=False)
+    after = runtime.stats()
+    num_prompt = found["arms"][0]["samples"][0]["usage"]["prompt_tokens"]
+    num_shared = 7 * num_prompt
+    assert after.num_cached_tokens_total - before.num_cached_tokens_total >= num_shared
+    assert after.num_prompt_tokens_total - before.num_prompt_tokens_total <= num_prompt
+    assert [
+        sample["usage"]["prompt_tokens_details"]["cached_tokens"] for arm in found["arms"] for sample in arm["samples"]
+    ][1:] == [num_prompt] * 7
+
+
+async def test_without_metrics_nothing_is_measured(client: httpx.AsyncClient) -> None:
+    found = await ask(client, metrics=False)
+    assert all("metrics" not in sample for arm in found["arms"] for sample in arm["samples"])
+
+
+async def test_a_stream_says_the_same_in_named_events(client: httpx.AsyncClient) -> None:
+    whole = await ask(client)
+    events = named_events(await client.post(COMPARE, json=compare(stream=True)))
+    assert {name for name, _ in events} == {"arm.delta", "arm.done", "comparison.done"}
+    assert [name for name, _ in events][-1] == "comparison.done"
+    last = events[-1][1]
+    assert texts(last) == texts(whole)
+    grown: dict[tuple[str, int], str] = {}
+    done: set[tuple[str, int]] = set()
+    for name, event in events[:-1]:
+        key = event["arm"], event["index"]
+        if name == "arm.delta":
+            assert key not in done
+            grown[key] = grown.get(key, "") + event["delta"]
+            continue
+        done.add(key)
+        [arm] = [one for one in last["arms"] if one["name"] == event["arm"]]
+        assert event["sample"] == arm["samples"][event["index"]]
+        assert event["sample"]["text"] == grown[key]
+    assert len(done) == len(ARMS) * 2
+
+
+async def test_an_arm_that_breaks_the_model_is_named_in_the_error(
+    client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("steerserve.engine.runner.choose", choose_until_the_third_of_a_steered)
+    arms = [{"name": "base"}, {"name": "broken", "steering": ADD_LATER}]
+    response = await client.post(COMPARE, json=compare(arms=arms, stream=True))
+    [(_, error)] = [event for event in named_events(response) if event[0] == "error"]
+    assert (error["error"]["param"], error["error"]["type"]) == ("arms[1].steering", "invalid_request_error")
+    assert "'broken'" in error["error"]["message"]
+    plain = await client.post(COMPARE, json=compare(arms=arms))
+    assert (plain.status_code, plain.json()) == (400, error)
+
+
+def choose_until_the_third_of_a_steered(logits: Tensor, sequences: Sequence[EngineSequence]) -> list[Choice]:
+    chosen = choose(logits, sequences)
+    return [
+        Choice(None) if sequence.edits is not None and len(sequence.generated) == 2 else choice
+        for sequence, choice in zip(sequences, chosen, strict=True)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"arms": None}, "arms"),
+        ({"arms": []}, "arms"),
+        ({"arms": [{"name": str(place)} for place in range(17)]}, "arms"),
+        ({"arms": {"name": "a"}}, "arms"),
+        ({"arms": [{"steering": ADD}]}, "arms[0].name"),
+        ({"arms": [{"name": ""}]}, "arms[0].name"),
+        ({"arms": [{"name": "a"}, {"name": "a"}]}, "arms[1].name"),
+        ({"arms": [{"name": "a", "sytem": "x"}]}, "arms[0].sytem"),
+        ({"arms": [{"name": "a", "system": 3}]}, "arms[0].system"),
+        (
+            {"arms": [{"name": "a"}, {"name": "b", "steering": [{"feature": 96, "scale": 1}]}]},
+            "arms[1].steering.edits[0].feature",
+        ),
+        ({"arms": [{"name": "a", "steering": [{"feature": 1, "scal": 1}]}]}, "arms[0].steering.edits[0].scal"),
+        ({"arms": [{"name": "a", "steering": 7}]}, "arms[0].steering"),
+        ({"arms": [{"name": "a", "steering": "no such preset"}]}, "arms[0].steering.presets[0]"),
+        ({"arms": [{"name": "a", "model": "tiny@no-such-preset"}]}, "arms[0].model"),
+        ({"arms": [{"name": "a", "model": "another"}]}, "arms[0].model"),
+        ({"model": "another"}, "model"),
+        ({"arms": [{"name": "a"}, {"name": "b", "control_of": "c"}]}, "arms[1].control_of"),
+        ({"arms": [{"name": "a"}, {"name": "b", "control_of": "a"}]}, "arms[1].control_of"),
+        ({"arms": [{"name": "a", "control_of": "a"}]}, "arms[0].control_of"),
+        ({"arms": [*ARMS, {"name": "c", "control_of": "control"}]}, "arms[7].control_of"),
+        ({"arms": [*ARMS, {"name": "c", "control_of": "steered", "steering": ADD}]}, "arms[7].steering"),
+        ({"arms": [{"name": "a", "system": "x" * 200}]}, "arms[0].system"),
+        ({"n": 129}, "n"),
+        ({"n": 100}, "n"),
+        ({"steering": ADD}, "steering"),
+        ({"features": True}, "features"),
+        ({"logprobs": True}, "logprobs"),
+        ({"tools": [{}]}, "tools"),
+        ({"metrics": 1}, "metrics"),
+    ],
+)
+async def test_what_is_wrong_is_refused_with_the_place_of_the_mistake(
+    fields: dict[str, Any], param: str, client: httpx.AsyncClient
+) -> None:
+    response = await client.post(
+        COMPARE, json=compare(**fields) | ({} if fields.get("arms", 1) else {"arms": fields["arms"]})
+    )
+    assert response.status_code in {400, 404}, response.text
+    error = response.json()["error"]
+    assert error["param"] == param
+    assert error["type"] == "invalid_request_error"
+    assert len(error["message"]) > 20
+
+
+async def test_a_comparison_is_kept_listed_exported_and_deleted(client: httpx.AsyncClient) -> None:
+    found = await ask(client, metadata={"purpose": "test"})
+    assert found["kept"] is True
+    listed = (await client.get("/v1/comparisons", params={"limit": 1})).json()
+    assert [one["id"] for one in listed["data"]] == [found["id"]]
+    assert listed["data"][0]["arms"] == [arm["name"] for arm in ARMS]
+    kept = (await client.get(f"/v1/comparisons/{found['id']}")).json()
+    request = kept.pop("request")
+    assert kept == found
+    assert texts(await ask(client, **{name: request[name] for name in ("arms", "messages", "seed")})) == texts(found)
+    export = await client.get(f"/v1/comparisons/{found['id']}/export")
+    lines = [json.loads(line) for line in export.text.splitlines()]
+    assert [(line["arm"], line["index"]) for line in lines] == [(arm["name"], i) for arm in ARMS for i in range(2)]
+    assert lines[3]["metrics"] == by_name(found)["steered"][1]["metrics"]
+    deleted = await client.delete(f"/v1/comparisons/{found['id']}")
+    assert deleted.json() == {"id": found["id"], "object": "comparison", "deleted": True}
+    for method, path in (("GET", ""), ("GET", "/export"), ("DELETE", "")):
+        response = await client.request(method, f"/v1/comparisons/{found['id']}{path}")
+        assert (response.status_code, response.json()["error"]["code"]) == (404, "comparison_not_found")
+
+
+async def test_what_is_not_to_be_kept_is_not(client: httpx.AsyncClient) -> None:
+    found = await ask(client, store=False)
+    assert found["kept"] is False
+    assert (await client.get(f"/v1/comparisons/{found['id']}")).status_code == 404
+
+
+async def test_a_comparison_that_cannot_be_kept_is_answered_all_the_same(
+    client: httpx.AsyncClient, runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from steerserve.compare.store import ComparisonStore
+
+    blocked = runtime.settings.dictionary_dirs[0] / "blocked"
+    blocked.write_text("a file where a folder would be")
+    monkeypatch.setattr(runtime, "comparisons", ComparisonStore(blocked / "below"))
+    assert (await ask(client))["kept"] is False
+
+
+async def test_deleting_takes_an_admin(app: FastAPI) -> None:
+    async with client_of(app, address="10.0.0.9") as stranger:
+        assert (await stranger.get("/v1/comparisons")).status_code == 200
+        response = await stranger.delete("/v1/comparisons/cmp-none")
+    assert response.status_code == 403
+
+
+def test_the_document_describes_requests_answers_and_events(app: FastAPI) -> None:
+    schemas = app.openapi()["components"]["schemas"]
+    assert {"ComparisonRequest", "ArmRequest", "Comparison", "SampleMetrics", "ArmDelta", "ArmDone"} <= schemas.keys()
+    assert schemas["ArmRequest"]["additionalProperties"] is False
