@@ -30,6 +30,7 @@ from steerserve.model.hooked_parts import Placement, Turns, place_parts
 from steerserve.model.lens import LensModel
 from steerserve.model.packed import num_weights
 from steerserve.model.tokenizer import Tokenizer
+from steerserve.model.weights import first_line
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -218,11 +219,15 @@ def load_hooked_lens(
         files.path, eos_ids, max_vocab=model.cfg.d_vocab, trust_remote_code=files.trust_remote_code
     )
     ids = torch.arange(_NUM_TOKENS, device=device)[None] % model.cfg.d_vocab
-    expected = model(ids)
-    place_parts(model)
-    model.tokenizer = tokenizer.hf
-    lens = HookedLens(files.id, model, _points(model), tokenizer)
-    _check_parts(lens, ids, expected)
+    try:
+        expected = model(ids)
+        place_parts(model)
+        model.tokenizer = tokenizer.hf
+        lens = HookedLens(files.id, model, _points(model), tokenizer)
+        _check_parts(lens, ids, expected)
+    except (RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:
+        message = f"{files.id} cannot compute as a HookedTransformer: {first_line(error)}"
+        raise ModelSourceError(message) from error
     return HookedLens(files.id, model, working_points(_points(model), lens.forward), tokenizer)
 
 

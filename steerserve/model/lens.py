@@ -1,7 +1,6 @@
-"""The served model and its hook points by name: what every backend offers, and the usual one.
+"""The served model and its hook points by name: what every backend offers, and the choice of one.
 
-That is a TransformerLens bridge whose blocks run transformers' own code. The other, a HookedTransformer, is in
-`hooked_lens`.
+`bridge_lens` runs transformers' own blocks, which is the usual way; `hooked_lens` runs a HookedTransformer.
 """
 
 from __future__ import annotations
@@ -13,29 +12,21 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from transformer_lens.model_bridge.generalized_components import OpaqueBlockBridge
-from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module
 from transformer_lens.supported_models import MODEL_ALIASES
-from transformers import DynamicCache
 from transformers.utils import logging as transformers_logging
 
-from steerserve.core.errors import ModelSourceError
-from steerserve.model.fitness import check_kind, check_layers, check_memory, free_bytes
-from steerserve.model.hook_check import working_points
+from steerserve.model.fitness import free_bytes
 from steerserve.model.hook_names import describe_hook_names
-from steerserve.model.hook_points import find_points, inner_sources
-from steerserve.model.packed import can_pack, num_weights, pack_linears, wrap_activations
-from steerserve.model.resume import find_skips, skipping
+from steerserve.model.packed import num_weights
 from steerserve.model.source import is_hooked_folder
 from steerserve.model.tokenizer import Tokenizer
 from steerserve.model.unembedding import find_unembedding
-from steerserve.model.weights import eos_ids, first_line, load_config, load_weights, pick_device, pick_dtype
+from steerserve.model.weights import pick_device, pick_dtype
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from jaxtyping import Float, Int
-    from transformer_lens.model_bridge import TransformerBridge
     from transformers import Cache
 
     from steerserve.core.config import Backend
@@ -201,88 +192,6 @@ class LensModel(ABC):
         return found
 
 
-class BridgeLens(LensModel):
-    """A bridge of TransformerLens whose blocks are transformers' own."""
-
-    def __init__(
-        self,
-        model_id: str,
-        hf_model: nn.Module,
-        bridge: TransformerBridge,
-        points: Mapping[str, Point],
-        tokenizer: Tokenizer,
-    ) -> None:
-        """Keep the parts; `load_lens` builds them."""
-        self.id = model_id
-        self.hf_model = hf_model
-        self.bridge = bridge
-        self.tokenizer = tokenizer
-        config: Any = hf_model.config
-        text_config = config.get_text_config()
-        self.num_layers: int = text_config.num_hidden_layers
-        self.d_model: int = text_config.hidden_size
-        self.vocab_size: int = text_config.vocab_size
-        self.max_context: int = getattr(text_config, "max_position_embeddings", None) or 1 << 20
-        self.layer_types: tuple[str, ...] = tuple(dict.fromkeys(getattr(text_config, "layer_types", None) or ()))
-        self.takes_additive_mask: bool = config._attn_implementation == "eager"  # noqa: SLF001 no public reader
-        self.sliding_window: int | None = getattr(text_config, "sliding_window", None)
-        first = next(hf_model.parameters())
-        self.device: torch.device = first.device
-        self.dtype: torch.dtype = first.dtype
-        self._points = points
-        self._skips: dict[str, Mapping[nn.Module, Callable[..., Any]]] = {}
-        self.readable: tuple[str, ...] = tuple(points)
-        self.hook_names: tuple[str, ...] = tuple(name for name in points if not points[name].is_read_only)
-
-    @property
-    def weights(self) -> nn.Module:
-        """The module that holds the weights."""
-        return self.hf_model
-
-    @property
-    def cache_bytes_per_token(self) -> int:
-        """Size of one token's keys and values in all layers."""
-        whole: Any = self.hf_model.config
-        config = whole.get_text_config()
-        num_heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-        d_head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        return int(2 * self.num_layers * num_heads * d_head * self.dtype.itemsize)
-
-    def forward(self, ids: Int[Tensor, "rows pos"], **kwargs: Any) -> Float[Tensor, "rows kept vocab"]:  # noqa: ANN401 transformers' own
-        """Return the logits; keyword arguments are those of the transformers model."""
-        logits: Tensor = self.hf_model(input_ids=ids, **kwargs).logits
-        return logits
-
-    def run_from(
-        self,
-        hook_name: str,
-        value: Float[Tensor, "rows pos width"],
-        ids: Int[Tensor, "rows pos"],
-        **kwargs: Any,  # noqa: ANN401 transformers' own
-    ) -> Float[Tensor, "rows kept vocab"]:
-        """Return the logits of whole rows, without padding or cache, with `value` at a hook point.
-
-        Blocks before a `hook_resid_pre` or `hook_resid_post` are not computed where the architecture allows it; it is
-        tried at the first use of each hook point. Elsewhere the whole model runs, with the value put in its place.
-
-        Raises:
-            KeyError: the model has no such hook point.
-        """
-        if hook_name not in self._skips:
-            self._skips[hook_name] = find_skips(self, hook_name)
-        # Some blocks add to the stream in place, so they get a copy.
-        with self.hooked(hook_name, lambda _: value.to(self.dtype, copy=True)), skipping(self._skips[hook_name]):
-            return self.forward(ids, use_cache=False, **kwargs)
-
-    def new_cache(self) -> Cache:
-        """Return an empty cache that grows, for `read`."""
-        return DynamicCache(config=self.hf_model.config)
-
-    def _final(self) -> tuple[nn.Module | None, nn.Module]:
-        norm = getattr(self.bridge, "ln_final", None)
-        return getattr(norm, "original_component", None), self.bridge.unembed.original_component
-
-
 def load_lens(
     files: ModelFiles,
     *,
@@ -306,60 +215,17 @@ def load_lens(
     target = pick_device(device)
     kind = pick_dtype(dtype, target)
     transformers_logging.disable_progress_bar()
+    # Both build on this module.
     if backend == "hooked_transformer" or is_hooked_folder(files.path):
-        from steerserve.model.hooked_lens import load_hooked_lens  # noqa: PLC0415 it builds on this module
+        from steerserve.model.hooked_lens import load_hooked_lens  # noqa: PLC0415
 
         return load_hooked_lens(files, target, kind, process_weights=process_weights)
-    return _load_bridge(files, target, kind)
+    from steerserve.model.bridge_lens import load_bridge_lens  # noqa: PLC0415
 
-
-def _load_bridge(files: ModelFiles, target: torch.device, kind: torch.dtype) -> BridgeLens:
-    config = load_config(files)
-    check_kind(files, config)
-    check_layers(config)
-    check_memory(files.path, config, target, kind)
-    hf_model = load_weights(files, kind)
-    attention = hf_model.config._attn_implementation  # noqa: SLF001 transformers has no public reader
-    hf_model = hf_model.eval().requires_grad_(requires_grad=False).to(target)
-    if can_pack(target, kind):
-        pack_linears(hf_model)
-        wrap_activations(hf_model)
-    bridge, points = _build_bridge(files, hf_model)
-    # Some adapters switch to eager attention for hook points inside it, which ours do not have.
-    hf_model.set_attn_implementation(attention)
-    tokenizer = Tokenizer.load(
-        files.path,
-        eos_ids(hf_model),
-        max_vocab=hf_model.config.get_text_config().vocab_size,
-        trust_remote_code=files.trust_remote_code,
-    )
-    bridge.tokenizer = tokenizer.hf
-    points = working_points(points, lambda ids: hf_model(input_ids=ids.to(target), use_cache=False))
-    return BridgeLens(files.id, hf_model, bridge, points, tokenizer)
+    return load_bridge_lens(files, target, kind)
 
 
 def official_name(name: str) -> str:
     """Return a hub's name of a model for the one that TransformerLens uses, such as gpt2 for gpt2-small."""
     wanted = name.lower()
     return next((official for official, aliases in MODEL_ALIASES.items() if wanted in map(str.lower, aliases)), name)
-
-
-def _build_bridge(files: ModelFiles, hf_model: Any) -> tuple[TransformerBridge, dict[str, Point]]:  # noqa: ANN401
-    """Build the bridge with opaque blocks, and find what the adapter's own blocks would have hooked."""
-    replaced: list[Any] = []
-
-    def opaque(adapter: Any) -> None:  # noqa: ANN401
-        blocks = adapter.component_mapping["blocks"]
-        replaced.append(blocks)
-        adapter.component_mapping["blocks"] = OpaqueBlockBridge(name=blocks.name)
-
-    architecture = type(hf_model).__name__
-    try:
-        bridge = build_bridge_from_module(
-            hf_model, architecture, hf_config=hf_model.config, model_name=files.id, post_adapter_hook=opaque
-        )
-    except (ValueError, KeyError, AttributeError, NotImplementedError) as error:
-        message = f"TransformerLens does not support the architecture {architecture} of {files.id}: {first_line(error)}"
-        raise ModelSourceError(message) from error
-    d_model = hf_model.config.get_text_config().hidden_size
-    return bridge, find_points(bridge.hook_dict, bridge.blocks, inner_sources(replaced[0]), d_model)

@@ -19,7 +19,7 @@ from steerserve.model.hook_names import RESID_POST, RESID_PRE
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
-    from steerserve.model.lens import BridgeLens
+    from steerserve.model.bridge_lens import BridgeLens
 
     Forward = Callable[..., Any]
 

@@ -13,12 +13,14 @@ from safetensors.torch import load_file, save_file
 from transformer_lens import HookedTransformer
 
 from steerserve.core.errors import ModelSourceError
+from steerserve.model.bridge_lens import BridgeLens
 from steerserve.model.hook_names import HOOK_Z, LN2_NORMALIZED, MLP_OUT, READ_KINDS, RESID_POST, RESID_PRE
 from steerserve.model.hooked_lens import HookedLens
 from steerserve.model.kv_cache import SlotCache
-from steerserve.model.lens import BridgeLens, load_lens
+from steerserve.model.lens import load_lens
 from steerserve.model.names import model_names
 from steerserve.model.source import fetch_model
+from tests.model.architectures import GROUPED, SERVED, write_model
 from tests.model.hooked import SHAPES, hooked_folder, hooked_model
 from tests.tiny import CONTEXT, D_MODEL, VOCAB_SIZE, tiny_gpt2_folder, tiny_llama_folder
 
@@ -31,6 +33,12 @@ if TYPE_CHECKING:
     from steerserve.model.lens import LensModel
 
 Both = tuple[HookedLens, HookedTransformer]
+FAMILIES = {name: SERVED[name] for name in ("Mistral", "Qwen2", "Qwen3", "Phi3", "OPT")} | {
+    "GPTNeoX": {"rotary_pct": 0.5},
+    "GPTJ": {"n_layer": 2, "n_head": 4, "n_embd": 48, "rotary_dim": 8},
+    "Bloom": {"n_layer": 2, "n_head": 4},
+    "Mixtral": GROUPED | {"num_local_experts": 4},
+}
 LENGTHS = (37, 3, 18)
 CHUNK = 7
 NUM_STEPS = 5
@@ -190,6 +198,20 @@ def test_a_transformers_model_gives_the_bridges_probabilities(
     stream = lens.read(ids, [f"blocks.1.{RESID_POST}"])[f"blocks.1.{RESID_POST}"]
     is_centred = bool(stream.mean(dim=-1).abs().max() < 1e-5)
     assert is_centred == (process_weights and write is tiny_gpt2_folder)  # only LayerNorm lets a mean go
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@torch.inference_mode()
+def test_families_of_models_give_the_bridges_probabilities(name: str, tmp_path: Path) -> None:
+    files = write_model(name, FAMILIES[name], tmp_path, std=0.15)
+    ids = some_ids(2, 20)
+    expected = load_lens(files, device="cpu").forward(ids).log_softmax(-1)
+    torch.testing.assert_close(load(files.path).forward(ids).log_softmax(-1), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_a_family_that_transformer_lens_does_not_know_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelSourceError, match="FalconForCausalLM is not currently supported"):
+        load(write_model("Falcon", SERVED["Falcon"], tmp_path).path)
 
 
 def test_a_folder_that_only_it_can_read_needs_no_setting(tmp_path: Path) -> None:
