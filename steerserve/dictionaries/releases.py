@@ -7,6 +7,7 @@ import difflib
 import hashlib
 from typing import TYPE_CHECKING
 
+import sae_lens
 from sae_lens import SAE
 from sae_lens.loading.pretrained_sae_loaders import get_conversion_loader_name, load_sae_config_from_huggingface
 from sae_lens.loading.pretrained_saes_directory import get_pretrained_saes_directory
@@ -64,7 +65,9 @@ def read_release(name: str, source: str, room: Room) -> StoredDictionary:
         raise refusal(source, reason)
     with hub_refusals(source, repo), progress_line(f"Fetching {source}"):
         try:
-            config = read_config(load_sae_config_from_huggingface(release, sae_id), source)
+            # In the present form already, without saying so: read as an older one it would lose its metadata.
+            present = {**load_sae_config_from_huggingface(release, sae_id), "sae_lens_version": sae_lens.__version__}
+            config = read_config(present, source)
             num_values = (config["d_in"] + config.get("d_out", config["d_in"])) * config["d_sae"]
             room.check(source, num_values, 2 * _FLOAT32_BYTES * num_values)
             sae = SAE.from_pretrained(release, sae_id, device="cpu", dtype="float32")

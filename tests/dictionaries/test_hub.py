@@ -13,13 +13,17 @@ from typing import TYPE_CHECKING
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
+from steerserve.dictionaries.loader import DictionaryLoader
+from steerserve.model.norms import measure_norms
 from tests.model.hub_stub import watched_hub
 from tests.tiny import D_MODEL, tiny_sae_folder
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from steerserve.runtime import Runtime
 
 REPO = "somebody/dictionaries"
 RELEASE, RELEASE_REPO, SAE_ID = "gpt2-small-res-jb", "jbloom/GPT2-Small-SAEs-Reformatted", "blocks.8.hook_resid_pre"
@@ -189,6 +193,33 @@ def test_a_release_is_loaded_as_saelens_does_and_its_norms_are_folded(release: P
     assert metadata["model_name"] == "gpt2-small"
     assert metadata["hook_name"] == "blocks.0.hook_resid_pre"
     assert metadata["model_from_pretrained_kwargs"] == {"center_writing_weights": True}
+
+
+def test_a_transcoder_of_a_release_is_pulled_with_both_its_hook_points(llama: Runtime, tmp_path: Path) -> None:
+    repo, name = "mwhanna/qwen3-0.6b-transcoders-lowl0", "mwhanna-qwen3-0.6b-transcoders-lowl0/layer_1"
+    folder = tmp_path / "release"
+    folder.mkdir()
+    described = {"d_model": D_MODEL, "d_feature": 64, "batch_size": 128}
+    lines = [f"{key}:\n  value: {value}\n" for key, value in described.items()]
+    (folder / "wandb-config.yaml").write_text("".join(lines), encoding="utf-8")
+    (folder / "config.yaml").write_text("model_name: Qwen/Qwen3-0.6B\n", encoding="utf-8")
+    generator = torch.Generator().manual_seed(1)
+    shapes = {"W_enc": (64, D_MODEL), "b_enc": (64,), "W_dec": (64, D_MODEL), "b_dec": (D_MODEL,)}
+    weights = {key: torch.randn(shape, generator=generator) for key, shape in shapes.items()}
+    save_file(weights, folder / "layer_1.safetensors")
+    with watched_hub(repo, folder) as hub:
+        done = steerserve("pull", f"sae_lens:{name}", endpoint=hub.endpoint, home=tmp_path)
+    assert done.returncode == 0, done.stderr
+
+    pulled = next((tmp_path / "dictionaries").iterdir())
+    norms = measure_norms(llama.lens)
+    loader = DictionaryLoader(llama.lens, ("tiny",), norms, (pulled.parent,), max_bytes=1 << 20)
+    found = loader.load("one", f"path:{pulled}", force=True)
+    assert (found.read_hook_name, found.hook_name) == ("blocks.1.mlp.hook_in", "blocks.1.hook_mlp_out")
+    x = torch.randn(9, D_MODEL, generator=generator)
+    hidden_pre = x @ weights["W_enc"].T + weights["b_enc"]
+    wanted = hidden_pre.clamp(min=0) @ weights["W_dec"] + weights["b_dec"]
+    torch.testing.assert_close(found.decode(x, found.encode(x)), wanted, atol=1e-3, rtol=1e-4)
 
 
 UNLOADABLE = {
