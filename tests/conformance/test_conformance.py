@@ -47,7 +47,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Runtime, 
     folder = model_folder(root / "tiny")
     values = {
         "model": {"source": str(folder), "device": "cpu"},
-        "dictionary_dirs": [str(root)],
+        "dictionary_dirs": [str(tmp_path_factory.getbasetemp())],
         "cache_dir": str(root / "cache"),
         "engine": {"slots": 8, "context": 64, "prefill_chunk": 8, "queue": 64, "threads": 1},
     }
@@ -75,13 +75,12 @@ def test_edits_equal_saelens_splice(
     served: tuple[Runtime, Any],
     sizes: dict[str, float],
     measured: dict[Cell, float],
-    tmp_path_factory: pytest.TempPathFactory,
+    tmp_path: Path,
 ) -> None:
     runtime, model = served
-    root = tmp_path_factory.getbasetemp() / "conformance0" / "dictionaries" / str(cell)
     is_scaled = cell.config.get("normalize_activations") in {"layer_norm", "constant_norm_rescale"}
     folder = write_random(
-        root,
+        tmp_path / "one",
         cell.architecture,
         cell.hook_name,
         d_in=runtime.lens.width(cell.hook_name),
