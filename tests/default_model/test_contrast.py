@@ -29,8 +29,8 @@ PROMPTS = (
     "What should I do tomorrow?",
 )
 NUM_SAMPLES = 2
-ROMANCE = """le la les l de des du et est un une que qui dans pour avec sur je tu il elle nous vous ils ne pas au ce se en
-mon ma mes son sa ses el los las del y es con para por su no mi"""
+ROMANCE = """le la les l de des du et est un une que qui dans pour avec sur je tu il elle nous vous ils ne pas au ce se
+en mon ma mes son sa ses el los las del y es con para por su no mi"""
 CHATTY = "i you it it's i'm i'll i've you're hey yeah so just like really gonna wanna ok okay"
 
 
