@@ -13,6 +13,7 @@ from steerserve.compare.arms import Arm, EditedFeatures, edited_features
 from steerserve.compare.control import NamedArm, control_sources, control_steering, controlled
 from steerserve.core.errors import InvalidRequestError, ModelNotFoundError
 from steerserve.engine.request import GenerationRequest
+from steerserve.features.reading import text_ids
 from steerserve.server.prepare import Asked, asked_for, chat_prompt, check_context, check_served, choice_limit
 from steerserve.server.sampling import sampling_params
 
@@ -94,7 +95,7 @@ async def prepare_comparison(runtime: Runtime, body: ComparisonRequest) -> Prepa
         num_samples=body.n,
         requests=tuple(requests),
         edited=tuple(edited_features(one.steering for one in asked)),
-        empty_ids=await _empty_prompt(runtime, add_generation_prompt=body.add_generation_prompt),
+        empty_ids=await _empty_prompt(runtime, body, prompts[0]) if body.metrics else (),
     )
 
 
@@ -160,7 +161,13 @@ def _with_system(messages: Sequence[dict[str, str]], system: str) -> list[dict[s
     return [{"role": "system", "content": system}, *messages[1 if has_one else 0 :]]
 
 
-async def _empty_prompt(runtime: Runtime, *, add_generation_prompt: bool) -> tuple[int, ...]:
-    """Return the model's template around a user's message without text."""
+async def _empty_prompt(runtime: Runtime, body: ComparisonRequest, prompt_ids: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the model's template around a user's message without text; where it takes none, what texts begin with.
+
+    A text must follow something, so that is the last token of `prompt_ids` for a model without a BOS.
+    """
     nothing = [{"role": "user", "content": ""}]
-    return await chat_prompt(runtime, nothing, Asked(None), add_generation_prompt=add_generation_prompt)
+    try:
+        return await chat_prompt(runtime, nothing, Asked(None), add_generation_prompt=body.add_generation_prompt)
+    except InvalidRequestError:
+        return text_ids(runtime.tokenizer, "") or prompt_ids[-1:]

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+import random
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from steerserve.engine.sampling import Choice, choose
+from steerserve.presets.library import PresetLibrary
+from steerserve.server.schemas.compare import ArmRequest
 from tests.server.asking import CHAT, chat, client_of
+from tests.server.test_malformed import any_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from pathlib import Path
 
     import httpx
     from fastapi import FastAPI
@@ -181,6 +186,49 @@ async def test_a_prompt_is_computed_once_for_the_arms_that_leave_it_alone(
 async def test_without_metrics_nothing_is_measured(client: httpx.AsyncClient) -> None:
     found = await ask(client, metrics=False)
     assert all("metrics" not in sample for arm in found["arms"] for sample in arm["samples"])
+
+
+async def test_a_text_without_a_token_has_no_averages(client: httpx.AsyncClient) -> None:
+    found = by_name(await ask(client, logit_bias={"257": 100}))
+    for name in ("baseline", "steered"):
+        [metrics, _] = [sample["metrics"] for sample in found[name]]
+        assert [metrics[key] for key in ("surprise", "relevance", "first_divergence")] == [None, None, None]
+        assert metrics["features"] == {"res0": {"3": None}}
+        assert (metrics["repetition"], metrics["distinct_2"], metrics["side_effects"]) == (0.0, 1.0, [])
+    assert found["baseline"][0]["metrics"]["kl"] == 0.0
+    assert found["steered"][0]["metrics"]["kl"] is None
+    assert (found["steered"][0]["text"], found["steered"][0]["finish_reason"]) == ("", "stop")
+
+
+async def test_a_preset_gives_an_arm_what_it_gives_a_chat_request(
+    client: httpx.AsyncClient, runtime: Runtime, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = "name: odd\nsystem: Speak of bridges.\nedits: [{feature: 5, scale: 3.0}]\nsampling: {temperature: 0.5}\n"
+    (tmp_path / "odd.yaml").write_text(text, encoding="utf-8")
+    monkeypatch.setattr(runtime, "presets", PresetLibrary(tmp_path))
+    arms = [{"name": "model", "model": "tiny@odd"}, {"name": "named", "steering": "odd"}]
+    found = await ask(client, arms=[*arms, {"name": "control", "control_of": "named"}], temperature=None)
+    body = chat(model="tiny@odd", n=2, seed=11, max_tokens=10, temperature=None)
+    answer = (await client.post(CHAT, json=body)).json()
+    assert texts(found)["model"] == texts(found)["named"]
+    assert texts(found)["model"] == [choice["message"]["content"] for choice in answer["choices"]]
+    prompts = {name: samples[0]["usage"]["prompt_tokens"] for name, samples in by_name(found).items()}
+    assert set(prompts.values()) == {answer["usage"]["prompt_tokens"]}
+    assert by_name(found)["control"][0]["steering"]["edits"][0]["preset"] == "odd"
+
+
+async def test_no_arms_are_answered_with_a_5xx(client: httpx.AsyncClient) -> None:
+    source = random.Random(3)
+    statuses = set()
+    for _ in range(100):
+        arm = {"name": "b"} | {source.choice([*ArmRequest.model_fields, "x"]): any_json(source) for _ in range(2)}
+        arms: object = any_json(source) if source.random() < 0.2 else [{"name": "a"}, arm]
+        body = compare(arms=arms, n=1, max_tokens=2, stream=source.random() < 0.2)
+        response = await client.post(COMPARE, json=body)
+        assert response.status_code in {200, 400, 404}, body
+        assert "event: error" not in response.text, body
+        statuses.add(response.status_code)
+    assert {200, 400} <= statuses
 
 
 async def test_a_stream_says_the_same_in_named_events(client: httpx.AsyncClient) -> None:

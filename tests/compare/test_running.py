@@ -1,0 +1,94 @@
+"""Scoring one text after the other, whoever waits for the engine, leaves or stops meanwhile."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import CancelledError, Future
+from typing import TYPE_CHECKING
+
+import pytest
+
+from steerserve.compare.arms import Arm
+from steerserve.compare.running import ScoringLine
+from steerserve.compare.scoring import Scorer
+from steerserve.core.errors import QueueFullError, UnavailableError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from steerserve.compare.metrics import Reading
+    from steerserve.runtime import Runtime
+
+    Call = Callable[[], Reading | None]
+
+PROMPT, TEXT = (65, 66, 67), (68, 69, 70, 71)
+
+
+def scorer_of(runtime: Runtime) -> Scorer:
+    return Scorer(runtime.lens, runtime.engine.runner.median_norms, [], (65,))
+
+
+@pytest.fixture
+def arm() -> Arm:
+    return Arm("arm", PROMPT)
+
+
+def test_a_line_that_is_full_for_a_moment_is_waited_for(llama: Runtime, arm: Arm) -> None:
+    num_refused = 0
+
+    def refuse_twice(call: Call) -> Future[Reading | None]:
+        nonlocal num_refused
+        if num_refused < 2:
+            num_refused += 1
+            raise QueueFullError("others read")
+        return llama.engine.run_exclusive(call)
+
+    line = ScoringLine(refuse_twice)
+    expected = llama.scoring.submit(scorer_of(llama), arm, TEXT, lambda: True).result(timeout=60)
+    assert line.submit(scorer_of(llama), arm, TEXT, lambda: True).result(timeout=60) == expected
+    assert num_refused == 2
+    line.stop()
+
+
+def test_what_nobody_wants_is_not_scored(llama: Runtime, arm: Arm) -> None:
+    line = ScoringLine(llama.engine.run_exclusive)
+    with pytest.raises(CancelledError):
+        line.submit(scorer_of(llama), arm, TEXT, lambda: False).result(timeout=60)
+    line.stop()
+
+
+def test_the_prompts_of_one_comparison_alone_are_in_memory(llama: Runtime, arm: Arm) -> None:
+    line = ScoringLine(llama.engine.run_exclusive)
+    first, second = scorer_of(llama), scorer_of(llama)
+    for scorer in (first, second):
+        line.submit(scorer, arm, TEXT, lambda: True).result(timeout=60)
+        assert scorer._courses
+    assert not first._courses
+    line.release(second)
+    line._queue(lambda: None).result(timeout=60)
+    assert not second._courses
+    line.stop()
+
+
+def test_a_line_that_has_stopped_says_so(llama: Runtime, arm: Arm) -> None:
+    is_held, may_go_on = threading.Event(), threading.Event()
+
+    def hold(_: Call) -> Future[Reading | None]:
+        is_held.set()
+        assert may_go_on.wait(timeout=60)
+        raise UnavailableError("The server is stopping.")
+
+    line = ScoringLine(hold)
+    running, waiting = (line.submit(scorer_of(llama), arm, TEXT, lambda: True) for _ in range(2))
+    assert is_held.wait(timeout=60)
+    stopping = threading.Thread(target=line.stop)
+    stopping.start()
+    may_go_on.set()
+    stopping.join(timeout=60)
+    with pytest.raises(UnavailableError):
+        running.result(timeout=60)
+    assert waiting.cancelled() or isinstance(waiting.exception(), UnavailableError)
+    with pytest.raises(UnavailableError):
+        line.submit(scorer_of(llama), arm, TEXT, lambda: True)
+    line.release(scorer_of(llama))
+    line.stop()
