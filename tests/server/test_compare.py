@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from steerserve.engine.request import GenerationRequest, SamplingParams
 from steerserve.engine.sampling import Choice, choose
 from steerserve.presets.library import PresetLibrary
+from steerserve.server.app import create_app
 from steerserve.server.schemas.compare import ArmRequest
 from tests.server.asking import CHAT, chat, client_of
 from tests.server.test_malformed import any_json
@@ -157,8 +159,6 @@ async def test_an_arms_system_prompt_stands_in_place_of_the_conversations(client
 async def test_a_comparison_larger_than_the_slots_gives_the_same(
     client: httpx.AsyncClient, build: Callable[..., Runtime]
 ) -> None:
-    from steerserve.server.app import create_app
-
     small = build(engine={"slots": 1, "queue": 64})
     with small:
         async with client_of(create_app(small)) as other:
@@ -360,6 +360,18 @@ async def test_a_comparison_that_cannot_be_kept_is_answered_all_the_same(
     blocked.write_text("a file where a folder would be")
     monkeypatch.setattr(runtime, "comparisons", ComparisonStore(blocked / "below"))
     assert (await ask(client))["kept"] is False
+
+
+async def test_all_samples_are_queued_or_none(build: Callable[..., Runtime], monkeypatch: pytest.MonkeyPatch) -> None:
+    small = build(engine={"slots": 1, "queue": 3})
+    # Its engine is not started, so that what is submitted stays where it is.
+    monkeypatch.setattr(type(small), "state", "ready")
+    small.engine.submit([GenerationRequest("waits", (1,), SamplingParams(max_tokens=1))])
+    async with client_of(create_app(small)) as client:
+        response = await client.post(COMPARE, json=compare(n=1))
+    assert response.status_code == 503
+    assert int(response.headers["retry-after"]) >= 1
+    assert small.stats().num_waiting == 1
 
 
 async def test_deleting_takes_an_admin(app: FastAPI) -> None:
