@@ -38,9 +38,14 @@ def read_text_sets(
 
     Raises:
         ContextLengthError: a text is longer than the model reads.
-        InvalidRequestError: they are too long together.
+        InvalidRequestError: one has no token, or one that the model does not know, or they are too long together.
     """
     rows = tuple(text_ids(tokenizer, text) for text in (*positive, *negative))
+    for place, row in enumerate(rows):
+        if not row or max(row) >= tokenizer.vocab_size:
+            param = _param(place, len(positive))
+            message = f"{param} has no token, or one that the tokenizer knows and the model does not."
+            raise InvalidRequestError(message, param=param)
     too_long = next((place for place, row in enumerate(rows) if len(row) > max_context), None)
     if too_long is not None:
         param = _param(too_long, len(positive))

@@ -20,9 +20,10 @@ from steerserve.features.reading import text_ids
 from steerserve.features.records import Calibration
 from steerserve.features.separation import Candidate
 from steerserve.features.text_sets import MAX_TOKENS, TextSets, read_text_sets
+from steerserve.model.tokenizer import Tokenizer
 from tests.conftest import SINK
 from tests.engine.harness import ask, read
-from tests.tiny import HOOK_NAME
+from tests.tiny import HOOK_NAME, byte_tokenizer
 
 if TYPE_CHECKING:
     from steerserve.dictionaries.dictionary import Dictionary
@@ -148,6 +149,20 @@ def test_texts_that_are_too_long_are_named(llama: Runtime) -> None:
     assert caught.value.param == "positive[1]"
     with pytest.raises(InvalidRequestError, match=f"at most {MAX_TOKENS}"):
         sets_of(llama, ["b" * 127] * 300, ["d"])
+
+
+@pytest.mark.parametrize(("text", "bos"), [("a\x85b", "a"), ("", None)])
+def test_texts_that_the_model_has_no_tokens_for_are_named(text: str, bos: str | None) -> None:
+    hf = byte_tokenizer()
+    hf.bos_token = bos
+    # The model was cut off below the second byte of the first text.
+    tokenizer = Tokenizer(hf, frozenset(), max_vocab=128)
+    for place, param in enumerate(("positive[1]", "negative[1]")):
+        positive, negative = sets = [["a", "b"], ["c", "d"]]
+        sets[place][1] = text
+        with pytest.raises(InvalidRequestError, match="has no token") as caught:
+            read_text_sets(tokenizer, positive, negative, 100)
+        assert caught.value.param == param
 
 
 @pytest.mark.parametrize("pooling", ["mean", "last"])

@@ -11,11 +11,14 @@ import torch
 from steerserve.features.examples import FORMAL_SLANGY
 from steerserve.features.reading import text_ids
 from steerserve.features.records import Calibration, Label
+from steerserve.server.app import create_app
+from tests.conformance.random_dictionaries import write_random
 from tests.server.asking import CHAT, chat, client_of
-from tests.tiny import HOOK_NAME, IM_START_ID
+from tests.tiny import D_MODEL, HOOK_NAME, IM_START_ID
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     import httpx
 
@@ -57,6 +60,35 @@ async def test_an_inspection_gives_every_token_and_the_whole(client: httpx.Async
     strongest = found["strongest"]["res0"]
     assert [one["activation"] for one in strongest] == pytest.approx(acts[1:].amax(0).topk(3).values.tolist(), rel=1e-4)
     assert all(one["token"] == found["tokens"][one["position"]]["token"] for one in strongest)
+
+
+async def test_a_transcoder_is_inspected_beside_another_dictionary(
+    build: Callable[..., Runtime], tmp_path: Path
+) -> None:
+    runtime = build()
+    runtime.start()
+    folder = write_random(
+        runtime.settings.dictionary_dirs[0] / tmp_path.name / "code",
+        "jumprelu_skip_transcoder",
+        "blocks.1.ln2.hook_normalized",
+        d_in=D_MODEL,
+        d_out=D_MODEL,
+        hook_name_out="blocks.1.hook_mlp_out",
+    )
+    async with client_of(create_app(runtime)) as client:
+        (await client.post("/admin/dictionaries", json={"id": "code", "source": f"path:{folder}"})).raise_for_status()
+        body = {"text": "A bridge.", "dictionaries": ["code", "res0"], "top": 2, "watch": [5]}
+        found = (await client.post(INSPECT, json=body)).raise_for_status().json()
+    assert set(found["strongest"]) == {"code", "res0"}
+    [dictionary] = [one for one in runtime.dictionaries() if one.id == "code"]
+    ids = torch.tensor([text_ids(runtime.tokenizer, "A bridge.")])
+
+    def encode() -> torch.Tensor:
+        return dictionary.encode(runtime.lens.read(ids, dictionary.hook_names)[dictionary.read_hook_name][0])
+
+    acts = runtime.engine.run_exclusive(encode).result(timeout=60)
+    for place, token in enumerate(found["tokens"][1:], start=1):
+        assert token["dictionaries"]["code"]["watch"] == pytest.approx([float(acts[place, 5])], rel=1e-4, abs=1e-5)
 
 
 async def test_a_conversation_is_inspected_in_the_models_template(client: httpx.AsyncClient) -> None:
@@ -175,8 +207,6 @@ async def test_a_contrast_is_refused(client: httpx.AsyncClient, changed: dict[st
 
 
 async def test_nothing_is_read_while_the_server_is_not_ready(build: Callable[..., Runtime]) -> None:
-    from steerserve.server.app import create_app
-
     async with client_of(create_app(build())) as client:
         for route, body in ((INSPECT, {"text": "a"}), (CONTRAST, SETS), ("/v1/vectors", {"name": "a", **SETS})):
             assert (await refusal(client, route, body, 503))["code"] == "service_unavailable"

@@ -63,7 +63,7 @@ async def inspect_text(
         for inspection in found:
             inspection.take(span)
 
-    hook_names = {one.hook_name for one in dictionaries}
+    hook_names = {name for one in dictionaries for name in one.hook_names}
     await unless_disconnected(request, read_all(runtime.engine, pieces_of(runtime.lens, [ids], hook_names, take)))
     answer = await asyncio.to_thread(_inspection, runtime, ids, found)
     return Response(answer, media_type="application/json")
