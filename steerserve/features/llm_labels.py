@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 NUM_SHOWN = 10
 NUM_HELDOUT = 5
 """Windows of the feature, and as many of others, that the label is scored on."""
+_PAGE = 500
+"""Features that are asked for at once where all that are live are wanted."""
 _MAX_LABEL_CHARS = 80
 _MAX_LABEL_TOKENS, _MAX_CHOICE_TOKENS = 40, 60
 _LEAST_SHARE = 0.3
@@ -84,7 +86,7 @@ async def label_features(
     """
     todo = [feature for feature in features if not _is_labelled(store, feature, endpoint.model)]
     with observer.stage("Labelling", len(todo)) as progress:
-        run = _Run(store, endpoint, progress, observer, budget_tokens, seed, num_all=max(features, default=0) + 1)
+        run = _Run(store, endpoint, progress, observer, budget_tokens, seed, live=_live(store) if todo else [])
         waiting = iter(todo)
         workers = [asyncio.create_task(run.work(waiting)) for _ in range(concurrency)]
         try:
@@ -106,12 +108,12 @@ class _Run:
         budget_tokens: int | None,
         seed: int,
         *,
-        num_all: int,
+        live: Sequence[int],
     ) -> None:
         self.num_labelled = self.num_failed = 0
         self.is_spent = False
         self._store, self._endpoint, self._progress, self._observer = store, endpoint, progress, observer
-        self._budget_tokens, self._seed, self._num_all = budget_tokens, seed, num_all
+        self._budget_tokens, self._seed, self._live = budget_tokens, seed, live
 
     async def work(self, waiting: Iterator[int]) -> None:
         """Label one feature after another."""
@@ -150,9 +152,14 @@ class _Run:
     async def _score(
         self, words: str, heldout: Sequence[Window], stored: StoredFeature, generator: random.Random
     ) -> float | None:
-        """Return the mean of the shares of active and of other windows that were told rightly."""
-        pieces = [(_plain(window, stored), True) for window in heldout]
-        pieces += [(piece, False) for piece in self._others(stored.feature, len(heldout), generator)]
+        """Return the mean of the shares of active and of other windows that were told rightly.
+
+        None where there are fewer others: whoever finds the feature everywhere must come to .5.
+        """
+        others = list(self._others(stored, len(heldout), generator))
+        if len(others) < len(heldout):
+            return None
+        pieces = [*((_plain(window, stored), True) for window in heldout), *((piece, False) for piece in others)]
         generator.shuffle(pieces)
         listed = "\n".join(f"{number}. {piece}" for number, (piece, _) in enumerate(pieces, start=1))
         answer = await self._endpoint.ask(_CHOOSING, f"Description: {words}\n\n{listed}", max_tokens=_MAX_CHOICE_TOKENS)
@@ -162,17 +169,32 @@ class _Run:
         rights: dict[bool, list[bool]] = {True: [], False: []}
         for number, (_, is_active) in enumerate(pieces, start=1):
             rights[is_active].append((number in chosen) == is_active)
-        shares = [sum(some) / len(some) for some in rights.values() if some]
-        return sum(shares) / len(shares)
+        return sum(sum(some) / len(some) for some in rights.values()) / len(rights)
 
-    def _others(self, feature: int, count: int, generator: random.Random) -> Iterator[str]:
-        """Yield windows of other features, drawn at random."""
+    def _others(self, stored: StoredFeature, count: int, generator: random.Random) -> Iterator[str]:
+        """Yield windows of as many other live features, drawn at random; none that is also one of its own."""
+        own = {window.token_ids for window in stored.harvested.windows} if stored.harvested is not None else set()
         found = 0
-        for other in generator.sample(range(self._num_all), min(self._num_all, 10 * count)):
-            stored = self._store.feature(other) if other != feature and found < count else None
-            if stored is not None and stored.harvested is not None and stored.harvested.windows:
+        for feature in generator.sample(self._live, len(self._live)):
+            other = self._store.feature(feature) if feature != stored.feature else None
+            if other is None or other.harvested is None:
+                continue
+            if windows := [window for window in other.harvested.windows if window.token_ids not in own]:
                 found += 1
-                yield _plain(generator.choice(stored.harvested.windows), stored)
+                yield _plain(generator.choice(windows), other)
+                if found == count:
+                    return
+
+
+def _live(store: FeatureStore) -> list[int]:
+    """Return the features of the store that were active at all."""
+    found: list[int] = []
+    has_more, offset = True, 0
+    while has_more:
+        rows, has_more = store.search("", "feature", _PAGE, offset)
+        found += [row.feature for row in rows if row.density]
+        offset += _PAGE
+    return found
 
 
 def _is_labelled(store: FeatureStore, feature: int, model: str) -> bool:

@@ -25,7 +25,7 @@ from steerserve.training.observer import StoppedError
 from tests.training.quiet import Quiet
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from starlette.requests import Request
 
@@ -40,6 +40,8 @@ class Clever:
     """Answered first, one a request."""
     says: str | None = None
     """In place of a label."""
+    chooses: str | None = None
+    """In place of what it finds."""
     bodies: list[dict[str, Any]] = field(default_factory=list)
     keys: set[str] = field(default_factory=set)
 
@@ -50,7 +52,9 @@ class Clever:
         if self.statuses:
             return JSONResponse({"error": {"message": "no"}}, self.statuses.pop(0), {"retry-after": "0"})
         text = body["messages"][1]["content"]
-        if description := re.match(r"Description: about (\w)", text):
+        if self.chooses is not None and text.startswith("Description:"):
+            answer = self.chooses
+        elif description := re.match(r"Description: about (\w)", text):
             pieces = re.findall(r"^(\d+)\. (.*)$", text, re.MULTILINE)
             answer = ", ".join(number for number, piece in pieces if description[1] in piece) or "none"
         else:
@@ -75,10 +79,12 @@ def answering(model: Clever) -> Iterator[str]:
 
 @pytest.fixture
 def store(tmp_path: Path) -> FeatureStore:
+    return filled(tmp_path / "features.sqlite3")
+
+
+def filled(path: Path, num_live: int = NUM_FEATURES) -> FeatureStore:
     """Feature n fires on the letter n (a, b, c, ...), and its windows differ in what is around it."""
-    made = FeatureStore.create(
-        tmp_path / "features.sqlite3", StoreMeta("0" * 64, NUM_FEATURES, "tiny", num_tokens=1000)
-    )
+    made = FeatureStore.create(path, StoreMeta("0" * 64, NUM_FEATURES, "tiny", num_tokens=1000))
 
     def window(feature: int, place: int) -> Window:
         ids = [ord(".")] * 5 + [ord("0") + place]
@@ -90,8 +96,8 @@ def store(tmp_path: Path) -> FeatureStore:
         (
             Feature(
                 feature=feature,
-                activity=Activity(1000, 30, 4.0, 4.0, (4.0,) * 5, (0,) * 63 + (30,)),
-                windows=tuple(window(feature, place) for place in range(9)),
+                activity=Activity(1000, 30 if feature < num_live else 0, 4.0, 4.0, (4.0,) * 5, (0,) * 63 + (30,)),
+                windows=tuple(window(feature, place) for place in range(9) if feature < num_live),
                 peak_tokens=((ord("a") + feature, 30),),
                 promoted=(),
                 suppressed=(),
@@ -105,13 +111,19 @@ def store(tmp_path: Path) -> FeatureStore:
 
 
 async def labelled(
-    store: FeatureStore, url: str, observer: Quiet | None = None, *, budget: int | None = None, key: str | None = None
+    store: FeatureStore,
+    url: str,
+    observer: Quiet | None = None,
+    *,
+    features: Sequence[int] = range(NUM_FEATURES),
+    budget: int | None = None,
+    key: str | None = None,
 ) -> Labelled:
     endpoint = ChatEndpoint(url, "clever", key)
     try:
         return await label_features(
             store,
-            range(NUM_FEATURES),
+            features,
             endpoint,
             budget_tokens=budget,
             concurrency=2,
@@ -149,6 +161,29 @@ async def test_a_label_that_says_nothing_scores_as_chance(store: FeatureStore) -
     assert stored is not None
     assert stored.label is not None
     assert stored.label.score == 0.5
+
+
+def score_of(store: FeatureStore, feature: int) -> float | None:
+    stored = store.feature(feature)
+    assert stored is not None
+    assert stored.label is not None
+    return stored.label.score
+
+
+async def test_the_first_features_too_are_told_from_those_of_the_whole_store(store: FeatureStore) -> None:
+    yes_to_all = ", ".join(map(str, range(1, 11)))
+    with answering(Clever(chooses=yes_to_all)) as url:
+        await labelled(store, url, features=[0, 1])
+    assert [score_of(store, 0), score_of(store, 1)] == [0.5, 0.5]
+
+
+async def test_a_label_has_no_score_where_there_is_too_little_to_tell_it_from(tmp_path: Path) -> None:
+    model = Clever()
+    with answering(model) as url:
+        made = filled(tmp_path / "few.sqlite3", num_live=5)
+        await labelled(made, url, features=[2])
+    assert score_of(made, 2) is None
+    assert len(model.bodies) == 1
 
 
 async def test_a_persons_label_wins_and_a_second_run_asks_nothing_again(store: FeatureStore) -> None:
