@@ -78,6 +78,15 @@ def rank_features(acts: Float[NDArray[np.float32], "texts features"], num_positi
     ]
 
 
+def smallest_p_value(num_positive: int, num_negative: int) -> float:
+    """Return the p-value of a feature that separates as many texts of two sets better than any other labels do."""
+    num_arrangements = math.comb(num_positive + num_negative, num_positive)
+    if num_arrangements > _NUM_PERMUTATIONS:
+        return 1 / (_NUM_PERMUTATIONS + 1)
+    # Of sets of one size, the same feature separates them as well the other way round.
+    return (2 if num_positive == num_negative else 1) / num_arrangements
+
+
 def held_out_projection(x: Float[NDArray[np.float64], "texts width"], num_positive: int) -> float:
     """Return the mean AUC, on texts left out, of the projection on the difference of the others' means."""
     labels = np.arange(len(x)) < num_positive

@@ -148,7 +148,30 @@ def test_texts_that_are_too_long_are_named(llama: Runtime) -> None:
         sets_of(llama, ["a", "b" * 128], ["c", "d"])
     assert caught.value.param == "positive[1]"
     with pytest.raises(InvalidRequestError, match=f"at most {MAX_TOKENS}"):
-        sets_of(llama, ["b" * 127] * 300, ["d"])
+        sets_of(llama, [f"{number:03}" + "b" * 124 for number in range(300)], ["d", "e"])
+
+
+def test_a_text_counts_once(llama: Runtime) -> None:
+    once = sets_of(llama, ["one", "two"], ["three", "four", "five"])
+    again = sets_of(llama, ["one", "two", "one"], ["three", "three", "four", "three", "five"])
+    assert (again.rows, again.num_positive, again.num_repeated) == (once.rows, 2, 3)
+    assert again.params == ("positive[0]", "positive[1]", "negative[0]", "negative[2]", "negative[4]")
+
+
+@pytest.mark.parametrize(
+    ("positive", "negative", "param"),
+    [
+        (["one"] * 10, ["three", "four"], "positive"),
+        (["one", "two"], ["four"] * 10, "negative"),
+        (["one", "two"], ["three", "two", "four"], "negative[1]"),
+    ],
+)
+def test_sets_with_too_few_different_texts_or_shared_ones_are_refused(
+    llama: Runtime, positive: list[str], negative: list[str], param: str
+) -> None:
+    with pytest.raises(InvalidRequestError) as caught:
+        sets_of(llama, positive, negative)
+    assert caught.value.param == param
 
 
 @pytest.mark.parametrize(("text", "bos"), [("a\x85b", "a"), ("", None)])
@@ -183,7 +206,7 @@ async def test_a_difference_of_means_is_what_its_name_says(llama: Runtime, pooli
 
 
 async def test_sets_that_do_not_differ_give_no_vector(llama: Runtime) -> None:
-    sets = sets_of(llama, ["same", "same"], ["same", "same"])
+    sets = TextSets(((1, 2), (2, 1)) * 2, 2, ("",) * 4)
     with pytest.raises(InvalidRequestError, match="do not differ"):
         await difference_of_means(llama.engine, HOOK_NAME, 100.0, sets, "mean")
 

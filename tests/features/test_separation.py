@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from steerserve.features.separation import _ranks, folds, held_out_projection, rank_features
+from steerserve.features.separation import _ranks, folds, held_out_projection, rank_features, smallest_p_value
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -74,6 +74,17 @@ def test_the_smallest_sets_prove_nothing() -> None:
     best = rank_features(acts, 2, 1)[0]
     assert (best.feature, best.auc) == (5, 1.0)
     assert best.p_value >= 1 / 6
+
+
+@pytest.mark.parametrize(("num_positive", "num_negative"), [(2, 2), (3, 3), (2, 5), (3, 4), (4, 4), (3, 100), (9, 9)])
+def test_the_smallest_p_value_is_that_of_a_feature_that_separates_like_no_other(
+    num_positive: int, num_negative: int
+) -> None:
+    acts = np.zeros((num_positive + num_negative, 1), dtype=np.float32)
+    acts[:num_positive] = 1
+    assert rank_features(acts, num_positive, 1)[0].p_value == pytest.approx(
+        smallest_p_value(num_positive, num_negative), rel=0.01
+    )
 
 
 def test_features_that_never_move_are_left_out() -> None:

@@ -83,7 +83,7 @@ def test_a_text_is_counted_where_it_reads(llama: Runtime, transcoder: Dictionary
 
 async def test_sets_of_texts_are_contrasted_where_it_reads(llama: Runtime, transcoder: Dictionary) -> None:
     rows = tuple(text_ids(llama.tokenizer, text) for text in TEXTS)
-    pooled = await pooled_activations(llama.engine, transcoder, TextSets(rows, 1))
+    pooled = await pooled_activations(llama.engine, transcoder, TextSets(rows, 1, ("positive[0]", "negative[0]")))
     for row, ids in zip(pooled, rows, strict=True):
         acts, keep = expected(llama.lens, transcoder, ids)
         torch.testing.assert_close(torch.from_numpy(row), acts[keep].amax(0), atol=1e-4, rtol=1e-4)

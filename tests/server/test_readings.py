@@ -169,6 +169,23 @@ async def test_too_few_texts_are_warned_of_and_steer_nothing(client: httpx.Async
     assert len(found["warnings"]) == 2
 
 
+async def test_texts_that_are_sent_again_prove_nothing(client: httpx.AsyncClient) -> None:
+    sets = {"positive": ["AAA", "AAAA"], "negative": ["777", "7777"]}
+    once = (await client.post(CONTRAST, json=sets)).raise_for_status().json()
+    again = (await client.post(CONTRAST, json={name: texts * 10 for name, texts in sets.items()})).json()
+    assert again["data"] == once["data"]
+    assert again["data"][0]["p_value"] > 0.3
+    assert again["steering"] == []
+    assert again["warnings"] == ["Repeated texts count once: 36 were left out.", *once["warnings"]]
+
+
+async def test_a_few_texts_against_many_can_be_told_from_chance(client: httpx.AsyncClient) -> None:
+    sets = {"positive": ["A" * count for count in (3, 4, 5)], "negative": ["7" * count for count in range(3, 33)]}
+    found = (await client.post(CONTRAST, json=sets)).raise_for_status().json()
+    assert found["data"][0]["p_value"] <= 0.05
+    assert found["warnings"] == []
+
+
 @pytest.mark.parametrize("route", [CONTRAST, "/v1/vectors"])
 @pytest.mark.parametrize(
     ("changed", "param", "code"),
@@ -181,7 +198,9 @@ async def test_too_few_texts_are_warned_of_and_steer_nothing(client: httpx.Async
         ({"negative": ["a", 5]}, "negative[1]", "invalid_type"),
         ({"negative": ["a", "b" * 20_001]}, "negative[1]", "invalid_value"),
         ({"negative": ["a", "b" * 128]}, "negative[1]", "context_length_exceeded"),
-        ({"negative": ["a", "<|im_end|>"]}, "negative[1]", "invalid_value"),
+        ({"negative": ["c", "<|im_end|>"]}, "negative[1]", "invalid_value"),
+        ({"negative": ["c", "a"]}, "negative[1]", "invalid_value"),
+        ({"negative": ["c", "c"]}, "negative", "invalid_value"),
         ({"negatives": ["a", "b"]}, "negatives", "unknown_parameter"),
     ],
 )

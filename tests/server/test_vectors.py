@@ -186,7 +186,7 @@ async def test_a_name_that_is_taken_is_a_conflict(client: httpx.AsyncClient) -> 
         ({"name": None}, "name", "missing_required_parameter"),
         ({"hook": "blocks.0.hook_resid_pots"}, "hook", "invalid_value"),
         ({"pooling": "max"}, "pooling", "invalid_value"),
-        ({"positive": ["same", "same"], "negative": ["same", "same"]}, "negative", "invalid_value"),
+        ({"positive": ["one", "same"], "negative": ["same", "two"]}, "negative[0]", "invalid_value"),
         ({"overwrite": True}, "overwrite", "unknown_parameter"),
     ],
 )

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 from fastapi import APIRouter, Depends, Request
 
-from steerserve.features.contrast import contrast, ready_steering
+from steerserve.features.contrast import SIGNIFICANT, contrast, ready_steering
+from steerserve.features.separation import smallest_p_value
 from steerserve.features.text_sets import read_text_sets
 from steerserve.server.body import json_body
 from steerserve.server.dependencies import RuntimeDep
@@ -24,10 +25,8 @@ if TYPE_CHECKING:
     from steerserve.dictionaries.dictionary import Dictionary
     from steerserve.features.records import Calibration
     from steerserve.features.separation import Candidate
+    from steerserve.features.text_sets import TextSets
     from steerserve.runtime import Runtime
-
-_FEW_TEXTS = 4
-"""With fewer on a side no arrangement of the labels is rare enough to be told from chance."""
 
 router = APIRouter(tags=["Features"], dependencies=[Depends(require_inference)])
 
@@ -58,7 +57,7 @@ async def contrast_texts(
         held_out_auc=candidates[0].held_out_auc if candidates else None,
         data=[_row(one, labels.get(one.feature), calibrations.get(one.feature)) for one in candidates],
         steering=steering,
-        warnings=_warnings(body, steering),
+        warnings=_warnings(sets, body, steering),
     )
 
 
@@ -82,10 +81,15 @@ def _row(candidate: Candidate, label: str | None, calibration: Calibration | Non
     )
 
 
-def _warnings(body: ContrastRequest, steering: Sequence[object]) -> list[str]:
+def _warnings(sets: TextSets, body: ContrastRequest, steering: Sequence[object]) -> list[str]:
     found = []
-    if min(len(body.positive), len(body.negative)) < _FEW_TEXTS:
-        found.append(f"With fewer than {_FEW_TEXTS} texts on each side nothing can be told from chance.")
+    if sets.num_repeated:
+        found.append(f"Repeated texts count once: {sets.num_repeated} were left out.")
+    least = smallest_p_value(sets.num_positive, len(sets.rows) - sets.num_positive)
+    if least > SIGNIFICANT:
+        found.append(
+            f"With so few texts no p_value can be below {least:.2g}, so nothing can be told from chance. Send more."
+        )
     if not steering and body.max_edits:
         found.append(
             "No feature marks the positive texts better than chance explains, so there is nothing to steer with."

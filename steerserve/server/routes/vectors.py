@@ -68,8 +68,8 @@ async def create_vector(
         created=time.time(),
         notes={
             "pooling": body.pooling,
-            "num_positive": str(len(body.positive)),
-            "num_negative": str(len(body.negative)),
+            "num_positive": str(sets.num_positive),
+            "num_negative": str(len(sets.rows) - sets.num_positive),
             "held_out_auc": f"{found.held_out_auc:.3f}",
         },
     )

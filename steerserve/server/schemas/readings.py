@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from steerserve.core.errors import InvalidRequestError
 from steerserve.features.records import Role
+from steerserve.features.text_sets import MIN_TEXTS
 from steerserve.server.schemas.base import ResponseModel, StrictRequestModel, absent_if_none
 from steerserve.server.schemas.chat import MAX_MESSAGES
 from steerserve.server.schemas.messages import Message
@@ -15,7 +16,7 @@ from steerserve.server.schemas.messages import Message
 MAX_TOP = 64
 MAX_WATCHED = 64
 MAX_DICTIONARIES = 16
-MIN_TEXTS, MAX_TEXTS = 2, 200
+MAX_TEXTS = 200
 MAX_TEXT_CHARS = 20_000
 MAX_LISTED = 100
 MAX_EDITS = 16
