@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+import numpy as np
 import torch
 
 from steerserve.core.errors import InvalidRequestError
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
 Pooling = Literal["mean", "last"]
 """Which tokens of a text count: all but special ones and sinks, or the last of these."""
+_LEAST_SHARE = 1e-4
+"""Of the median norm: a shorter difference is rounding, also in bfloat16 once some tokens are averaged."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +65,11 @@ async def difference_of_means(
         raise sets.unreadable(unread[0])
     x = (sums / counts).numpy()
     direction = x[: sets.num_positive].mean(0) - x[sets.num_positive :].mean(0)
-    if not direction.any():
-        message = f"The two sets of texts do not differ at {hook_name}, so there is no direction between them."
+    length = float(np.linalg.norm(direction))
+    if not length >= _LEAST_SHARE * median_norm:
+        message = (
+            f"The two sets of texts do not differ at {hook_name}: the difference of their means has a length of "
+            f"{length:.2g}, where vectors have one of about {median_norm:.2g}."
+        )
         raise InvalidRequestError(message, param="negative")
     return Difference(hook_name, tuple(direction.tolist()), held_out_projection(x, sets.num_positive))

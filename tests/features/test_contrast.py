@@ -211,6 +211,17 @@ async def test_sets_that_do_not_differ_give_no_vector(llama: Runtime) -> None:
         await difference_of_means(llama.engine, HOOK_NAME, 100.0, sets, "mean")
 
 
+async def test_what_only_rounding_tells_apart_gives_no_vector(llama: Runtime) -> None:
+    sets = sets_of(llama, ["abcdefghij", "bcadefghij"], ["jihgfedcba", "jihgfedbca"])
+    embeddings = "blocks.0.hook_resid_pre"
+    median = llama.engine.runner.median_norms[embeddings]
+    with pytest.raises(InvalidRequestError, match="do not differ") as caught:
+        await difference_of_means(llama.engine, embeddings, median, sets, "mean")
+    assert caught.value.param == "negative"
+    later = await difference_of_means(llama.engine, HOOK_NAME, median, sets, "mean")
+    assert np.linalg.norm(later.values) > 0.01 * median
+
+
 # Edits that are ready to be sent
 
 
