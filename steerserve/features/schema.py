@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
+import time
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
@@ -22,7 +23,17 @@ APPLICATION_ID = 0x53534653
 """Says that a file is a feature store (`PRAGMA application_id`): SSFS."""
 _PAGE_BYTES = 16384
 """Several features to a page: with the usual 4,096 half a page is lost on most of them."""
-_BUSY_S = 30.0
+BUSY_S = 30.0
+"""How long to wait for others."""
+_POLL_S = 0.01
+_PASSING = frozenset(
+    {
+        *(sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL, sqlite3.SQLITE_INTERRUPT),
+        *(sqlite3.SQLITE_NOMEM, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_FULL),
+        *(sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM, sqlite3.SQLITE_AUTH),
+    }
+)
+"""Codes that tell of the machine, and not of what is in the file."""
 _TOKENS = "tokenize = 'porter unicode61 remove_diacritics 2'"
 MIGRATIONS: tuple[tuple[str, ...], ...] = (
     (
@@ -63,8 +74,12 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
 """The statements that lead from version N to N + 1 of the file (`PRAGMA user_version`)."""
 
 
+class StoreUnreachableError(FeatureStoreError):
+    """A store cannot be used now, for a reason that may pass: the file itself may be sound."""
+
+
 @contextlib.contextmanager
-def reading(path: Path, *, timeout_s: float = _BUSY_S) -> Iterator[sqlite3.Connection]:
+def reading(path: Path, *, timeout_s: float = BUSY_S) -> Iterator[sqlite3.Connection]:
     """Open a store for reading alone; the whole block sees it as it is at the first statement.
 
     Raises:
@@ -83,7 +98,7 @@ def writing(path: Path) -> Iterator[sqlite3.Connection]:
     """
     # SQLite knows a journal by its name. Whoever still had the file that was here before would take the journal of the
     # one that is here now for a crash's, and remove it; so writers, and who moves a file here, take turns outside it.
-    with told(path), _turn(path), contextlib.closing(_connect(path, "rw", _BUSY_S)) as connection:
+    with told(path), turn(path), contextlib.closing(_connect(path, "rw", BUSY_S)) as connection:
         connection.execute("BEGIN IMMEDIATE")
         try:
             yield connection
@@ -98,8 +113,11 @@ def told(path: Path) -> Iterator[None]:
     """Tell what SQLite and the file system say as an error of ours."""
     try:
         yield
-    except (sqlite3.OperationalError, OSError) as error:  # locked, full, not to be written: the file itself is sound
-        raise FeatureStoreError(f"The feature store {path} cannot be used: {error}.") from error
+    except OSError as error:
+        raise StoreUnreachableError(f"The feature store {path} cannot be used: {error}.") from error
+    except sqlite3.OperationalError as error:  # the file is not known to be unsound
+        kind = StoreUnreachableError if getattr(error, "sqlite_errorcode", 0) & 0xFF in _PASSING else FeatureStoreError
+        raise kind(f"The feature store {path} cannot be used: {error}.") from error
     except sqlite3.Error as error:
         raise unusable(path, str(error)) from error
 
@@ -119,7 +137,7 @@ def make_file(path: Path) -> Iterator[sqlite3.Connection]:
     """
     with told(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with contextlib.closing(_connect(path, "rwc", _BUSY_S)) as connection:
+        with contextlib.closing(_connect(path, "rwc", BUSY_S)) as connection:
             connection.execute(f"PRAGMA page_size = {_PAGE_BYTES}")
             connection.execute("BEGIN IMMEDIATE")
             connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
@@ -128,13 +146,23 @@ def make_file(path: Path) -> Iterator[sqlite3.Connection]:
             connection.execute("COMMIT")
 
 
-def check_file(path: Path) -> None:
+def copy_file(source: Path, target: Path) -> None:
+    """Copy a store as it is at this moment, whoever writes to it, into a file that is not there yet.
+
+    Raises:
+        FeatureStoreError: it cannot be read, or the copy cannot be written.
+    """
+    with reading(source) as connection, told(target), contextlib.closing(_connect(target, "rwc", BUSY_S)) as copy:
+        connection.backup(copy)
+
+
+def check_file(path: Path, *, timeout_s: float = BUSY_S) -> None:
     """Check that a file is a store, and bring one of an older version up to date.
 
     Raises:
         FeatureStoreError: it is something else, damaged, of a newer version, or of an older one and may not be written.
     """
-    with reading(path) as connection:
+    with reading(path, timeout_s=timeout_s) as connection:
         (application_id,) = connection.execute("PRAGMA application_id").fetchone()
         (version,) = connection.execute("PRAGMA user_version").fetchone()
     if application_id != APPLICATION_ID:
@@ -142,6 +170,8 @@ def check_file(path: Path) -> None:
     if version > len(MIGRATIONS):
         raise unusable(path, "a newer steerserve wrote it; update this one")
     if version < len(MIGRATIONS):
+        if timeout_s < BUSY_S:
+            raise StoreUnreachableError(f"The feature store {path} is of an older version, and there is no time now.")
         with writing(path) as connection:
             (version,) = connection.execute("PRAGMA user_version").fetchone()
             _apply_migrations(connection, version)
@@ -149,7 +179,7 @@ def check_file(path: Path) -> None:
 
 def compact(path: Path) -> None:
     """Leave no room unused in a file that is written no more."""
-    with told(path), contextlib.closing(_connect(path, "rw", _BUSY_S)) as connection:
+    with told(path), contextlib.closing(_connect(path, "rw", BUSY_S)) as connection:
         for index in ("label_index", "peak_index", "text_index"):
             connection.execute(f"INSERT INTO {index} ({index}) VALUES ('optimize')")  # noqa: S608 constants
         connection.execute("ANALYZE")
@@ -164,19 +194,53 @@ def _apply_migrations(connection: sqlite3.Connection, version: int) -> None:
 
 
 def _begin_reading(path: Path, timeout_s: float) -> sqlite3.Connection:
-    """Open a store and take hold of the state it is in now; once more where another file was moved here meanwhile."""
+    """Open a store and take hold of the state it is in now; once more where another file was moved here meanwhile.
+
+    What somebody left who was killed while writing is undone first, which takes a connection that may write.
+    """
+    deadline = time.monotonic() + timeout_s
     while True:
         place = _inode(path)
         connection = _connect(path, "ro", timeout_s)
         try:
             connection.execute("BEGIN")
             connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
-        except sqlite3.Error:
+        except sqlite3.Error as error:
             connection.close()
             if _inode(path) != place:
                 continue
-            raise
+            # What a connection that may not write is told where somebody died while writing.
+            if getattr(error, "sqlite_errorcode", None) != sqlite3.SQLITE_READONLY_ROLLBACK:
+                raise
+            if not _undo(path) and time.monotonic() > deadline:
+                raise
+            continue
         return connection
+
+
+def _undo(path: Path) -> bool:
+    """Take back what a writer left half done that was killed; returns whether it is, and not another writer's turn.
+
+    Raises:
+        StoreUnreachableError: the file or its folder may not be written.
+    """
+    try:
+        with FileLock(turn_file(path)) as lock:
+            if not lock.acquire():  # that one takes it back, or writes it now
+                time.sleep(_POLL_S)
+                return False
+            with contextlib.closing(_connect(path, "rw", 0)) as connection:
+                connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+                return True
+    except (sqlite3.OperationalError, OSError) as error:
+        if getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY:
+            time.sleep(_POLL_S)
+            return False
+        message = (
+            f"The feature store {path} was left in the middle of a change by a process that was killed. Undoing that "
+            f"takes leave to write it and its folder, which is not there: {error}. Read it once as somebody who has it."
+        )
+        raise StoreUnreachableError(message) from error
 
 
 def _inode(path: Path) -> int | None:
@@ -187,16 +251,16 @@ def _inode(path: Path) -> int | None:
 
 
 @contextlib.contextmanager
-def _turn(path: Path) -> Iterator[None]:
+def turn(path: Path) -> Iterator[None]:
     """Wait for the other writers of a store, in whatever process; a killed one waits no more.
 
     Raises:
         FeatureStoreError: none of them came to an end.
     """
     with FileLock(turn_file(path)) as lock:
-        if not lock.acquire_within(_BUSY_S):
-            message = f"The feature store {path} cannot be used: others have been writing to it for {_BUSY_S:g} s."
-            raise FeatureStoreError(message)
+        if not lock.acquire_within(BUSY_S):
+            message = f"The feature store {path} cannot be used: others have been writing to it for {BUSY_S:g} s."
+            raise StoreUnreachableError(message)
         yield
 
 
