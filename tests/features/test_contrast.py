@@ -214,12 +214,12 @@ async def test_sets_that_do_not_differ_give_no_vector(llama: Runtime) -> None:
 async def test_what_only_rounding_tells_apart_gives_no_vector(llama: Runtime) -> None:
     sets = sets_of(llama, ["abcdefghij", "bcadefghij"], ["jihgfedcba", "jihgfedbca"])
     embeddings = "blocks.0.hook_resid_pre"
-    median = llama.engine.runner.median_norms[embeddings]
+    medians = llama.engine.runner.median_norms
     with pytest.raises(InvalidRequestError, match="do not differ") as caught:
-        await difference_of_means(llama.engine, embeddings, median, sets, "mean")
+        await difference_of_means(llama.engine, embeddings, medians[embeddings], sets, "mean")
     assert caught.value.param == "negative"
-    later = await difference_of_means(llama.engine, HOOK_NAME, median, sets, "mean")
-    assert np.linalg.norm(later.values) > 0.01 * median
+    later = await difference_of_means(llama.engine, HOOK_NAME, medians[HOOK_NAME], sets, "mean")
+    assert np.linalg.norm(later.values) > 0.01 * medians[HOOK_NAME]
 
 
 # Edits that are ready to be sent
