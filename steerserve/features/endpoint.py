@@ -28,10 +28,12 @@ class ChatEndpoint:
         """Ask `model` at `url`, which is what OpenAI's clients call `base_url`.
 
         Raises:
-            ConfigError: `url` is none of a web server.
+            ConfigError: `url` is none of a web server, or `key` can be no key.
         """
-        if not url.startswith(("http://", "https://")):
-            message = f"{url!r} is no address of an OpenAI-compatible endpoint, such as https://api.openai.com/v1."
+        _check_url(url)
+        key = (key or "").strip()
+        if not (key.isascii() and key.isprintable()):
+            message = "The key for the endpoint has characters that no key has; look at where it was copied from."
             raise ConfigError(message)
         self.model = model
         self.num_tokens = 0
@@ -75,13 +77,24 @@ class ChatEndpoint:
             answer: Any = response.json()
             text = answer["choices"][0]["message"]["content"] or ""
             used = (answer.get("usage") or {}).get("total_tokens")
-        except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError) as error:
             message = f"{self._url} answers what is no chat completion: {response.text[:_SHOWN_CHARS]}"
             raise EndpointError(message) from error
         if not isinstance(text, str):
             raise EndpointError(f"{self._url} answers what is no text: {str(text)[:_SHOWN_CHARS]}")
         self.num_tokens += used if isinstance(used, int) else (num_chars + len(text)) // _CHARS_A_TOKEN
         return text
+
+
+def _check_url(url: str) -> None:
+    try:
+        parsed = httpx.URL(url)
+        if parsed.scheme in {"http", "https"} and parsed.host:
+            return
+    except httpx.InvalidURL:
+        pass
+    message = f"{url!r} is no address of an OpenAI-compatible endpoint, such as https://api.openai.com/v1."
+    raise ConfigError(message)
 
 
 def _seconds(header: str | None) -> float:

@@ -6,6 +6,7 @@ import json
 from typing import TYPE_CHECKING, Any, get_args
 
 from steerserve.core.errors import ConfigError
+from steerserve.features.label_text import clean_label, finite_number
 from steerserve.features.records import Label, LabelOrigin
 from steerserve.features.stored import token_texts
 
@@ -86,18 +87,12 @@ def _labels(entry: Mapping[str, Any]) -> list[Label]:
 
 
 def _label(text: object, origin: Any, score: Any = None, created: Any = 0.0, author: Any = None) -> Label:  # noqa: ANN401 JSON
-    is_sound = (
-        isinstance(text, str)
-        and text.strip()
-        and origin in get_args(LabelOrigin)
-        and isinstance(score, int | float | None)
-        and isinstance(created, int | float)
-        and isinstance(author, str | None)
-    )
-    if not is_sound:
+    is_sound = isinstance(text, str) and origin in get_args(LabelOrigin) and isinstance(author, str | None)
+    words = clean_label(str(text), _MAX_LABEL_CHARS) if is_sound else ""
+    if not words:
         raise ValueError(text)
-    words = " ".join(str(text).split())[:_MAX_LABEL_CHARS]
-    return Label(words, origin, score, created, author)
+    made_by = clean_label(author or "", _MAX_LABEL_CHARS) or None
+    return Label(words, origin, None if score is None else finite_number(score), finite_number(created), made_by)
 
 
 def _harvested(feature: Feature, texts: Mapping[int, bytes]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from steerserve.features.label_text import clean_label
 from steerserve.features.records import Label
 from steerserve.features.stored import token_texts
 from steerserve.training.observer import StoppedError
@@ -143,7 +144,7 @@ class _Run:
         text = await self._endpoint.ask(
             _NAMING, "\n".join(_marked(window, stored) for window in shown), max_tokens=_MAX_LABEL_TOKENS
         )
-        words = " ".join(text.split()).strip(" .\"'`*")[:_MAX_LABEL_CHARS]
+        words = clean_label(text, len(text)).strip(" .\"'`*")[:_MAX_LABEL_CHARS].rstrip()
         if not words:
             return None
         score = await self._score(words, heldout, stored, generator) if heldout else None

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import gzip
 import json
+import zlib
 from typing import TYPE_CHECKING, Any
 
 from steerserve.core.errors import ConfigError
+from steerserve.features.label_text import clean_label
 from steerserve.features.records import Label
 
 if TYPE_CHECKING:
@@ -21,6 +23,8 @@ _GZIP_MAGIC = b"\x1f\x8b"
 _MAX_BYTES = 1 << 30
 """Of the text, unpacked."""
 _MAX_LABEL_CHARS = 500
+_ABSENT = object()
+"""No description; null is one that was never written, and no fault of the file."""
 
 
 def read_neuronpedia(file: Path, d_sae: int) -> dict[int, Label]:
@@ -35,16 +39,17 @@ def read_neuronpedia(file: Path, d_sae: int) -> dict[int, Label]:
     """
     labels: dict[int, Label] = {}
     for number, entry in enumerate(_entries(file, _read(file)), start=1):
-        feature, text = _index(entry), entry.get("description") if isinstance(entry, dict) else None
-        if feature is None or not isinstance(text, str):
+        feature, text = _index(entry), entry.get("description", _ABSENT) if isinstance(entry, dict) else _ABSENT
+        if feature is None or not isinstance(text, str | None):
             message = f'{file}, entry {number}: an object with "index" and "description" is needed.'
             raise ConfigError(message)
         if not 0 <= feature < d_sae:
             message = f"{file}, entry {number}: the dictionary has features 0 to {d_sae - 1}, and not {feature}."
             raise ConfigError(message)
-        if words := " ".join(text.split())[:_MAX_LABEL_CHARS]:
+        if words := clean_label(text or "", _MAX_LABEL_CHARS):
             author = entry.get("explanationModelName")
-            labels[feature] = Label(words, "neuronpedia", author=author if isinstance(author, str) else None)
+            made_by = clean_label(author, _MAX_LABEL_CHARS) if isinstance(author, str) else ""
+            labels[feature] = Label(words, "neuronpedia", author=made_by or None)
     if not labels:
         message = f"{file} holds no label."
         raise ConfigError(message)
@@ -61,7 +66,7 @@ def _read(file: Path) -> str:
             message = f"{file} holds more than {_MAX_BYTES >> 20} MiB. Split it."
             raise ConfigError(message)
         return content.decode("utf-8")
-    except (OSError, EOFError, UnicodeDecodeError) as error:
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         message = f"{file} cannot be read: {error}."
         raise ConfigError(message) from error
 

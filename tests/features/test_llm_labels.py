@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import re
 import socket
 import threading
@@ -16,6 +17,7 @@ from starlette.applications import Starlette
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from steerserve.core.errors import ConfigError
 from steerserve.features.endpoint import ChatEndpoint, EndpointError
 from steerserve.features.llm_labels import Labelled, label_features
 from steerserve.features.records import Activity, Feature, Label, Window
@@ -60,7 +62,8 @@ class Clever:
         else:
             marked = re.search(r"<<(\w)>>", text)
             answer = self.says if self.says is not None else f'"about {marked[1] if marked else "nothing"}."'
-        return JSONResponse({"choices": [{"message": {"content": answer}}], "usage": {"total_tokens": 100}})
+        content = {"choices": [{"message": {"content": answer}}], "usage": {"total_tokens": 100}}
+        return Response(json.dumps(content), media_type="application/json")
 
 
 @contextlib.contextmanager
@@ -230,6 +233,25 @@ async def _again(store: FeatureStore, url: str) -> None:
         await label_features(store, [0], endpoint, budget_tokens=None, concurrency=1, seed=0, observer=Quiet())
     finally:
         await endpoint.close()
+
+
+@pytest.mark.parametrize("url", ["http://[::1", "ftp://there", "http://", "there:80/v1", "http://there:port/v1"])
+def test_an_address_that_is_none_is_refused(url: str) -> None:
+    with pytest.raises(ConfigError, match="no address"):
+        ChatEndpoint(url, "clever", None)
+
+
+@pytest.mark.parametrize("key", ["s\u00e9cret", "\u200bsecret", "a\nb", "\ud800"])
+def test_a_key_that_is_none_is_refused_and_not_shown(key: str) -> None:
+    with pytest.raises(ConfigError, match="key") as caught:
+        ChatEndpoint("http://127.0.0.1:9/v1", "clever", key)
+    assert key not in caught.value.message
+
+
+async def test_what_no_terminal_should_get_is_left_out_of_a_label(store: FeatureStore) -> None:
+    with answering(Clever(says='"\x1b[31mfires on\x00 tea\udcff\u202e."')) as url:
+        await labelled(store, url, features=[2])
+    assert store.labels([2]) == {2: "[31mfires on tea"}
 
 
 async def test_an_empty_answer_labels_nothing(store: FeatureStore) -> None:

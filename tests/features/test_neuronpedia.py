@@ -17,6 +17,8 @@ ENTRIES = [
     {"index": 5, "description": "numbers"},
     {"index": 5, "description": "numbers over ten"},
     {"index": 6, "description": "   "},
+    {"index": 7, "description": None},
+    {"index": 4, "description": "\ud800a \x1b[1mship", "explanationModelName": "\ud800"},
 ]  # fmt: skip
 
 
@@ -31,7 +33,9 @@ def test_labels_are_read(tmp_path: Path, form: str) -> None:
     assert {feature: label.text for feature, label in labels.items()} == {
         3: "words about the sea",
         5: "numbers over ten",
+        4: "a [1mship",
     }
+    assert labels[4].author is None
     assert labels[3].origin == "neuronpedia"
     assert labels[3].author == "gpt-4o"
 
@@ -47,7 +51,10 @@ def test_labels_are_read(tmp_path: Path, form: str) -> None:
         (b'{"index": 1, "description": "a"}\n{"index":', "line 2"),
         (b"[" * 100_000, "no JSON"),
         (b"\xff\xfe", "cannot be read"),
+        (b'{"index": 1}', "entry 1"),
         (b"\x1f\x8bnot packed", "cannot be read"),
+        (gzip.compress(b"[]")[:10] + b"\xff" * 20, "cannot be read"),
+        (gzip.compress(b"[]")[:-2], "cannot be read"),
     ],
 )
 def test_another_file_is_refused(tmp_path: Path, content: bytes, message: str) -> None:

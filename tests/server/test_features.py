@@ -169,6 +169,15 @@ async def test_a_dictionary_that_was_not_interpreted_says_how(asked: httpx.Async
         assert "POST /admin/interpret" in error["message"]
 
 
+@pytest.mark.parametrize(
+    "label", ["\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645", "\U0001f468\u200d\U0001f469\u200d\U0001f467"]
+)
+async def test_a_label_may_have_the_joiners_that_spelling_needs(asked: httpx.AsyncClient, label: str) -> None:
+    found = (await asked.patch(f"{ADMIN}/res0/1", json={"label": label})).raise_for_status().json()
+    assert found["label"] == label
+    await asked.patch(f"{ADMIN}/res0/1", json={"label": None})
+
+
 async def test_labels_need_no_harvest(known: Runtime) -> None:
     folder = known.settings.dictionary_dirs[0]
     tiny_sae_folder(folder / "labelled", seed=2)

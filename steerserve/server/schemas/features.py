@@ -7,6 +7,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from steerserve.core.errors import InvalidRequestError
+from steerserve.features.label_text import clean_label, is_one_line
 from steerserve.features.records import LabelOrigin, Role
 from steerserve.server.schemas.base import ResponseModel, StrictRequestModel
 
@@ -38,11 +39,10 @@ class LabelRequest(StrictRequestModel):
     def _check_label(cls, label: str | None) -> str | None:
         if label is None:
             return None
-        trimmed = label.strip()
-        if not trimmed or not trimmed.isprintable():
+        if not is_one_line(label):
             message = "label must be one line of visible text, or null to take a person's label away."
             raise InvalidRequestError(message, param="label")
-        return trimmed
+        return clean_label(label, MAX_LABEL_CHARS)
 
 
 class LabelObject(ResponseModel):
