@@ -32,6 +32,8 @@ from steerserve.core.errors import ConfigError, StartupError
 from steerserve.core.openmp import limit_spinning
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from steerserve.core.config import Settings
     from steerserve.runtime import Runtime
 
@@ -80,9 +82,9 @@ def serve(
     threads: Annotated[int | None, typer.Option(help="CPU threads of the model.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.")] = None,
     dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16 or float16.")] = None,
+    backend: Annotated[str | None, typer.Option(help="What runs the model: bridge or hooked_transformer.")] = None,
     presets_dir: Annotated[str | None, typer.Option(help="Folder of preset files.")] = None,
     keys_file: Annotated[str | None, typer.Option(help="YAML file with the lists api_keys and admin_keys.")] = None,
-    backend: Annotated[str | None, typer.Option(help="What runs the model: bridge or hooked_transformer.")] = None,
     log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error.")] = None,
 ) -> None:
     """Serve a model over HTTP, in the way of OpenAI's API."""
@@ -100,9 +102,9 @@ def serve(
         Flag("--threads", ("engine", "threads"), threads),
         Flag("--device", ("model", "device"), device),
         Flag("--dtype", ("model", "dtype"), dtype),
+        Flag("--backend", ("model", "backend"), backend),
         Flag("--presets-dir", ("presets_dir",), presets_dir),
         Flag("--keys-file", ("server", "keys_file"), keys_file),
-        Flag("--backend", ("model", "backend"), backend),
         Flag("--log-level", ("log_level",), log_level),
     ]
     settings = load_settings(config, environ=os.environ, flags=[flag for flag in given if flag.value is not None])
@@ -229,14 +231,18 @@ def models_show(name: Annotated[str, typer.Argument(help="What `serve --model` t
     shown = {
         "id": files.id,
         "path": files.path,
-        "architecture": ", ".join(config.get("architectures") or ["?"]),
-        "layers": config.get("num_hidden_layers", config.get("n_layer", "?")),
-        "d_model": config.get("hidden_size", config.get("n_embd", "?")),
-        "vocabulary": config.get("vocab_size", "?"),
-        "context": config.get("max_position_embeddings", config.get("n_positions", "?")),
+        "architecture": ", ".join(config.get("architectures") or ["HookedTransformer" if "d_vocab" in config else "?"]),
+        "layers": _first_of(config, "num_hidden_layers", "n_layer", "n_layers"),
+        "d_model": _first_of(config, "hidden_size", "n_embd", "d_model"),
+        "vocabulary": _first_of(config, "vocab_size", "d_vocab"),
+        "context": _first_of(config, "max_position_embeddings", "n_positions", "n_ctx"),
     }
     for label, value in shown.items():
         typer.echo(f"{label:13}{value}")
+
+
+def _first_of(config: Mapping[str, object], *names: str) -> object:
+    return next((config[name] for name in names if name in config), "?")
 
 
 @app.command()

@@ -10,10 +10,12 @@ from typer.testing import CliRunner
 
 from steerserve.cli import app
 from steerserve.commands.interpret import _names
-from steerserve.core.errors import CorpusError, DictionarySourceError
+from steerserve.core.errors import ConfigError, CorpusError, DictionarySourceError
 from steerserve.core.lock import FileLock
 from steerserve.features.store import FeatureStore
 from steerserve.jobs.interpreting import interpret_from_anywhere
+from steerserve.model.lens import load_lens
+from tests.features.clever import Clever, answering
 from tests.tiny import tiny_llama_folder, tiny_sae_folder
 
 
@@ -38,6 +40,24 @@ def test_a_dictionary_is_interpreted_and_what_came_out_is_said(arguments: list[s
     store = FeatureStore.open(path)
     assert store.meta().num_tokens == 500
     assert f"of 96 features active in 500 tokens, {store.counts().num_labelled} labelled ({path})" in done.stdout
+
+
+@pytest.mark.parametrize(("bound", "num_labelled"), [(["--label-limit", "3"], 3), (["--label-budget-tokens", "1"], 1)])
+def test_labels_by_a_model_are_bounded(
+    arguments: list[str], tmp_path: Path, bound: list[str], num_labelled: int
+) -> None:
+    other = tiny_sae_folder(tmp_path / "somewhere" / "res1", seed=1)
+    with answering(Clever(says="words")) as url:
+        done = CliRunner().invoke(app, [*arguments, f"path:{other}", "--label-with", url, "clever", *bound])
+    assert done.exit_code == 0, done.output
+    found = []
+    for name in ("res0", "res1"):
+        store = FeatureStore.open(tmp_path / "somewhere" / name / "features.sqlite3")
+        known = [store.feature(number) for number in store.feature_numbers()]
+        found.append(sum(label.origin == "llm" for one in known if one is not None for label in one.labels))
+    # The limit is each dictionary's, the budget that of all; as many features are begun as there are requests at a time.
+    assert found[0] in ({3} if num_labelled == 3 else {1, 2, 3, 4})
+    assert found[1] == (3 if num_labelled == 3 else 0)
 
 
 @pytest.mark.parametrize(
@@ -77,3 +97,25 @@ def test_sources_have_short_names_that_differ() -> None:
         "hf:a/b",
     ]
     assert _names(sources) == ["res17", "res17-1", "blocks.7.hook_resid_pre", "b"]
+
+
+def test_another_backend_reads_the_same_text(
+    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen = []
+
+    def seen(*args: object, **kwargs: object) -> object:
+        chosen.append((kwargs["backend"], kwargs["process_weights"]))
+        return load_lens(*args, **kwargs)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("steerserve.model.opening.load_lens", seen)
+    done = CliRunner().invoke(app, [*arguments, "--backend", "hooked_transformer", "--no-process-weights"])
+    assert done.exit_code == 0, done.output
+    assert chosen == [("hooked_transformer", False)]
+    assert FeatureStore.open(tmp_path / "somewhere" / "res0" / "features.sqlite3").meta().num_tokens == 500
+
+
+def test_an_unknown_backend_is_refused(arguments: list[str]) -> None:
+    error = CliRunner().invoke(app, [*arguments, "--backend", "numpy"]).exception
+    assert isinstance(error, ConfigError)
+    assert error.param == "backend"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
@@ -59,9 +59,15 @@ def _row(file: Path) -> tuple[str, str, str]:
     except ConfigError:
         return "cfg.json cannot be read", "?", "?"
     metadata = config.get("metadata")
-    named = metadata.get("hook_name") if isinstance(metadata, dict) else None
-    hook = named or config.get("hook_name") or "?"
-    return escape(str(config.get("architecture", "?"))), escape(str(config.get("d_sae", "?"))), escape(str(hook))
+    named = metadata if isinstance(metadata, dict) and metadata.get("hook_name") else config
+    architecture, d_sae = (escape(str(config.get(name, "?"))) for name in ("architecture", "d_sae"))
+    return architecture, d_sae, escape(_hook_of(named))
+
+
+def _hook_of(metadata: Mapping[str, Any]) -> str:
+    """Return where a dictionary is: of a transcoder, where it reads and where it writes."""
+    hooks = (metadata.get("hook_name"), metadata.get("hook_name_out"))
+    return " -> ".join(str(hook) for hook in hooks if hook) or "?"
 
 
 @dictionaries_app.command("pull")
@@ -90,7 +96,7 @@ def dictionaries_pull(
         raise ConfigError(message, param="out") from error
     made_for = str(metadata.get("model_name") or "")
     model = "" if made_for in {"", DEFAULT_MODEL} else f"--model {shlex.quote(made_for)} "
-    typer.echo(f"{target}: {stored.config.get('d_sae')} features at {metadata.get('hook_name')}")
+    typer.echo(f"{target}: {stored.config.get('d_sae')} features at {_hook_of(metadata)}")
     serving = f"{_name_of(target.name)}={shlex.quote(f'path:{target}')}"
     typer.echo(f"Serve it with: steerserve serve {model}--dictionary {serving}")
 
@@ -102,9 +108,10 @@ def dictionaries_show(source: Source) -> None:
     metadata, report = _metadata(stored), stored.report or {}
     shown = {
         "source": source,
-        "hook point": metadata.get("hook_name") or "?",
+        "hook point": _hook_of(metadata),
         "architecture": stored.config.get("architecture", "?"),
         "d_in": stored.config.get("d_in", "?"),
+        **({"d_out": stored.config["d_out"]} if "d_out" in stored.config else {}),
         "features": stored.config.get("d_sae", "?"),
         "stored as": str(stored.tensors["W_dec"].dtype).removeprefix("torch.") if "W_dec" in stored.tensors else "?",
         "sha256": stored.sha256,

@@ -11,7 +11,7 @@ import typer
 
 from steerserve.commands.labelling import KEY_VARIABLE, ask_for_labels, summary
 from steerserve.commands.shared import environment_settings
-from steerserve.commands.terminal import Threads, followed_run
+from steerserve.commands.terminal import BackendName, ProcessWeights, Threads, followed_run
 from steerserve.core.config import DEFAULT_MODEL, expand_home
 from steerserve.features.interpret_options import DEFAULT_TOKENS, InterpretedSource, InterpretOptions
 
@@ -48,8 +48,10 @@ def interpret_command(
     seed: Annotated[int, typer.Option(help="Of text that the model writes, and of a data set's order.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     dtype: Annotated[str, typer.Option(help="Of the model: auto, float32, bfloat16 or float16.")] = "auto",
+    backend: BackendName = "bridge",
     threads: Threads = None,
     *,
+    process_weights: ProcessWeights = True,
     calibrate: Annotated[
         bool, typer.Option("--calibrate/--no-calibrate", help="Measure doses and output scores too.")
     ] = True,
@@ -60,6 +62,22 @@ def interpret_command(
             metavar="URL MODEL",
             help="Then have a language model label the features, through an OpenAI-compatible endpoint "
             f"(key in {KEY_VARIABLE}); more with steerserve features label-with.",
+            show_default=False,
+        ),
+    ] = None,
+    label_budget_tokens: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="With --label-with: begin no feature after so many tokens, of all dictionaries together.",
+            show_default=False,
+        ),
+    ] = None,
+    label_limit: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="With --label-with: label only so many of each dictionary, those that write most first.",
             show_default=False,
         ),
     ] = None,
@@ -77,6 +95,8 @@ def interpret_command(
         "seed": seed,
         "device": device,
         "dtype": dtype,
+        "backend": backend,
+        "process_weights": process_weights,
         "calibrate": calibrate,
     }
     options = _options(environment_settings(), sources, force, asked)
@@ -85,10 +105,18 @@ def interpret_command(
     with followed_run(threads) as observer:
         found = interpret_from_anywhere(options, observer)
         labelled = []
-        if label_with is not None:
-            url, name = label_with
-            key = os.environ.get(KEY_VARIABLE) or None
-            labelled = [ask_for_labels(one.store, url, name, key=key, observer=observer) for one in found]
+        for one in found if label_with is not None else ():
+            spent = sum(done.num_tokens for done in labelled)
+            labelled.append(
+                ask_for_labels(
+                    one.store,
+                    *label_with,
+                    key=os.environ.get(KEY_VARIABLE) or None,
+                    budget_tokens=None if label_budget_tokens is None else max(label_budget_tokens - spent, 0),
+                    limit=label_limit,
+                    observer=observer,
+                )
+            )
     for one in found:
         typer.echo(_line(one))
     for done in labelled:

@@ -20,6 +20,14 @@ EXIT_STOPPED = 130
 _CHATTY = ("transformer_lens", "sae_lens", "httpx", "datasets")
 """Libraries that log at INFO what is about themselves."""
 
+BackendName = Annotated[str, typer.Option("--backend", help="What runs the model: bridge or hooked_transformer.")]
+ProcessWeights = Annotated[
+    bool,
+    typer.Option(
+        "--process-weights/--no-process-weights",
+        help="With hooked_transformer: fold norms into weights and centre them.",
+    ),
+]
 Threads = Annotated[int | None, typer.Option(help="CPU threads; as many as PyTorch likes if not given.", min=1)]
 
 

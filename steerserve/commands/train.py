@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from steerserve.commands.terminal import Threads, followed_run
+from steerserve.commands.terminal import BackendName, ProcessWeights, Threads, followed_run
 from steerserve.core.config import DEFAULT_MODEL
 from steerserve.core.errors import ConfigError
 from steerserve.core.files import read_json
@@ -24,6 +24,8 @@ from steerserve.training.options import (
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from steerserve.core.config import Backend
 
 _LEAST_RECOVERED = 0.9
 _LEAST_EXPLAINED = 0.6
@@ -88,8 +90,10 @@ def train_command(
         ),
     ] = "disk",
     buffer_mb: Annotated[int, typer.Option(help="Memory for --storage buffer.")] = 512,
+    backend: BackendName = "bridge",
     threads: Threads = None,
     *,
+    process_weights: ProcessWeights = True,
     keep_run: Annotated[
         bool, typer.Option("--keep-run", help="Keep cached activations and checkpoints (OUT/run) when done.")
     ] = False,
@@ -118,6 +122,8 @@ def train_command(
         seed=seed,
         context_size=context_size,
         device=device,
+        backend=cast("Backend", backend),
+        process_weights=process_weights,
         storage=cast("Storage", storage),
         buffer_mb=buffer_mb,
         keep_run=keep_run,

@@ -75,7 +75,11 @@ def check_fit(sae: SAE[Any], source: str, lens: LensModel, model_names: Iterable
     objections = _objections(sae, lens, tuple(model_names))
     if objections and not force:
         raise refusal(source, f"{'; and it '.join(objections)}. With force: true it is used all the same")
-    return Fit(hook_name, hook_in if is_transcoder else None, (*objections, *_remarks(sae, hook_in)))
+    return Fit(
+        hook_name,
+        hook_in if is_transcoder else None,
+        (*objections, *_remarks(sae, hook_in, is_processed=lens.is_processed)),
+    )
 
 
 def recorded_norms(sae: SAE[Any], measured: tuple[float, float], source: str) -> tuple[float, float]:
@@ -125,11 +129,13 @@ def _spellings(name: str) -> set[str]:
     return {plain_name(name), plain_name(official_name(name))}
 
 
-def _remarks(sae: SAE[Any], hook_in: str) -> list[str]:
+def _remarks(sae: SAE[Any], hook_in: str, *, is_processed: bool) -> list[str]:
     processing = sae.cfg.metadata.model_from_pretrained_kwargs
     # What an MLP takes has the norm's weights in it, unless they were folded into the MLP's own.
     changes = (*_PROCESSED, "fold_ln") if hook_in.endswith(f".{MLP_IN}") else _PROCESSED
     processed = [name for name in changes if isinstance(processing, dict) and processing.get(name) is True]
-    if not processed:
+    if bool(processed) == is_processed:
         return []
+    if is_processed:
+        return ["was trained on a model as it is, and TransformerLens has processed the weights of this one"]
     return [f"was trained on a model that TransformerLens had processed ({', '.join(processed)}), and this one is not"]

@@ -18,11 +18,10 @@ from steerserve.features.harvest import harvest
 from steerserve.features.records import Feature
 from steerserve.features.store import FeatureStore
 from steerserve.features.stored import StoreMeta
-from steerserve.features.stores import FeatureStores
-from steerserve.model.lens import load_lens
+from steerserve.features.stores import FeatureStores, subject_of
 from steerserve.model.names import model_names
 from steerserve.model.norms import measure_norms
-from steerserve.model.source import fetch_model
+from steerserve.model.opening import open_model
 from steerserve.training.corpus import load_corpus
 from steerserve.training.report import library_versions
 from steerserve.training.windows import batch_documents
@@ -75,8 +74,7 @@ def interpret(options: InterpretOptions, observer: Observer) -> tuple[Interprete
         StoppedError: the observer asked for it; what was done is kept.
     """
     corpus = load_corpus(options.prepared or options.corpus, allowed_dirs=options.text_dirs)
-    files = fetch_model(options.model, trust_remote_code=options.trust_remote_code)
-    lens = load_lens(files, device=options.device, dtype=options.dtype)
+    files, lens = open_model(options)
     if options.context_size > lens.max_context:
         message = (
             f"The model {lens.id} reads at most {lens.max_context} tokens; context_size is {options.context_size}."

@@ -6,9 +6,9 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
-from steerserve.core.config import DEFAULT_MODEL
+from steerserve.core.config import DEFAULT_MODEL, Backend
 from steerserve.core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -64,6 +64,10 @@ class InterpretOptions:
     """Of text that the model writes, and of the order of a data set."""
     device: str = "auto"
     dtype: str = "auto"
+    backend: Backend = "bridge"
+    """What runs the model."""
+    process_weights: bool = True
+    """Whether a HookedTransformer gets its norms folded and its weights centred."""
     calibrate: bool = True
     """Measure doses and output scores too."""
 
@@ -73,6 +77,7 @@ class InterpretOptions:
         _check(bool(ids), "dictionaries", ids, "at least one")
         _check(len(set(ids)) == len(ids), "dictionaries", ids, "different for each dictionary")
         _check(bool(self.corpus), "corpus", self.corpus, "at least one folder or file")
+        _check(self.backend in get_args(Backend), "backend", self.backend, f"one of {', '.join(get_args(Backend))}")
         _check(1 <= self.tokens <= MAX_TOKENS, "tokens", self.tokens, f"1 to {MAX_TOKENS}")
         _check(self.context_size >= _MIN_CONTEXT, "context_size", self.context_size, f"{_MIN_CONTEXT} or more")
 
@@ -100,7 +105,10 @@ class InterpretOptions:
     def what_shapes_the_result(self) -> dict[str, Any]:
         """Return the values that an interrupted run must share with the one that goes on."""
         shared = ("model", "tokens", "context_size", "seed", "dtype")
-        return {name: getattr(self, name) for name in shared}
+        found = {name: getattr(self, name) for name in shared}
+        if self.backend != "bridge":  # runs from before there was a choice go on
+            found |= {"backend": self.backend, "process_weights": self.process_weights}
+        return found
 
     def to_json(self) -> dict[str, Any]:
         """Return the options as JSON, which `from_json` reads."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 from steerserve.core.errors import CorpusError
 from steerserve.jobs.hub_text import HubText, write_hub_text
 from steerserve.jobs.records import RecordFile
+from steerserve.model.wanted import WantedModel
 from steerserve.training.corpus import HELDOUT_SHARE, corpus_files
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ _CHARS_PER_TOKEN = 5
 """More than English has, so that rather too much is read than too little."""
 
 
-class WantedText(Protocol):
+class WantedText(WantedModel, Protocol):
     """What a run asks of its text."""
 
     @property
@@ -36,22 +37,6 @@ class WantedText(Protocol):
     @property
     def tokens(self) -> int:
         """Tokens that are used."""
-
-    @property
-    def model(self) -> str:
-        """The model that writes."""
-
-    @property
-    def model_dtype(self) -> str:
-        """In which it computes."""
-
-    @property
-    def trust_remote_code(self) -> bool:
-        """Whether code that its repository brings is run."""
-
-    @property
-    def device(self) -> str:
-        """Where it writes."""
 
     @property
     def seed(self) -> int:
@@ -100,11 +85,9 @@ def _own_text(options: WantedText, num_tokens: int, observer: Observer) -> Path:
         return target.path
     # Slow imports, not needed by a run whose text is there.
     from steerserve.jobs.selfchat import write_own_text  # noqa: PLC0415
-    from steerserve.model.lens import load_lens  # noqa: PLC0415
-    from steerserve.model.source import fetch_model  # noqa: PLC0415
+    from steerserve.model.opening import open_model  # noqa: PLC0415
 
-    files = fetch_model(options.model, trust_remote_code=options.trust_remote_code)
-    lens = load_lens(files, device=options.device, dtype=options.model_dtype)
+    _, lens = open_model(options)
     try:
         write_own_text(lens, target, seed=options.seed, num_tokens=num_tokens, observer=observer)
     finally:

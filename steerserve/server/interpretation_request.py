@@ -50,6 +50,8 @@ def interpretation_spec(body: InterpretRequest, runtime: Runtime) -> dict[str, A
         seed=body.seed,
         device=settings.model.device,
         dtype=settings.model.dtype,
+        backend=settings.model.backend,
+        process_weights=settings.model.process_weights,
         calibrate=body.calibrate,
     )
     disk_bytes = check_interpretation_room(

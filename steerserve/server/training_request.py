@@ -75,6 +75,8 @@ def _options(body: TrainRequest, runtime: Runtime) -> TrainOptions:
             dictionaries=Grid(body.id, hooks, widths, _shared(body)).dictionaries(),
             model=absolute_source(settings.model.source),
             model_dtype=settings.model.dtype,
+            backend=settings.model.backend,
+            process_weights=settings.model.process_weights,
             trust_remote_code=settings.model.trust_remote_code,
             tokens=body.tokens,
             epochs=body.epochs,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from steerserve.core.errors import CorpusError
+from steerserve.core.errors import CorpusError, DictionarySourceError
 from steerserve.training.activations import ActivationReader, statistics
 from steerserve.training.evaluate import Judged, count_features, evaluate_splices
 from steerserve.training.observer import StoppedError
@@ -51,9 +51,16 @@ def judge(
 
     Raises:
         CorpusError: the text has no token to measure on.
+        DictionarySourceError: it is a transcoder, which reconstructs something else than what it reads.
         StoppedError: the observer asked for it.
     """
     hook = dictionary.hook_name
+    if dictionary.read_hook_name != hook:
+        message = (
+            f"{dictionary.source} is a transcoder: it reads {dictionary.read_hook_name} and writes {hook}. Only what a "
+            "dictionary reconstructs at the hook point that it reads can be judged."
+        )
+        raise DictionarySourceError(message)
     reader = ActivationReader(lens, (hook,), batch_documents(lens.tokenizer, corpus.training, context_size))
     calibration = reader.start()
     rows = _read(reader, hook, feature_tokens, observer)

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from steerserve.core.config import DEFAULT_MODEL
+from steerserve.core.config import DEFAULT_MODEL, Backend
 from steerserve.core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -118,6 +118,10 @@ class TrainOptions:
     model: str = DEFAULT_MODEL
     model_dtype: str = "auto"
     """In which the model computes."""
+    backend: Backend = "bridge"
+    """What runs the model."""
+    process_weights: bool = True
+    """Whether a HookedTransformer gets its norms folded and its weights centred."""
     trust_remote_code: bool = False
     """Run Python code that the model's repository brings."""
     tokens: int = 1_000_000
@@ -147,6 +151,7 @@ class TrainOptions:
         ids = [dictionary.id for dictionary in self.dictionaries]
         _check(len(set(ids)) == len(ids), "id", ids, "different for each dictionary")
         _check_choice(self.storage, "storage", STORAGES)
+        _check_choice(self.backend, "backend", get_args(Backend))
         for name in ("epochs", "buffer_mb", "heldout_tokens", "checkpoint_every"):
             value = getattr(self, name)
             _check(value is None or value >= 1, name, value, "1 or more")
@@ -204,8 +209,11 @@ class TrainOptions:
         """Return the values that an interrupted run must share with the one that goes on."""
         aside = {"out", "corpus", "prepared", "device", "heldout_tokens", "checkpoint_every", "keep_run"}
         aside |= {"trust_remote_code", "corpus_dirs"}
-        if self.model_dtype == "auto":  # runs from before there was a choice go on
+        # Runs from before there was a choice go on.
+        if self.model_dtype == "auto":
             aside |= {"model_dtype"}
+        if self.backend == "bridge":
+            aside |= {"backend", "process_weights"}
         return {name: value for name, value in asdict(self).items() if name not in aside}
 
     @property

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from steerserve.core.errors import ConfigError
 from steerserve.core.files import read_json, write_json
-from steerserve.model.lens import load_lens
-from steerserve.model.source import fetch_model
+from steerserve.model.opening import open_model
 from steerserve.training.activations import ActivationReader
 from steerserve.training.architectures import build_sae, scaling_factor, settle_threshold
 from steerserve.training.batches import CachedBatches
@@ -59,8 +58,7 @@ def train(options: TrainOptions, observer: Observer) -> tuple[Path, ...]:
     corpus = load_corpus(options.prepared or options.corpus, allowed_dirs=options.text_dirs)
     _claim(options, corpus)
     with _Clock(options.run_dir / "clock.json") as clock:
-        files = fetch_model(options.model, trust_remote_code=options.trust_remote_code)
-        lens = load_lens(files, device=options.device, dtype=options.model_dtype)
+        _, lens = open_model(options)
         _check_hooks(lens, options)
         batches = _activations(lens, options, corpus, observer)
         saes, histories = _train(lens, options, batches, observer)

@@ -16,9 +16,12 @@ from steerserve.dictionaries.weights import Room
 from steerserve.model.lens import load_lens
 from steerserve.model.norms import measure_norms
 from steerserve.model.source import ModelFiles
+from steerserve.training.corpus import load_corpus
+from steerserve.training.judge import judge
 from tests.conformance.random_dictionaries import D_SAE, TRANSCODERS, write_random
 from tests.conformance.splice import D_HEAD, NUM_HEADS, model_folder
 from tests.tiny import D_MODEL
+from tests.training.quiet import Quiet
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -184,3 +187,19 @@ def test_a_layer_of_a_transcoder_across_layers_is_refused() -> None:
     name = "mntss-gemma-2-2b-2.5m-clt-as-per-layer/layer_0"
     with pytest.raises(DictionarySourceError, match="write at many hook points"):
         read_release(name, f"sae_lens:{name}", Room(1 << 30))
+
+
+def test_what_it_keeps_of_the_model_is_not_judged(lens: LensModel, tmp_path: Path) -> None:
+    for number in range(2):
+        (tmp_path / f"{number}.txt").write_text(f"The bridge {number} is closed. " * 50, encoding="utf-8")
+    found = load(lens, write(tmp_path))
+    with pytest.raises(DictionarySourceError, match="is a transcoder"):
+        judge(
+            lens,
+            found,
+            load_corpus([str(tmp_path / "0.txt"), str(tmp_path / "1.txt")]),
+            context_size=16,
+            heldout_tokens=64,
+            feature_tokens=64,
+            observer=Quiet(),
+        )
