@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from steerserve.core.config import Settings
     from steerserve.features.interpret import Interpreted
+    from steerserve.features.llm_labels import Labelled
 
 
 def interpret_command(
@@ -104,19 +105,16 @@ def interpret_command(
 
     with followed_run(threads) as observer:
         found = interpret_from_anywhere(options, observer)
-        labelled = []
-        for one in found if label_with is not None else ():
-            spent = sum(done.num_tokens for done in labelled)
-            labelled.append(
-                ask_for_labels(
-                    one.store,
-                    *label_with,
-                    key=os.environ.get(KEY_VARIABLE) or None,
-                    budget_tokens=None if label_budget_tokens is None else max(label_budget_tokens - spent, 0),
-                    limit=label_limit,
-                    observer=observer,
+        labelled: list[Labelled] = []
+        if label_with is not None:
+            key = os.environ.get(KEY_VARIABLE) or None
+            for one in found:
+                spent = sum(done.num_tokens for done in labelled)
+                budget = None if label_budget_tokens is None else max(label_budget_tokens - spent, 0)
+                done = ask_for_labels(
+                    one.store, *label_with, key=key, budget_tokens=budget, limit=label_limit, observer=observer
                 )
-            )
+                labelled.append(done)
     for one in found:
         typer.echo(_line(one))
     for done in labelled:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 NUM_SHOWN = 10
 NUM_HELDOUT = 5
 """Windows of the feature, and as many of others, that the label is scored on."""
+_ASKED_EVERY_S = 0.5
 _PAGE = 500
 """Features that are asked for at once where all that are live are wanted."""
 _MAX_LABEL_CHARS = 80
@@ -78,7 +79,7 @@ async def label_features(
         budget_tokens: No feature is begun after so many tokens; None for no bound.
         concurrency: Requests at the same time.
         seed: Decides which windows are held out.
-        observer: Is told and asked between features.
+        observer: Is told after each feature, and asked all the time.
 
     Raises:
         EndpointError: the endpoint cannot be used; labels so far are kept.
@@ -91,7 +92,7 @@ async def label_features(
         waiting = iter(todo)
         workers = [asyncio.create_task(run.work(waiting)) for _ in range(concurrency)]
         try:
-            await asyncio.gather(*workers)
+            await run.watch(asyncio.gather(*workers))
         finally:
             for worker in workers:
                 worker.cancel()
@@ -116,11 +117,16 @@ class _Run:
         self._store, self._endpoint, self._progress, self._observer = store, endpoint, progress, observer
         self._budget_tokens, self._seed, self._live = budget_tokens, seed, live
 
+    async def watch(self, work: asyncio.Future[list[None]]) -> None:
+        """Wait for the work's end, or raise once the observer wants a stop: an answer may take minutes to come."""
+        while not (await asyncio.wait((work,), timeout=_ASKED_EVERY_S))[0]:
+            self._ask()
+        work.result()
+
     async def work(self, waiting: Iterator[int]) -> None:
         """Label one feature after another."""
         for feature in waiting:
-            if self._observer.should_stop():
-                raise StoppedError(f"Stopped after {self.num_labelled} labels; the same command goes on from there.")
+            self._ask()
             if self._budget_tokens is not None and self._endpoint.num_tokens >= self._budget_tokens:
                 self.is_spent = True
                 return
@@ -131,6 +137,10 @@ class _Run:
                 self._store.set_label(feature, label)
                 self.num_labelled += 1
             self._progress.update(self.num_labelled + self.num_failed, {"tokens": self._endpoint.num_tokens})
+
+    def _ask(self) -> None:
+        if self._observer.should_stop():
+            raise StoppedError(f"Stopped after {self.num_labelled} labels; the same command goes on from there.")
 
     async def _label(self, feature: int) -> Label | None:
         stored = self._store.feature(feature)

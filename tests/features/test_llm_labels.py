@@ -2,20 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
-import re
-import socket
-import threading
-from dataclasses import dataclass, field
+import time
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
-import uvicorn
-from starlette.applications import Starlette
-from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
 
 from steerserve.core.errors import ConfigError
 from steerserve.features.endpoint import ChatEndpoint, EndpointError
@@ -24,60 +16,13 @@ from steerserve.features.records import Activity, Feature, Label, Window
 from steerserve.features.store import FeatureStore
 from steerserve.features.stored import StoreMeta
 from steerserve.training.observer import StoppedError
+from tests.features.clever import Clever, answering
 from tests.training.quiet import Quiet
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
-    from starlette.requests import Request
+    from collections.abc import Sequence
 
 NUM_FEATURES = 8
-
-
-@dataclass
-class Clever:
-    """A model that names the marked token, and finds it again; it can be told to misbehave."""
-
-    statuses: list[int] = field(default_factory=list)
-    """Answered first, one a request."""
-    says: str | None = None
-    """In place of a label."""
-    chooses: str | None = None
-    """In place of what it finds."""
-    bodies: list[dict[str, Any]] = field(default_factory=list)
-    keys: set[str] = field(default_factory=set)
-
-    async def complete(self, request: Request) -> Response:
-        body = await request.json()
-        self.bodies.append(body)
-        self.keys.add(request.headers.get("authorization", ""))
-        if self.statuses:
-            return JSONResponse({"error": {"message": "no"}}, self.statuses.pop(0), {"retry-after": "0"})
-        text = body["messages"][1]["content"]
-        if self.chooses is not None and text.startswith("Description:"):
-            answer = self.chooses
-        elif description := re.match(r"Description: about (\w)", text):
-            pieces = re.findall(r"^(\d+)\. (.*)$", text, re.MULTILINE)
-            answer = ", ".join(number for number, piece in pieces if description[1] in piece) or "none"
-        else:
-            marked = re.search(r"<<(\w)>>", text)
-            answer = self.says if self.says is not None else f'"about {marked[1] if marked else "nothing"}."'
-        content = {"choices": [{"message": {"content": answer}}], "usage": {"total_tokens": 100}}
-        return Response(json.dumps(content), media_type="application/json")
-
-
-@contextlib.contextmanager
-def answering(model: Clever) -> Iterator[str]:
-    listener = socket.create_server(("127.0.0.1", 0))
-    app = Starlette(routes=[Route("/v1/chat/completions", model.complete, methods=["POST"])])
-    server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False, lifespan="off"))
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
-    finally:
-        server.should_exit = True
-        thread.join()
 
 
 @pytest.fixture
@@ -213,6 +158,64 @@ async def test_a_budget_and_a_stop_keep_what_was_labelled(store: FeatureStore) -
         assert first.num_labelled < kept < NUM_FEATURES
         last = await labelled(store, url)
     assert last.num_labelled == NUM_FEATURES - kept
+
+
+@dataclass
+class Impatient(Quiet):
+    """Wants a stop as soon as the model was asked anything."""
+
+    model: Clever
+
+    def __post_init__(self) -> None:
+        super().__init__()
+
+    def should_stop(self) -> bool:
+        return bool(self.model.bodies)
+
+
+@pytest.mark.parametrize("model", [Clever(hangs=True), Clever(statuses=[503] * 99, retry_after="50")])
+async def test_a_stop_waits_for_no_answer(store: FeatureStore, model: Clever) -> None:
+    with answering(model) as url:
+        start = time.monotonic()
+        with pytest.raises(StoppedError, match="after 0 labels"):
+            await labelled(store, url, Impatient(model))
+        assert time.monotonic() - start < 10
+
+
+@pytest.mark.parametrize("usage", [0, -5, None, "many", True])
+async def test_an_endpoint_that_does_not_say_what_it_used_uses_up_the_budget(
+    store: FeatureStore, usage: object
+) -> None:
+    with answering(Clever(usage=usage)) as url:
+        done = await labelled(store, url, budget=500)
+    assert done.is_spent
+    assert done.num_labelled < NUM_FEATURES
+    assert done.num_tokens >= 500
+
+
+async def test_fields_that_a_model_does_not_know_are_left_out_or_renamed(store: FeatureStore) -> None:
+    model = Clever(refuses={"max_tokens": 400, "temperature": 422})
+    with answering(model) as url:
+        assert (await labelled(store, url)).num_labelled == NUM_FEATURES
+    answered = [body for body in model.bodies if not body.keys() & model.refuses.keys()]
+    assert len(answered) == 2 * NUM_FEATURES
+    assert len(model.bodies) <= len(answered) + 4
+    assert all(body["max_completion_tokens"] > 1000 for body in answered)
+
+
+async def test_thoughts_are_no_part_of_a_label(store: FeatureStore) -> None:
+    with answering(Clever(says="<think>\nHm, tea.\n</think>\n\nabout c")) as url:
+        await labelled(store, url, features=[2])
+    assert store.labels([2]) == {2: "about c"}
+    assert score_of(store, 2) == 1.0
+
+
+async def test_a_model_that_was_cut_off_while_it_thought_gets_more_room_and_then_no_label(store: FeatureStore) -> None:
+    model = Clever(says="<think> Hm")
+    with answering(model) as url:
+        done = await labelled(store, url, features=[2])
+    assert (done.num_failed, store.labels([2])) == (1, {})
+    assert [body["max_tokens"] > 1000 for body in model.bodies] == [False, True]
 
 
 async def test_what_may_pass_is_tried_again_and_what_will_not_is_said(
