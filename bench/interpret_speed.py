@@ -42,7 +42,7 @@ PARTS = {
     (Dictionary, "encode"): "encode",
     (Tally, "add"): "count",
     (run, "direction_facts"): "directions",
-    (run, "load_lens"): "load",
+    (run, "open_model"): "load",
     (run, "load_corpus"): "load",
     (run, "measure_norms"): "load",
 }
