@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from steerserve.features.records import Calibration, Label, Window
     from steerserve.features.search import Sort
     from steerserve.features.store import FeatureStore
+    from steerserve.features.stored import StoreMeta
 
 _SORTS: tuple[Sort, ...] = ("relevance", "steerability", "density", "max", "feature")
 _SNIPPET_TOKENS = 10
@@ -200,12 +201,16 @@ class _Place:
     source: str
     location: StoreLocation
     d_sae: int
-    model: str
 
-    def writable(self) -> FeatureStore:
+    @property
+    def meta(self) -> StoreMeta:
+        """Of a store that is made here: which model reads with the weights, nobody has said."""
         from steerserve.features.stored import StoreMeta
 
-        return self.location.store(StoreMeta(self.location.sha256, self.d_sae, self.model, created=time.time()))
+        return StoreMeta(self.location.subject.sha256, self.d_sae, "", created=time.time())
+
+    def writable(self) -> FeatureStore:
+        return self.location.store(self.meta)
 
 
 def _locate(source: str) -> _Place:
@@ -213,6 +218,7 @@ def _locate(source: str) -> _Place:
     from steerserve.dictionaries.sources import read_source
     from steerserve.dictionaries.weights import Room
     from steerserve.features.location import locate_store
+    from steerserve.features.stored import Subject
 
     settings = environment_settings()
     kind, _, name = source.partition(":")
@@ -220,17 +226,13 @@ def _locate(source: str) -> _Place:
     allowed = [*settings.dictionary_dirs, *([expand_home(Path(name))] if kind == "path" else [])]
     stored = read_source(source, allowed, Room(settings.max_dictionary_bytes))
     config = read_config(stored.config, source)
-    location = locate_store(source, stored.sha256, settings.dictionary_dirs, allowed)
-    return _Place(source, location, int(config["d_sae"]), str(config["metadata"].get("model_name") or ""))
+    location = locate_store(source, Subject(stored.sha256), settings.dictionary_dirs, allowed)
+    return _Place(source, location, int(config["d_sae"]))
 
 
 def _store(source: str) -> FeatureStore:
-    from steerserve.features.store import FeatureStore
-
-    place = _locate(source)
-    path = place.location.existing()
-    store = FeatureStore.open(path) if path is not None else None
-    if store is None or not store.is_about(place.location.sha256):
+    store = _locate(source).location.find()
+    if store is None:
         message = f"Nothing is known of the features of {source} yet: `steerserve interpret` reads text and finds out."
         raise ConfigError(message, param="source")
     return store

@@ -18,7 +18,7 @@ from steerserve.features.harvest import harvest
 from steerserve.features.records import Feature
 from steerserve.features.store import FeatureStore
 from steerserve.features.stored import StoreMeta
-from steerserve.features.stores import FeatureStores, subject_of
+from steerserve.features.stores import FeatureStores
 from steerserve.model.names import model_names
 from steerserve.model.norms import measure_norms
 from steerserve.model.opening import open_model
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
     from steerserve.dictionaries.dictionary import Dictionary
     from steerserve.features.interpret_options import InterpretedSource, InterpretOptions
+    from steerserve.features.location import StoreLocation
     from steerserve.features.tally import Tally
     from steerserve.model.lens import LensModel
     from steerserve.training.corpus import Corpus
@@ -90,21 +91,26 @@ def interpret(options: InterpretOptions, observer: Observer) -> tuple[Interprete
     dictionaries = {one.id: _load(loader, one) for one in options.dictionaries}
     _claim(options, corpus, dictionaries)
     places = FeatureStores(options.dictionary_dirs, options.allowed_dirs)
-    # What came with a dictionary is copied to where its store is written, so that labels are kept.
-    stores = {name: places.location(dictionary).prepare() for name, dictionary in dictionaries.items()}
+    places.serve(lens.id, model_names(files))
+    locations = {name: places.location(dictionary) for name, dictionary in dictionaries.items()}
+    # What came with a dictionary is copied to where its store is written, so that labels are kept; and a file that
+    # cannot be used is told before all the text is read.
+    stores = {name: location.prepare(for_harvest=True) for name, location in locations.items()}
     unwritten = {
         name: dictionary
         for name, dictionary in dictionaries.items()
         if not (_mark(options, name).is_file() and stores[name].is_file())
     }
     if unwritten:
-        _harvest(lens, options, corpus, unwritten, stores, observer)
-    if options.calibrate:
-        for name, dictionary in dictionaries.items():
-            _calibrate(lens, dictionary, FeatureStore.open(stores[name]), observer)
-    found = tuple(_interpreted(dictionary, stores[name]) for name, dictionary in dictionaries.items())
+        _harvest(lens, options, corpus, unwritten, locations, observer)
+    found = []
+    for name, dictionary in dictionaries.items():
+        store = FeatureStore.open(locations[name].prepare())
+        if options.calibrate:
+            _calibrate(lens, dictionary, store, observer)
+        found.append(_interpreted(dictionary, store.path))
     shutil.rmtree(options.run_dir, ignore_errors=True)
-    return found
+    return tuple(found)
 
 
 def _load(loader: DictionaryLoader, wanted: InterpretedSource) -> Dictionary:
@@ -140,7 +146,7 @@ def _harvest(
     options: InterpretOptions,
     corpus: Corpus,
     dictionaries: Mapping[str, Dictionary],
-    stores: Mapping[str, Path],
+    locations: Mapping[str, StoreLocation],
     observer: Observer,
 ) -> None:
     """Read the text, and write what was found into new stores that take the place of the old ones."""
@@ -148,18 +154,19 @@ def _harvest(
     tallies = harvest(lens, dictionaries, batches, options.tokens, options.run_dir / "tally.safetensors", observer)
     for name, dictionary in dictionaries.items():
         tally = tallies.pop(name)
-        stores[name].parent.mkdir(parents=True, exist_ok=True)
+        subject = locations[name].subject
         meta = StoreMeta(
             dictionary_sha256=dictionary.sha256,
             d_sae=dictionary.d_sae,
-            model=lens.id,
+            model=subject.model,
             num_tokens=int(tally.spread.num_tokens),
             sources=tuple(corpus.sources()),
             versions=library_versions(),
             created=time.time(),
+            contents=subject.contents,
         )
         features = _features(lens, dictionary, tally, meta.created, observer)
-        with FeatureStore.replacing(stores[name], meta) as store:
+        with locations[name].replacing(meta) as store:
             store.write_features(features, lens.tokenizer.token_bytes)
         _mark(options, name).touch()
 

@@ -1,75 +1,185 @@
-"""Where a dictionary's feature store is: beside the weights, or where those may not be written, among our own files."""
+"""Where a dictionary's feature store is: beside the weights, or else among our own files.
+
+Beside the weights it is where those may be written, and nothing about other weights is there. What is about something
+else is never written to; a harvest alone gives it another name, and only where the weights in the folder are its own.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import os
-import shutil
-import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from steerserve.core.errors import DictionarySourceError, FeatureStoreError
+from steerserve.dictionaries.layouts import find_layout
 from steerserve.dictionaries.sources import locate_dictionary
-from steerserve.features.schema import told
+from steerserve.features.schema import BUSY_S, StoreUnreachableError, unusable
 from steerserve.features.store import FeatureStore
+from steerserve.features.stored import Subject
+from steerserve.model.names import plain_name
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Iterator, Sequence
     from pathlib import Path
 
     from steerserve.features.stored import StoreMeta
 
 STORE_FILE = "features.sqlite3"
 STORES_FOLDER = ".features"
+_KEY_CHARS = 12
 
 
 @dataclass(frozen=True, slots=True)
 class StoreLocation:
     """The places of one dictionary's store."""
 
-    sha256: str
-    """Of the dictionary's weights."""
+    subject: Subject
+    """What it has to be about."""
     own: Path
-    """Where it is written."""
+    """Where it is written, unless something about other weights is there."""
+    apart: Path
+    """Among our own files, named after the weights: one that is there is used wherever the dictionary is."""
     shipped: Path | None = None
     """Where one came with the dictionary, if one did; never written."""
 
-    def existing(self) -> Path | None:
-        """Return the file that is read; None where there is none. A link is none: it could lead anywhere."""
-        places = (place for place in (self.own, self.shipped) if place is not None)
-        return next((place for place in places if place.is_file() and not place.is_symlink()), None)
+    @property
+    def places(self) -> tuple[Path, ...]:
+        """All places, in the order in which they are looked at."""
+        places = (*self._written(), *([self.shipped] if self.shipped is not None else []))
+        return tuple(dict.fromkeys(places))
 
-    def prepare(self) -> Path:
-        """Return where the store is to be written, with a copy there of what came with the dictionary.
+    def find(self, *, timeout_s: float = BUSY_S) -> FeatureStore | None:
+        """Return the store that is read; None where there is none.
 
         Raises:
-            FeatureStoreError: it cannot be copied.
+            FeatureStoreError: there is none, and what lies in one of the places cannot be used.
+            StoreUnreachableError: one of the files cannot be read now.
         """
-        shipped = self.existing()
-        if shipped is not None and shipped != self.own and FeatureStore.open(shipped).is_about(self.sha256):
-            _copy(shipped, self.own)
-        return self.own
+        refusals = list[FeatureStoreError]()
+        for store in self._stores((*self.places, *self._kept()), refusals, timeout_s):
+            if store.is_about(self.subject, timeout_s=timeout_s):
+                return store
+        if refusals:
+            raise refusals[0]
+        return None
+
+    def prepare(self, *, for_harvest: bool = False) -> Path:
+        """Return where the store is to be written, with a copy there of the one that is read elsewhere.
+
+        Only for a harvest it may be the place of a store about something else, which is to make room.
+
+        Raises:
+            FeatureStoreError: it cannot be copied, or what is in its place is no feature store.
+        """
+        free: list[Path] = []
+        for place in self._written():
+            if place.is_symlink():  # it could lead anywhere
+                raise unusable(place, "it is a link")
+            if not place.exists():
+                free.append(place)
+            elif FeatureStore.open(place).is_about(self.subject):
+                return place
+        wanted = (self.own, self.apart, *self._written())
+        target = next((place for place in wanted if place in free), self._written()[0])
+        elsewhere = [self.shipped] if self.shipped is not None else []
+        for store in self._stores((*elsewhere, *self._kept()), []):
+            if store.is_about(self.subject):
+                with contextlib.suppress(FileExistsError):  # another process was quicker
+                    store.copy_to(target)
+                return target
+        if for_harvest and self.own not in free and self._lies_beside():
+            return self.own
+        return target
 
     def store(self, meta: StoreMeta) -> FeatureStore:
-        """Return the store where it can be written; made where there is none, or one of other weights.
+        """Return the store where it can be written; made where there is none, with the labels of these weights.
 
         Raises:
             FeatureStoreError: it cannot be made, or what is in its place is no feature store.
         """
         path = self.prepare()
-        if not path.exists() or not FeatureStore.open(path).is_about(self.sha256):
-            with FeatureStore.replacing(path, meta):
-                pass
+        if not path.exists() or not FeatureStore.open(path).is_about(self.subject):
+            with FeatureStore.replacing(path, meta, self.subject) as fresh:
+                self._take_labels(fresh)
         return FeatureStore.open(path)
+
+    @contextlib.contextmanager
+    def replacing(self, meta: StoreMeta) -> Iterator[FeatureStore]:
+        """Give an empty store for a harvest, as `FeatureStore.replacing` does.
+
+        Raises:
+            FeatureStoreError: it cannot be made, or what is in its place is no feature store.
+        """
+        path = self.prepare(for_harvest=True)
+        with FeatureStore.replacing(path, meta, self.subject) as fresh:
+            yield fresh
+            if not path.exists():
+                self._take_labels(fresh)
+
+    def _take_labels(self, fresh: FeatureStore) -> None:
+        """Take what was said of the same weights when they were used with another model."""
+        weights = Subject(self.subject.sha256)
+        for store in self._stores((*self.places, *self._kept()), []):
+            if store.is_about(weights):
+                fresh.carry_over(store, labels_alone=True)
+
+    def _written(self) -> tuple[Path, ...]:
+        """The places that may be written; the first is for weights that are used with several models."""
+        subject = self.subject
+        places = [self.apart, self.own]
+        if subject.model:
+            named = f"{plain_name(subject.model)} {subject.contents}"
+            key = hashlib.sha256(named.encode()).hexdigest()[:_KEY_CHARS]
+            places.insert(0, self.apart.with_stem(f"{self.apart.stem}-{key}"))
+        return tuple(dict.fromkeys(places))
+
+    def _kept(self) -> list[Path]:
+        """Files that made room for those of other weights, which may have lain there since."""
+        beside = self.shipped if self.own == self.apart else self.own
+        if beside is None:
+            return []
+        pattern = f"{beside.stem}-{self.subject.sha256[:_KEY_CHARS]}*{beside.suffix}"
+        return sorted(beside.parent.glob(pattern))
+
+    @staticmethod
+    def _stores(
+        places: Iterable[Path], refusals: list[FeatureStoreError], timeout_s: float = BUSY_S
+    ) -> Iterator[FeatureStore]:
+        """Yield the stores among some files; a link is none: it could lead anywhere."""
+        for place in places:
+            if place.is_file() and not place.is_symlink():
+                try:
+                    store = FeatureStore.open(place, timeout_s=timeout_s)
+                except StoreUnreachableError:
+                    raise
+                except FeatureStoreError as error:
+                    refusals.append(error)
+                else:
+                    yield store
+
+    def _lies_beside(self) -> bool:
+        """Tell whether the weights beside the written file are, at this moment, those that the store is about."""
+        if self.own == self.apart:
+            return False
+        folder = self.own.parent
+        try:
+            layout = find_layout([file.name for file in folder.iterdir()], str(folder))
+            with (folder / layout.weights).open("rb") as file:
+                return hashlib.file_digest(file, "sha256").hexdigest() == self.subject.sha256
+        except (OSError, DictionarySourceError):
+            return False
 
 
 def locate_store(
-    source: str, sha256: str, dictionary_dirs: Sequence[Path], allowed_dirs: Sequence[Path]
+    source: str, subject: Subject, dictionary_dirs: Sequence[Path], allowed_dirs: Sequence[Path]
 ) -> StoreLocation:
     """Return where the store of the dictionary at `source` is, or would be.
 
     Args:
         source: Of the dictionary.
-        sha256: Of its weights.
+        subject: What the store has to be about.
         dictionary_dirs: Our own files are in the first of them.
         allowed_dirs: Folders that `path:` sources may lie in.
 
@@ -78,23 +188,12 @@ def locate_store(
     """
     folder = locate_dictionary(source, allowed_dirs)
     if folder is not None and source.startswith("path:") and os.access(folder.path, os.W_OK):
-        return StoreLocation(sha256, folder.path / STORE_FILE)
-    return own_location(sha256, dictionary_dirs, folder.path / STORE_FILE if folder is not None else None)
+        apart = own_location(subject, dictionary_dirs).apart
+        return StoreLocation(subject, folder.path / STORE_FILE, apart)
+    return own_location(subject, dictionary_dirs, folder.path / STORE_FILE if folder is not None else None)
 
 
-def own_location(sha256: str, dictionary_dirs: Sequence[Path], shipped: Path | None = None) -> StoreLocation:
+def own_location(subject: Subject, dictionary_dirs: Sequence[Path], shipped: Path | None = None) -> StoreLocation:
     """Return the place among our own files, which does not depend on where the dictionary is."""
-    return StoreLocation(sha256, dictionary_dirs[0] / STORES_FOLDER / f"{sha256}.sqlite3", shipped)
-
-
-def _copy(shipped: Path, own: Path) -> None:
-    aside = own.with_name(f".{own.name}.{os.getpid()}-{threading.get_ident()}")
-    with told(own):
-        own.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            shutil.copyfile(shipped, aside)
-            os.link(aside, own)
-        except FileExistsError:  # another process was quicker
-            pass
-        finally:
-            aside.unlink(missing_ok=True)
+    apart = dictionary_dirs[0] / STORES_FOLDER / f"{subject.sha256}.sqlite3"
+    return StoreLocation(subject, apart, apart, shipped)

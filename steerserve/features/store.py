@@ -7,39 +7,62 @@ next call. Readers see what was there before a writer's transaction, or what is 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import threading
 import time
 from dataclasses import asdict, replace
-from itertools import islice
 from typing import TYPE_CHECKING
 
 import psutil
 
 from steerserve.core.errors import FeatureStoreError
 from steerserve.features.details import details_of
-from steerserve.features.labels import kept_labels, label_history, put_label, take_labels
+from steerserve.features.labels import (
+    kept_labels,
+    label_histories,
+    label_history,
+    put_label,
+    put_newer_labels,
+    take_labels,
+)
 from steerserve.features.records import Calibration
 from steerserve.features.rows import calibration_of, found_features, put_calibrations, put_feature, stored_feature
-from steerserve.features.schema import check_file, compact, make_file, reading, told, turn_file, unusable, writing
+from steerserve.features.schema import (
+    BUSY_S,
+    check_file,
+    compact,
+    copy_file,
+    make_file,
+    reading,
+    told,
+    turn,
+    turn_file,
+    unusable,
+    writing,
+)
 from steerserve.features.search import search
 from steerserve.features.stored import StoreCounts, StoreMeta
 from steerserve.features.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     import sqlite3
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from steerserve.features.records import Feature, Label
     from steerserve.features.search import Sort
-    from steerserve.features.stored import FoundFeature, StoredFeature
+    from steerserve.features.stored import FoundFeature, StoredFeature, Subject
 
 _BATCH = 256
 """Features that are held while they are written; from the first ones comes the order of the vocabulary."""
 _COUNTER = slice(24, 28)
 """Place in SQLite's header of a number that changes with every transaction."""
+GLANCE_S = 0.05
+"""The longest that an event loop waits for a file."""
+_IS_HARVESTED = "SELECT EXISTS (SELECT 1 FROM features WHERE num_active IS NOT NULL)"
+_IS_MEASURED = "SELECT EXISTS (SELECT 1 FROM features WHERE num_active IS NOT NULL OR dose IS NOT NULL)"
 
 
 class FeatureStore:
@@ -48,20 +71,22 @@ class FeatureStore:
     def __init__(self, path: Path) -> None:
         """Take a file that `open` has checked or `create` has made."""
         self.path = path
-        self._labels: dict[int, str] = {}
-        self._labels_stamp: tuple[int, bytes] | None = None
+        self._labels: dict[int, str | None] = {}
+        """Of the features that were asked for."""
+        self._labels_stamp: tuple[int, int, bytes] | None = None
         self._labels_lock = threading.Lock()
 
     @classmethod
-    def open(cls, path: Path) -> FeatureStore:
+    def open(cls, path: Path, *, timeout_s: float = BUSY_S) -> FeatureStore:
         """Open a store that is there; one of an older version is brought up to date.
 
         Raises:
             FeatureStoreError: it is no feature store, damaged, or of a newer version.
+            StoreUnreachableError: it may be a sound one, but cannot be read now, or not within `timeout_s`.
         """
-        check_file(path)
+        check_file(path, timeout_s=timeout_s)
         store = cls(path)
-        store.meta()
+        store.meta(timeout_s=timeout_s)
         return store
 
     @classmethod
@@ -80,15 +105,37 @@ class FeatureStore:
 
     @classmethod
     @contextlib.contextmanager
-    def replacing(cls, path: Path, meta: StoreMeta) -> Iterator[FeatureStore]:
+    def replacing(cls, path: Path, meta: StoreMeta, subject: Subject | None = None) -> Iterator[FeatureStore]:
         """Give an empty store to be filled; when the block ends well it takes the place of the one at `path`.
 
-        Labels by people and language models and the calibrations of that one are kept. One that was about other
-        weights gets another name. A block that fails, or a process that is killed, leaves the old one as it is.
+        Labels by people and language models and the calibrations of that one are kept. One that was about something
+        else gets another name. A block that fails, or a process that is killed, leaves the old one as it is.
+
+        Args:
+            path: Where it will be.
+            meta: What it is about.
+            subject: The same, with all names of the model.
 
         Raises:
             FeatureStoreError: it cannot be made, or something that is no feature store is in its place.
         """
+        with cls._taking_the_place_of(path, subject or meta.subject) as aside:
+            yield cls.create(aside, meta)
+            compact(aside)
+
+    @classmethod
+    def place_copy(cls, source: Path, path: Path, subject: Subject) -> None:
+        """Put a copy of a whole store at `path`, as `replacing` does with a new one.
+
+        Raises:
+            FeatureStoreError: it cannot be read or written.
+        """
+        with cls._taking_the_place_of(path, subject) as aside:
+            copy_file(source, aside)
+
+    @classmethod
+    @contextlib.contextmanager
+    def _taking_the_place_of(cls, path: Path, subject: Subject) -> Iterator[Path]:
         _remove_leftovers(path)
         if path.exists():
             cls.open(path)
@@ -96,24 +143,62 @@ class FeatureStore:
         with contextlib.ExitStack() as stack:
             stack.callback(aside.unlink, missing_ok=True)
             stack.callback(turn_file(aside).unlink, missing_ok=True)
-            fresh = cls.create(aside, meta)
-            yield fresh
-            compact(aside)
-            if path.exists():
-                # Whoever sets a label meanwhile waits for this lock, and then finds the new file.
-                stack.enter_context(writing(path))
-                fresh.follow(cls(path))
             with told(path):
-                aside.replace(path)
+                path.parent.mkdir(parents=True, exist_ok=True)
+            yield aside
+            cls(aside).take_place(path, subject)
 
-    def meta(self) -> StoreMeta:
+    def copy_to(self, path: Path) -> None:
+        """Copy the store, as it is at this moment, to a file that is not there yet.
+
+        Raises:
+            FeatureStoreError: it cannot be read or written.
+            FileExistsError: there is a file.
+        """
+        if path.exists():
+            raise FileExistsError(path)
+        aside = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}")
+        try:
+            with told(path):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                copy_file(self.path, aside)
+            _link(aside, path)
+        finally:
+            aside.unlink(missing_ok=True)
+
+    def meta(self, *, timeout_s: float = BUSY_S) -> StoreMeta:
         """Return which dictionary the store is about, and what it was made from."""
-        with reading(self.path) as connection:
-            return _meta(dict(connection.execute("SELECT key, value FROM meta")), self.path)
+        with reading(self.path, timeout_s=timeout_s) as connection:
+            return _meta(connection, self.path)
 
-    def is_about(self, sha256: str) -> bool:
-        """Tell whether the store is about the dictionary with these weights."""
-        return self.meta().dictionary_sha256 == sha256
+    def is_about(self, subject: Subject, *, timeout_s: float = BUSY_S) -> bool:
+        """Tell whether what the store knows holds for a dictionary; labels alone hold for the weights as such."""
+        with reading(self.path, timeout_s=timeout_s) as connection:
+            meta = _meta(connection, self.path)
+            if meta.dictionary_sha256 != subject.sha256:
+                return False
+            return subject.is_that_of(meta) or not _holds(connection, _IS_MEASURED)
+
+    def is_harvested(self) -> bool:
+        """Tell whether text was read for it: it may hold labels and calibrations alone."""
+        with reading(self.path) as connection:
+            return _holds(connection, _IS_HARVESTED)
+
+    def claim(self, subject: Subject) -> None:
+        """Write down what will be measured for, in a store that holds labels alone.
+
+        Raises:
+            FeatureStoreError: the file cannot be written.
+        """
+        with reading(self.path) as connection:
+            meta = _meta(connection, self.path)
+            wanted = replace(meta, model=subject.model or meta.model, contents=subject.contents or meta.contents)
+            if wanted == meta or _holds(connection, _IS_MEASURED):
+                return
+        with writing(self.path) as connection:
+            if not _holds(connection, _IS_MEASURED):
+                values = [("model", json.dumps(wanted.model)), ("contents", json.dumps(wanted.contents))]
+                connection.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", values)
 
     def counts(self) -> StoreCounts:
         """Return how much there is."""
@@ -137,7 +222,7 @@ class FeatureStore:
         rest = iter(features)
         with writing(self.path) as connection:
             vocabulary = Vocabulary(connection, token_bytes)
-            while batch := list(islice(rest, _BATCH)):
+            while batch := list(itertools.islice(rest, _BATCH)):
                 vocabulary.add(token for feature in batch for token in details_of(feature).tokens())
                 for feature in batch:
                     put_feature(connection, feature, vocabulary)
@@ -195,24 +280,52 @@ class FeatureStore:
             for feature, label in labels.items():
                 put_label(connection, feature, label and replace(label, created=label.created or now))
 
+    def take_newer_labels(self, labels: Mapping[int, Sequence[Label]]) -> int:
+        """Give features those labels that are newer than all they ever had of the same origin, all or none.
+
+        One without a time is as new as can be. Returns the number of features that got one.
+
+        Raises:
+            FeatureStoreError: the file cannot be written.
+        """
+        now = time.time()
+        timed = {
+            feature: [replace(label, created=label.created or now) for label in found]
+            for feature, found in labels.items()
+        }
+        with writing(self.path) as connection:
+            return put_newer_labels(connection, timed)
+
+    def label_histories(self) -> dict[int, tuple[Label, ...]]:
+        """Return every label that there ever was by feature, the newest first."""
+        with reading(self.path) as connection:
+            return label_histories(connection)
+
     def label_history(self, feature: int) -> tuple[Label, ...]:
         """Return every label that a feature ever had, the newest first."""
         with reading(self.path) as connection:
             return label_history(connection, feature)
 
     def labels(self, features: Iterable[int]) -> dict[int, str]:
-        """Return the winning labels of those features that have one, from memory: an event loop may call it.
+        """Return the winning labels of those features that have one: an event loop may call it.
 
-        What another process is writing at this moment shows in the next call.
+        What was asked for before is in memory until the file changes. What cannot be read within a moment, because
+        another process is writing it, is as it was before, and shows in a later call.
         """
+        wanted = list(features)
         with self._labels_lock:
             stamp = self._stamp()
-            if stamp != self._labels_stamp:
-                with contextlib.suppress(FeatureStoreError), reading(self.path, timeout_s=0) as connection:
-                    self._labels = dict(connection.execute("SELECT feature, text FROM labels WHERE is_best"))
-                    self._labels_stamp = stamp
-            known = self._labels
-        return {feature: known[feature] for feature in features if feature in known}
+            known = self._labels if stamp == self._labels_stamp else {}
+            missing = [feature for feature in wanted if feature not in known]
+            if missing:
+                try:
+                    known |= self._read_labels(missing)
+                except FeatureStoreError:
+                    known = self._labels | known
+                else:
+                    self._labels, self._labels_stamp = known, stamp
+            found = {feature: known.get(feature) for feature in wanted}
+        return {feature: label for feature, label in found.items() if label is not None}
 
     def search(
         self, query: str = "", sort: Sort = "relevance", limit: int = 20, offset: int = 0
@@ -226,12 +339,12 @@ class FeatureStore:
             matches = search(connection, query, sort, limit + 1, offset)
             return found_features(connection, matches[:limit]), len(matches) > limit
 
-    def carry_over(self, older: FeatureStore) -> None:
+    def carry_over(self, older: FeatureStore, *, labels_alone: bool = False) -> None:
         """Take the calibrations of a store of the same dictionary, and its labels with their history.
 
         Of the automatic labels only the history is taken: those here were made from newer text.
         """
-        calibrations = older.calibrations()
+        calibrations = {} if labels_alone else older.calibrations()
         with reading(older.path) as connection:
             labels = kept_labels(connection)
         with writing(self.path) as connection:
@@ -239,14 +352,35 @@ class FeatureStore:
             put_calibrations(connection, {one: calibrations[one] for one in calibrations.keys() - own})
             take_labels(connection, labels)
 
-    def follow(self, older: FeatureStore) -> None:
-        """Take over from the store whose place this one takes; one of other weights is kept beside it."""
-        about, path = older.meta().dictionary_sha256, older.path
-        if self.is_about(about):
-            self.carry_over(older)
-        else:
+    def take_place(self, path: Path, subject: Subject) -> None:
+        """Move the file to `path`, and take over from the one there as `replacing` says.
+
+        Whoever sets a label there meanwhile waits for its turn, and then finds this file.
+        """
+        with turn(path):
+            if not path.exists():
+                with told(path):
+                    # Of a file that was moved away: SQLite would take it for this one's.
+                    path.with_name(f"{path.name}-journal").unlink(missing_ok=True)
+                    self.path.replace(path)
+                return
+        with writing(path):
+            self._follow(FeatureStore(path), subject)
             with told(path):
-                path.replace(path.with_name(f"{path.stem}-{about[:12]}{path.suffix}"))
+                self.path.replace(path)
+
+    def _follow(self, older: FeatureStore, subject: Subject) -> None:
+        """Take over from the store whose place this one takes; one about something else is kept beside it."""
+        is_same, sha256 = older.is_about(subject), older.meta().dictionary_sha256
+        if sha256 == subject.sha256:
+            self.carry_over(older, labels_alone=not is_same)
+        if not is_same:
+            _keep(older.path, sha256)
+
+    def _read_labels(self, features: Sequence[int]) -> dict[int, str | None]:
+        query = "SELECT value, text FROM json_each(?) LEFT JOIN labels ON feature = value AND is_best"
+        with reading(self.path, timeout_s=GLANCE_S) as connection:
+            return dict(connection.execute(query, (json.dumps(features),)))
 
     @contextlib.contextmanager
     def _reading(self) -> Iterator[sqlite3.Connection]:
@@ -256,21 +390,54 @@ class FeatureStore:
             except ValueError as error:
                 raise unusable(self.path, f"a feature in it cannot be read ({error})") from error
 
-    def _stamp(self) -> tuple[int, bytes]:
+    def _stamp(self) -> tuple[int, int, bytes]:
         """Return what changes whenever the file does."""
         try:
             with self.path.open("rb") as file:
-                return os.fstat(file.fileno()).st_ino, file.read(_COUNTER.stop)[_COUNTER]
+                status = os.fstat(file.fileno())
+                return status.st_ino, status.st_mtime_ns, file.read(_COUNTER.stop)[_COUNTER]
         except OSError:
-            return 0, b""
+            return 0, 0, b""
 
 
-def _meta(rows: Mapping[str, str], path: Path) -> StoreMeta:
+def _holds(connection: sqlite3.Connection, query: str) -> bool:
+    return bool(connection.execute(query).fetchone()[0])
+
+
+def _meta(connection: sqlite3.Connection, path: Path) -> StoreMeta:
+    rows = connection.execute("SELECT key, value FROM meta").fetchall()
     try:
-        values = {key: json.loads(value) for key, value in rows.items()}
+        values = {key: json.loads(value) for key, value in rows}
         return StoreMeta(**{**values, "sources": tuple(values["sources"])})
     except (ValueError, KeyError, TypeError) as error:
         raise unusable(path, f"it does not say what it is about ({error!r})") from error
+
+
+def _keep(path: Path, sha256: str) -> None:
+    """Give a store another name, after the weights that it is about; one that has that name already is spared."""
+    for number in itertools.count(1):
+        kept = path.with_name(f"{path.stem}-{sha256[:12]}{'' if number == 1 else f'-{number}'}{path.suffix}")
+        with contextlib.suppress(FileExistsError):
+            _link(path, kept)
+            return
+
+
+def _link(file: Path, name: Path) -> None:
+    """Give a file another name; where it cannot have two, it has that one alone.
+
+    Raises:
+        FeatureStoreError: it cannot be renamed.
+        FileExistsError: there is a file of that name.
+    """
+    try:
+        os.link(file, name)
+    except FileExistsError:
+        raise
+    except OSError:  # no links on this file system
+        if name.exists():
+            raise FileExistsError(name) from None
+        with told(name):
+            file.replace(name)
 
 
 def _remove_leftovers(path: Path) -> None:

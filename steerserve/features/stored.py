@@ -6,6 +6,8 @@ import codecs
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from steerserve.model.names import plain_name
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
@@ -28,6 +30,36 @@ class StoreMeta:
     """Of the programs that made it."""
     created: float = 0.0
     """Unix time in seconds."""
+    contents: str | None = None
+    """Of the dictionary: its weights, configuration and norms; None where nobody wrote it down."""
+
+    @property
+    def subject(self) -> Subject:
+        """What the store is about."""
+        return Subject(self.dictionary_sha256, self.model, contents=self.contents)
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """What a store has to be about to say something of a dictionary: its weights, and what reads with them."""
+
+    sha256: str
+    """Of the weights."""
+    model: str = ""
+    """The model that the dictionary is used with; empty where that is not known."""
+    other_names: tuple[str, ...] = ()
+    """Of the same model."""
+    contents: str | None = None
+    """Of the dictionary; None where they are not known."""
+
+    def is_that_of(self, meta: StoreMeta) -> bool:
+        """Tell whether what was measured for `meta` holds here; what is not known on either side is no objection."""
+        names = {plain_name(name) for name in (self.model, *self.other_names) if name}
+        return (
+            meta.dictionary_sha256 == self.sha256
+            and (not meta.model or not names or plain_name(meta.model) in names)
+            and (meta.contents is None or self.contents in {None, meta.contents})
+        )
 
 
 @dataclass(frozen=True, slots=True)

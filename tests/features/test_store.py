@@ -92,7 +92,7 @@ def test_a_persons_label_wins_and_can_be_taken_away(store: FeatureStore) -> None
     store.set_label(0, None)
     assert store.labels([0]) == {0: "spans"}
     texts = [label.text for label in store.label_history(0)]
-    assert texts == ["spans", "things that cross water", "bridges", "old words"]
+    assert texts == ["bridges", "spans", "things that cross water", "old words"]  # as they were made
 
 
 def test_labels_are_seen_at_once_however_they_were_written(store: FeatureStore) -> None:

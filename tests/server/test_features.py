@@ -212,8 +212,8 @@ async def test_a_harvest_and_another_version_of_a_dictionary_are_seen_at_once(kn
         assert (await asked.get(path)).json()["error"]["code"] == "not_interpreted"
         assert (await asked.patch(f"{ADMIN}/swapped/0", json={"label": "new"})).json()["label"] == "new"
         tiny_sae_folder(folder / "swapped", seed=3)
-    kept = folder / "swapped" / f"features-{dictionary.sha256[:12]}.sqlite3"
-    assert FeatureStore.open(kept).labels([0]) == {0: "two"}
+        known.load_dictionary("swapped", source)
+        assert (await asked.get(path)).json()["label"] == "two"
     known.unload_dictionary("swapped")
 
 
