@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import math
+import threading
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import torch
 
+from steerserve.core.errors import QueueFullError
 from steerserve.features.reading import encode_kept, pieces_of, read_all
 from steerserve.features.separation import rank_features
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import AsyncIterator, Mapping, Sequence
 
     import numpy as np
     from jaxtyping import Float
@@ -26,21 +31,69 @@ if TYPE_CHECKING:
 
 SIGNIFICANT = 0.05
 """Largest p-value of a feature that is proposed for steering."""
+MAX_WAITING = 8
+"""Contrasts that may wait for the one that is made."""
+_RETRY_AFTER_S = 5
 _CHANCE = 0.5
 _NORM_OF_A_DOSE = 0.27
 """Of the mean norm: where a change of any direction comes to about one dose. Source: training.md."""
 _DIGITS = 2
+"""Of a scale; rounded down, so that edits never come to more together."""
+_ROUNDING = 1e-9
+"""What a product of two decimals may lack of the next one."""
 
 
 async def contrast(engine: Engine, dictionary: Dictionary, sets: TextSets, limit: int) -> list[Candidate]:
     """Return the features that tell the sets apart, the best first.
 
+    One contrast of an engine at a time: with a wide dictionary each takes hundreds of megabytes and all cores.
+    Cancelling this ends it within about a second.
+
     Raises:
         InvalidRequestError: a text has no token that the dictionary reads.
-        QueueFullError: too many others read activations.
+        QueueFullError: too many others wait for that, or read activations.
     """
-    acts = await pooled_activations(engine, dictionary, sets)
-    return await asyncio.to_thread(rank_features, acts, sets.num_positive, limit)
+    async with _LINES.setdefault(engine, _Line()).turn():
+        acts = await pooled_activations(engine, dictionary, sets)
+        is_left = threading.Event()
+        work = asyncio.ensure_future(
+            asyncio.to_thread(rank_features, acts, sets.num_positive, limit, should_stop=is_left.is_set)
+        )
+        try:
+            return await asyncio.shield(work)
+        finally:
+            is_left.set()
+            await asyncio.gather(work, return_exceptions=True)
+
+
+class _Line:
+    """Lets one in at a time, a few wait. One event loop at a time uses it."""
+
+    def __init__(self) -> None:
+        self._num_inside = 0
+        self._lock = asyncio.Lock()
+
+    @contextlib.asynccontextmanager
+    async def turn(self) -> AsyncIterator[None]:
+        """Wait for one's turn.
+
+        Raises:
+            QueueFullError: too many wait already.
+        """
+        if self._num_inside > MAX_WAITING:
+            message = f"{MAX_WAITING} contrasts wait already, and one is made at a time. Try again in a while."
+            raise QueueFullError(message, retry_after_s=_RETRY_AFTER_S)
+        if not self._num_inside:
+            self._lock = asyncio.Lock()  # one that was waited for belongs to its event loop
+        self._num_inside += 1
+        try:
+            async with self._lock:
+                yield
+        finally:
+            self._num_inside -= 1
+
+
+_LINES: WeakKeyDictionary[Engine, _Line] = WeakKeyDictionary()
 
 
 async def pooled_activations(
@@ -104,6 +157,6 @@ def _edit(feature: int, dictionary: Dictionary, share: float, calibration: Calib
         "dictionary": dictionary.id,
         "feature": feature,
         "mode": "add",
-        "scale": round(whole * share, _DIGITS),
+        "scale": math.floor(whole * share * 10**_DIGITS + _ROUNDING) / 10**_DIGITS,
         "unit": unit,
     }

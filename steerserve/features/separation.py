@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+from steerserve.training.observer import StoppedError
 
-    from jaxtyping import Bool, Float
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from jaxtyping import Bool, Float, Int
     from numpy.typing import NDArray
 
 MAX_FOLDS = 5
@@ -25,7 +27,8 @@ _MAX_REPEATS = 10
 _REPEATED_TEXTS = 200
 """Folds are drawn anew until about so many texts have been left out: few texts need it, many do not."""
 _NUM_PERMUTATIONS = 500
-_BLOCK_VALUES = 1 << 22
+_BLOCK_VALUES = 1 << 21
+"""Numbers of one kind that are computed at once: 16 MB of each of about ten."""
 _TIE_BREAK = 1e-3
 """Weight of the difference's size beside the AUC, which many features share where there are few texts."""
 
@@ -50,29 +53,42 @@ class Candidate:
         return self.positive_mean - self.negative_mean
 
 
-def rank_features(acts: Float[NDArray[np.float32], "texts features"], num_positive: int, limit: int) -> list[Candidate]:
+def rank_features(
+    acts: Float[NDArray[np.float32], "texts features"],
+    num_positive: int,
+    limit: int,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> list[Candidate]:
     """Return the features that separate the first `num_positive` texts from the others, the best first.
+
+    What it takes beside `acts` does not grow with the features, but for some numbers each. `should_stop` is asked
+    often.
 
     Source: AUC as the Mann-Whitney statistic; the studentised difference as in SAM (Tusher et al. 2001); p-values by
     the largest statistic over all features (Westfall and Young 1993).
+
+    Raises:
+        StoppedError: `should_stop` said so.
     """
     moving = np.flatnonzero(np.ptp(acts, axis=0) > 0)
-    values = np.ascontiguousarray(acts[:, moving].T, dtype=np.float64)
     labels = np.arange(len(acts)) < num_positive
     if not len(moving):
         return []
-    aucs, statistics = _separate(values, labels[None])
-    order = np.argsort(-statistics[0], kind="stable")[:limit]
-    held_out = _held_out_aucs(values, labels, len(order))
-    p_values = _p_values(values, labels, statistics[0, order])
+    table = _Table(acts, moving, should_stop)
+    spread = _spread(table.blocks(len(acts)))
+    aucs, statistics = _separate_all(table, labels, spread)
+    order = np.argsort(-statistics, kind="stable")[:limit]
+    held_out = _held_out_aucs(table, labels, len(order))
+    p_values = _p_values(table, labels, statistics[order], spread)
+    best = table.rows(order)
     return [
         Candidate(
             feature=int(moving[place]),
-            auc=float(aucs[0, place]),
+            auc=float(aucs[place]),
             held_out_auc=float(held_out[rank]),
             p_value=float(p_values[rank]),
-            positive_mean=float(values[place, labels].mean()),
-            negative_mean=float(values[place, ~labels].mean()),
+            positive_mean=float(best[rank, labels].mean()),
+            negative_mean=float(best[rank, ~labels].mean()),
         )
         for rank, place in enumerate(order)
     ]
@@ -112,30 +128,69 @@ def folds(labels: Bool[NDArray[np.bool_], " texts"]) -> Iterator[Bool[NDArray[np
             yield left_out
 
 
+@dataclass(frozen=True, slots=True)
+class _Table:
+    """The activations of the features that move at all, in float64 some at a time."""
+
+    acts: Float[NDArray[np.float32], "texts features"]
+    moving: Int[NDArray[np.int64], " moving"]
+    should_stop: Callable[[], bool]
+
+    def rows(self, places: Int[NDArray[np.int64], " some"]) -> Float[NDArray[np.float64], "some texts"]:
+        """Return the activations of those of the moving features."""
+        return np.ascontiguousarray(self.acts[:, self.moving[places]].T, dtype=np.float64)
+
+    def blocks(self, num_values: int) -> Iterator[Float[NDArray[np.float64], "some texts"]]:
+        """Yield all of them in order, as many at once as there is room for with `num_values` numbers each.
+
+        Raises:
+            StoppedError: nobody waits for what comes of it.
+        """
+        size = max(1, _BLOCK_VALUES // num_values)
+        for start in range(0, len(self.moving), size):
+            if self.should_stop():
+                message = "The ranking was stopped."
+                raise StoppedError(message)
+            yield self.rows(np.arange(start, min(start + size, len(self.moving))))
+
+
 def _held_out_aucs(
-    values: NDArray[np.float64], labels: NDArray[np.bool_], num_ranks: int
+    table: _Table, labels: Bool[NDArray[np.bool_], " texts"], num_ranks: int
 ) -> Float[NDArray[np.float64], " ranks"]:
     found = []
     for left_out in folds(labels):
         rest = ~left_out
-        aucs, statistics = _separate(values[:, rest], labels[rest][None])
-        best = np.argsort(-statistics[0], kind="stable")[:num_ranks]
-        tested = _aucs(values[best][:, left_out], labels[left_out][None])[0]
+        spread = _spread(block[:, rest] for block in table.blocks(len(labels)))
+        aucs, statistics = _separate_all(table, labels, spread, rest)
+        best = np.argsort(-statistics, kind="stable")[:num_ranks]
+        tested = _aucs(table.rows(best)[:, left_out], labels[left_out][None])[0]
         # A feature that marked the second set on the other texts should do so here.
-        found.append(np.where(aucs[0, best] >= 0.5, tested, 1 - tested))  # noqa: PLR2004 chance
+        found.append(np.where(aucs[best] >= 0.5, tested, 1 - tested))  # noqa: PLR2004 chance
     means: NDArray[np.float64] = np.mean(found, axis=0)
     return means
 
 
+def _separate_all(
+    table: _Table,
+    labels: Bool[NDArray[np.bool_], " texts"],
+    spread: float,
+    texts: Bool[NDArray[np.bool_], " texts"] | None = None,
+) -> tuple[Float[NDArray[np.float64], " moving"], Float[NDArray[np.float64], " moving"]]:
+    """Return the AUC of every feature on some of the texts, all if None, and what features are ranked by."""
+    kept = labels[None] if texts is None else labels[texts][None]
+    found = [
+        _separate(block if texts is None else block[:, texts], kept, spread) for block in table.blocks(len(labels))
+    ]
+    return np.concatenate([aucs[0] for aucs, _ in found]), np.concatenate([statistics[0] for _, statistics in found])
+
+
 def _p_values(
-    values: NDArray[np.float64], labels: NDArray[np.bool_], observed: NDArray[np.float64]
+    table: _Table, labels: NDArray[np.bool_], observed: NDArray[np.float64], spread: float
 ) -> Float[NDArray[np.float64], " candidates"]:
     shuffled, is_whole = _shuffled(labels)
     largest = np.zeros(len(shuffled))
-    block = max(1, _BLOCK_VALUES // len(shuffled))
-    spread = _spread(values)
-    for start in range(0, len(values), block):
-        _, statistics = _separate(values[start : start + block], shuffled, spread)
+    for block in table.blocks(max(len(shuffled), len(labels))):
+        _, statistics = _separate(block, shuffled, spread)
         largest = np.maximum(largest, statistics.max(1))
     reached = (largest[:, None] >= observed - 1e-9).sum(0)
     # The labels as they are count as one shuffle, unless they are among them.
@@ -157,7 +212,7 @@ def _shuffled(labels: NDArray[np.bool_]) -> tuple[Bool[NDArray[np.bool_], "shuff
 
 
 def _separate(
-    values: NDArray[np.float64], labels: NDArray[np.bool_], spread: float | None = None
+    values: NDArray[np.float64], labels: NDArray[np.bool_], spread: float
 ) -> tuple[Float[NDArray[np.float64], "shuffles features"], Float[NDArray[np.float64], "shuffles features"]]:
     """Return the AUC of every feature under each set of labels, and what features are ranked by."""
     aucs = _aucs(values, labels)
@@ -169,13 +224,13 @@ def _separate(
     within = squares - num_positive * positive**2
     within += (np.square(values).sum(1) - squares) - num_negative * negative**2
     deviation = np.sqrt(np.maximum(within, 0) / max(labels.shape[1] - 2, 1))
-    size = np.abs(positive - negative) / (deviation + (_spread(values) if spread is None else spread))
+    size = np.abs(positive - negative) / (deviation + spread)
     return aucs, np.abs(2 * aucs - 1) + _TIE_BREAK * size / (1 + size)
 
 
-def _spread(values: NDArray[np.float64]) -> float:
+def _spread(blocks: Iterable[NDArray[np.float64]]) -> float:
     """Return what is added to every deviation, so that a feature that hardly moves does not look certain."""
-    return float(np.median(values.std(1))) + 1e-12
+    return float(np.median(np.concatenate([block.std(1) for block in blocks]))) + 1e-12
 
 
 def _aucs(values: NDArray[np.float64], labels: NDArray[np.bool_]) -> Float[NDArray[np.float64], "shuffles features"]:

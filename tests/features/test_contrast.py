@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import random
+import threading
+import time
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -12,8 +15,9 @@ import numpy as np
 import pytest
 import torch
 
-from steerserve.core.errors import ContextLengthError, InvalidRequestError
-from steerserve.features.contrast import contrast, pooled_activations, ready_steering
+from steerserve.core.errors import ContextLengthError, InvalidRequestError, QueueFullError
+from steerserve.features import contrast as contrast_module
+from steerserve.features.contrast import MAX_WAITING, contrast, pooled_activations, ready_steering
 from steerserve.features.difference import difference_of_means
 from steerserve.features.examples import EXAMPLE_SETS
 from steerserve.features.reading import text_ids
@@ -21,11 +25,14 @@ from steerserve.features.records import Calibration
 from steerserve.features.separation import Candidate
 from steerserve.features.text_sets import MAX_TOKENS, TextSets, read_text_sets
 from steerserve.model.tokenizer import Tokenizer
+from steerserve.training.observer import StoppedError
 from tests.conftest import SINK
 from tests.engine.harness import ask, read
 from tests.tiny import HOOK_NAME, byte_tokenizer
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from steerserve.dictionaries.dictionary import Dictionary
     from steerserve.runtime import Runtime
 
@@ -132,6 +139,53 @@ async def test_generation_goes_on_while_a_contrast_runs(llama: Runtime) -> None:
     assert read(events) == alone
 
 
+async def test_contrasts_are_made_one_at_a_time_and_few_wait(llama: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
+    inside, most = 0, 0
+
+    def rank(*_: object, **__: object) -> list[Candidate]:
+        nonlocal inside, most
+        inside += 1
+        most = max(most, inside)
+        time.sleep(0.02)
+        inside -= 1
+        return []
+
+    monkeypatch.setattr(contrast_module, "rank_features", rank)
+    sets = sets_of(llama, ["a", "b"], ["c", "d"])
+    asked = [contrast(llama.engine, find(llama, "planted"), sets, 3) for _ in range(MAX_WAITING + 3)]
+    answers = await asyncio.gather(*asked, return_exceptions=True)
+    refused = [answer for answer in answers if isinstance(answer, QueueFullError)]
+    assert answers.count([]) == MAX_WAITING + 1
+    assert [error.retry_after_s > 0 for error in refused] == [True, True]
+    assert most == 1
+    assert await contrast(llama.engine, find(llama, "planted"), sets, 3) == []
+
+
+async def test_a_contrast_that_nobody_waits_for_ends_and_lets_the_next_one_in(
+    llama: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, ended = threading.Event(), threading.Event()
+
+    def rank(*_: object, should_stop: Callable[[], bool]) -> list[Candidate]:
+        begun.set()
+        while not should_stop():
+            time.sleep(0.01)
+        ended.set()
+        raise StoppedError("stopped")
+
+    sets = sets_of(llama, ["a", "b"], ["c", "d"])
+    with monkeypatch.context() as changed:
+        changed.setattr(contrast_module, "rank_features", rank)
+        work = asyncio.ensure_future(contrast(llama.engine, find(llama, "planted"), sets, 3))
+        waiting = asyncio.ensure_future(contrast(llama.engine, find(llama, "planted"), sets, 3))
+        await asyncio.to_thread(begun.wait, 30)
+        waiting.cancel()
+        work.cancel()
+        await asyncio.wait((work, waiting))
+        assert ended.is_set()
+    assert len(await contrast(llama.engine, find(llama, "planted"), sets, 3)) == 3
+
+
 async def test_a_text_of_special_tokens_alone_is_named(llama: Runtime) -> None:
     sets = sets_of(llama, ["fine", "good"], ["too", "~~"])
     for work in (
@@ -234,6 +288,15 @@ def test_what_writes_goes_first_and_what_reads_goes_last(llama: Runtime) -> None
     edits = ready_steering([candidate(1), candidate(2), candidate(3)], find(llama, "planted"), known, 3)
     assert [(edit["feature"], edit["unit"]) for edit in edits] == [(3, "dose"), (2, "norm"), (1, "dose")]
     assert [edit["scale"] for edit in edits] == [0.33, 0.09, 0.33]
+
+
+def test_edits_come_to_one_dose_at_most(llama: Runtime) -> None:
+    for known, whole in ({}, 0.27), ({one: Calibration(dose=30.0, output_score=0.2) for one in range(16)}, 1.0):
+        for count in range(1, 17):
+            found = [candidate(feature) for feature in range(count)]
+            scales = [edit["scale"] for edit in ready_steering(found, find(llama, "planted"), known, 16)]
+            assert len(scales) == count
+            assert whole - 0.01 * count < sum(scales) <= whole + 1e-9
 
 
 def test_only_features_that_mark_the_positive_set_beyond_chance_are_proposed(llama: Runtime) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 from typing import TYPE_CHECKING
@@ -9,7 +10,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
+from steerserve.features import separation
 from steerserve.features.separation import _ranks, folds, held_out_projection, rank_features, smallest_p_value
+from steerserve.training.observer import StoppedError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -97,6 +100,32 @@ def test_features_that_never_move_are_left_out() -> None:
 
 def test_the_same_texts_give_the_same_figures() -> None:
     assert rank_features(noise(24, seed=5), 11, 20) == rank_features(noise(24, seed=5), 11, 20)
+
+
+@pytest.mark.parametrize("num_values", [1, 1 << 10, 1 << 14])
+def test_figures_do_not_depend_on_how_many_features_are_computed_at_once(
+    num_values: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    acts = noise(14, seed=6)[:, :300]
+    whole = rank_features(acts, 6, 40)
+    monkeypatch.setattr(separation, "_BLOCK_VALUES", num_values)
+    for one, other in zip(whole, rank_features(acts, 6, 40), strict=True):
+        assert dataclasses.astuple(one) == pytest.approx(dataclasses.astuple(other), rel=1e-12)
+
+
+def test_a_ranking_stops_between_two_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(separation, "_BLOCK_VALUES", 14 * 100)
+    asked: list[int] = []
+
+    def should_stop() -> bool:
+        asked.append(0)
+        return len(asked) > last
+
+    for last in (0, 7, 45, 100):
+        asked.clear()
+        with pytest.raises(StoppedError):
+            rank_features(noise(14, seed=6)[:, :300], 6, 5, should_stop=should_stop)
+        assert len(asked) == last + 1
 
 
 @pytest.mark.parametrize(("num_positive", "num_negative"), [(2, 2), (3, 9), (40, 40)])
