@@ -44,9 +44,10 @@ _IN_ANY = """(
     OR feature IN (SELECT rowid FROM text_index WHERE text_index MATCH ?)
 )"""
 _IN_LABEL = (
-    "SELECT rowid AS feature, ? / (1 + length(label) / 100.0) AS score, 0 AS is_match FROM label_index "
-    "WHERE label_index MATCH ?"
+    "SELECT rowid AS feature, ? * (1 + (instr(lower(label), ?) > 0)) / (1 + length(label) / 100.0) AS score, "
+    "0 AS is_match FROM label_index WHERE label_index MATCH ?"
 )
+"""A label with the very word counts twice: to the index a universe and a university are one stem."""
 _NEAR_PEAK = (
     "SELECT rowid AS feature, -bm25(peak_index, 1.0, 2.0) AS score, 0 AS is_match FROM peak_index "
     "WHERE peak_index MATCH ?"
@@ -107,14 +108,14 @@ def _scored(connection: sqlite3.Connection, words: list[str]) -> tuple[str, list
         terms[-1] = f"({terms[-1]} OR {terms[-1]}*)"  # the whole word counts for more
     # BM25 would tell rare words from common ones by the labels that there are: no way where a person gave the first.
     (d_sae,) = connection.execute("SELECT CAST(value AS INTEGER) FROM meta WHERE key = 'd_sae'").fetchone()
-    alone = [f'"{word}"' for word in words]
-    num_labels = {term: _count(connection, "label_index", term) for term in (*alone, terms[-1])}
+    word_of = {f'"{word}"': word.lower() for word in words} | {terms[-1]: words[-1].lower()}
+    num_labels = {term: _count(connection, "label_index", term) for term in word_of}
     matching, values = _matching(sorted(terms, key=num_labels.__getitem__))
     parts = [_SOMEWHERE]
     for term, count in num_labels.items():
         if 0 < count <= max(1, _COMMON * d_sae):
             parts.append(_IN_LABEL)
-            values += [_LABEL_WEIGHT * math.log(1 + d_sae / count), term]
+            values += [_LABEL_WEIGHT * math.log(1 + d_sae / count), word_of[term], term]
     telling = [term for term in terms if _count(connection, "peak_index", term) <= _COMMON * d_sae]
     if telling:
         parts.append(_NEAR_PEAK)

@@ -101,6 +101,13 @@ def test_features_that_write_come_before_equal_matches_that_do_not(tmp_path: Pat
     assert rows[0].relevance == pytest.approx((rows[3].relevance or 0) * (1 + 0.5 / 0.51))
 
 
+def test_a_label_with_the_very_word_comes_before_those_of_the_same_stem(tmp_path: Path) -> None:
+    labels = ["university, campus", "universal", "Universe, galaxies, bang, cosmos"]
+    store = store_of(tmp_path, [feature(number, ["x"], label=label) for number, label in enumerate(labels)])
+    assert found(store, "universe")[0] == 2
+    assert found(store, "universe universe")[0] == 2
+
+
 def test_an_empty_query_lists_everything(known: FeatureStore) -> None:
     known.set_label(3, Label("dead", "person"))
     assert found(known, "")[:2] == [0, 1]
