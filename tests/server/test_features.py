@@ -187,6 +187,10 @@ async def test_labels_need_no_harvest(known: Runtime) -> None:
         assert (found["label"], found["max"], found["activity"], found["snippets"]) == ("mine", None, None, [])
         assert (await asked.get(f"{FEATURES}/labelled/8")).json()["label"] is None
         (row,) = (await asked.get(FEATURES, params={"dictionary": "labelled"})).json()["data"]
+        # Words are searched in what was read, and nothing was: that is no empty answer.
+        searched = await asked.get(FEATURES, params={"dictionary": "labelled", "q": "mine"})
+        assert (searched.status_code, searched.json()["error"]["code"]) == (404, "not_interpreted")
+        assert (await asked.get(FEATURES, params={"dictionary": "labelled", "q": " "})).json()["data"] == [row]
         assert (row["feature"], row["label"], row["density"]) == (7, "mine", None)
         statistics = (await asked.get("/v1/dictionaries/labelled")).json()["statistics"]
         assert (statistics["interpreted"], statistics["labelled"], statistics["num_live"]) == (False, 1, None)
@@ -338,6 +342,29 @@ async def test_a_store_that_breaks_while_it_is_served_spares_all_other_answers(k
         steered = await asked.post(CHAT, json=chat(steering=[{"dictionary": "breaking", "feature": 0, "scale": 1.0}]))
         assert steered.status_code == 200
     known.unload_dictionary("breaking")
+
+
+async def test_a_damaged_store_says_no_path_to_clients_and_spares_a_contrast(
+    known: Runtime, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = known.settings.dictionary_dirs[0]
+    dictionary = known.load_dictionary("damaged", f"path:{tiny_sae_folder(folder / 'damaged', seed=9)}")
+    store = known.stores.for_writing(dictionary, "tiny")
+    store.write_calibrations({number: Calibration(3.0, 0.5) for number in range(96)})
+    assert known.stores.find(dictionary) is not None
+    with store.path.open("r+b") as file:
+        file.write(b"\xff" * 20_000)
+    sets = {"positive": ["AAA", "AAAA"], "negative": ["777", "7777"], "dictionary": "damaged"}
+    async with client_of(create_app(known)) as asked:
+        for path in (f"{FEATURES}?dictionary=damaged", f"{FEATURES}?dictionary=damaged&q=x", f"{FEATURES}/damaged/0"):
+            answer = await asked.get(path)
+            assert (answer.status_code, answer.json()["error"]["code"]) == (500, "feature_store_unusable")
+            assert str(folder) not in answer.text
+        contrasted = await asked.post(f"{FEATURES}/contrast", json=sets)
+    assert contrasted.status_code == 200, contrasted.text
+    assert {row["dose"] for row in contrasted.json()["data"]} == {None}
+    assert str(store.path) in caplog.text
+    known.unload_dictionary("damaged")
 
 
 def test_a_persons_label_outlives_everything(known: Runtime) -> None:

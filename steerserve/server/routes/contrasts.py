@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from typing import TYPE_CHECKING, Annotated
 
 from fastapi import APIRouter, Depends, Request
 
+from steerserve.core.errors import FeatureStoreError
 from steerserve.features.contrast import SIGNIFICANT, contrast, ready_steering
 from steerserve.features.separation import smallest_p_value
 from steerserve.features.text_sets import read_text_sets
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     from steerserve.features.text_sets import TextSets
     from steerserve.runtime import Runtime
 
+_log = logging.getLogger(__name__)
 router = APIRouter(tags=["Features"], dependencies=[Depends(require_inference)])
 
 
@@ -62,8 +65,13 @@ async def contrast_texts(
 
 
 def _calibrations(runtime: Runtime, dictionary: Dictionary, features: Sequence[int]) -> dict[int, Calibration]:
+    """Return what is known of them: an answer is worth having without it, too."""
     store = runtime.stores.find(dictionary)
-    known = store.calibrations() if store is not None else {}
+    try:
+        known = store.calibrations() if store is not None else {}
+    except FeatureStoreError as error:
+        _log.warning("dictionary %s: %s", dictionary.id, error.message)
+        known = {}
     return {feature: known[feature] for feature in features if feature in known}
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import logging
 from typing import TYPE_CHECKING, Annotated
 
 from fastapi import APIRouter, Depends, Path, Query
 
-from steerserve.core.errors import NotFoundError
+from steerserve.core.errors import FeatureStoreError, NotFoundError
 from steerserve.features.records import Label
 from steerserve.features.search import Sort
 from steerserve.server.body import json_body
@@ -19,6 +21,8 @@ from steerserve.server.routes.dictionaries import DictionaryId, find_dictionary
 from steerserve.server.schemas.features import FeatureList, FeatureObject, LabelRequest
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from steerserve.dictionaries.dictionary import Dictionary
     from steerserve.features.store import FeatureStore
     from steerserve.runtime import Runtime
@@ -29,6 +33,7 @@ _MAX_OFFSET = 2**31
 FeatureIndex = Annotated[int, Path(description="The feature's index in the dictionary.")]
 
 router = APIRouter(tags=["Features"])
+_log = logging.getLogger(__name__)
 
 
 @router.get("/v1/features", dependencies=[Depends(require_inference)])
@@ -54,7 +59,11 @@ async def search_features(
     searched = runtime.registry.snapshot().find(dictionary, "dictionary")
 
     def search() -> FeatureList:
-        rows, has_more = _store(runtime, searched).search(q, sort, limit, offset)
+        with _reading(searched):
+            store = _store(runtime, searched)
+            if q.strip() and not store.is_harvested():  # nothing was read that words could be found in
+                raise _not_interpreted(searched)
+            rows, has_more = store.search(q, sort, limit, offset)
         return FeatureList(data=[feature_row(searched, row) for row in rows], has_more=has_more)
 
     return await asyncio.to_thread(search)
@@ -65,7 +74,12 @@ async def get_feature(dictionary_id: DictionaryId, feature: FeatureIndex, runtim
     """Give all that is known of a feature: labels, snippets, histogram, tokens, neighbours, dose."""
     dictionary = find_dictionary(runtime, dictionary_id)
     _check_feature(dictionary, feature)
-    return await asyncio.to_thread(lambda: _view(dictionary, feature, _store(runtime, dictionary)))
+
+    def view() -> FeatureObject:
+        with _reading(dictionary):
+            return _view(dictionary, feature, _store(runtime, dictionary))
+
+    return await asyncio.to_thread(view)
 
 
 @router.patch(
@@ -108,9 +122,24 @@ def _check_feature(dictionary: Dictionary, feature: int) -> None:
 def _store(runtime: Runtime, dictionary: Dictionary) -> FeatureStore:
     store = runtime.stores.find(dictionary)
     if store is None:
-        message = (
-            f"Nothing is known of the features of {dictionary.id!r} yet. POST /admin/interpret reads text with the "
-            "dictionary and finds out, as the command `steerserve interpret` does."
-        )
-        raise NotFoundError(message, param="dictionary", code="not_interpreted")
+        raise _not_interpreted(dictionary)
     return store
+
+
+def _not_interpreted(dictionary: Dictionary) -> NotFoundError:
+    message = (
+        f"Nothing is known of the features of {dictionary.id!r} yet. POST /admin/interpret reads text with the "
+        "dictionary and finds out, as the command `steerserve interpret` does."
+    )
+    return NotFoundError(message, param="dictionary", code="not_interpreted")
+
+
+@contextlib.contextmanager
+def _reading(dictionary: Dictionary) -> Iterator[None]:
+    """Tell clients without an admin's key no path of the server: its log has it."""
+    try:
+        yield
+    except FeatureStoreError as error:
+        _log.warning("dictionary %s: %s", dictionary.id, error.message)
+        message = f"What is known of the features of {dictionary.id!r} cannot be read. The server's log says why."
+        raise FeatureStoreError(message) from error
