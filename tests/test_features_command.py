@@ -108,6 +108,55 @@ def test_what_is_exported_can_be_imported_elsewhere(interpreted: str, tmp_path: 
     assert found.labels == feature(1, label="bridges").labels
 
 
+def test_the_history_of_labels_is_shown_and_exported(interpreted: str) -> None:
+    for text in ("one", "two"):
+        printed("label", interpreted, "1", text)
+    printed("label", interpreted, "1")
+    lines = printed("show", interpreted, "1", "--history").splitlines()
+    assert [line.split(maxsplit=2)[2] for line in lines] == ["two (person)", "one (person)", "bridges (words, 0.75)"]
+    printed("label", interpreted, "50", "mine")
+    printed("label", interpreted, "50")
+    exported = {line["feature"]: line for line in map(json.loads, printed("export", interpreted).splitlines())}
+    assert [label["text"] for label in exported[1]["history"]] == ["two", "one", "bridges"]
+    assert [label["text"] for label in exported[1]["labels"]] == ["bridges"]
+    assert (exported[0]["history"], [label["text"] for label in exported[50]["history"]]) == ([], ["mine"])
+
+
+def test_an_older_label_from_a_file_replaces_none_that_was_given_since(interpreted: str, tmp_path: Path) -> None:
+    printed("label", interpreted, "0", "old")
+    printed("export", interpreted, "--out", str(tmp_path / "out.jsonl"))
+    printed("label", interpreted, "0", "new")
+    told = printed("import", interpreted, str(tmp_path / "out.jsonl"))
+    assert "labels of 0 features taken" in told
+    assert "The other 2" in told
+    assert printed("show", interpreted, "0").splitlines()[0].endswith("new (person)")
+
+
+def test_a_whole_store_is_copied_out_and_in(
+    interpreted: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    printed("label", interpreted, "0", "by hand")
+    file = tmp_path / "whole.sqlite3"
+    printed("export", interpreted, "--store", str(file))
+    assert "is there already" in refused(capsys, monkeypatch, "export", interpreted, "--store", str(file))
+    assert "give one" in refused(capsys, monkeypatch, "export", interpreted, "--store", "a", "--out", "b")
+    same = f"path:{tiny_sae_folder(tmp_path / 'same')}"
+    printed("label", same, "0", "later")
+    printed("label", same, "2", "mine")
+    printed("import", same, str(file))
+    store = FeatureStore.open(tmp_path / "same" / "features.sqlite3")
+    assert store.labels(range(9)) == {0: "later", 1: "bridges", 2: "mine"}
+    assert store.calibrations() == {0: Calibration(40.0, 0.2)}
+    assert store.counts().num_features == 9
+    assert store.search("river")[0]
+    other = f"path:{tiny_sae_folder(tmp_path / 'other', seed=1)}"
+    assert "about other weights" in refused(capsys, monkeypatch, "import", other, str(file))
+    assert not (tmp_path / "other" / "features.sqlite3").exists()
+    file.write_bytes(file.read_bytes()[:5000])
+    assert "cannot be used" in refused(capsys, monkeypatch, "import", same, str(file))
+    assert store.labels([2]) == {2: "mine"}
+
+
 def test_short_lines_and_neuronpedias_are_imported(source: str, tmp_path: Path) -> None:
     file = tmp_path / "labels.jsonl"
     file.write_text('{"feature": 7, "label": "bridges"}\n\n', encoding="utf-8")

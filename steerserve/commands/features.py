@@ -79,11 +79,21 @@ def features_search(
 
 
 @features_app.command("show")
-def features_show(source: Source, feature: Feature) -> None:
+def features_show(
+    source: Source,
+    feature: Feature,
+    *,
+    history: Annotated[
+        bool, typer.Option("--history", help="Every label that it ever had, the newest first, and nothing else.")
+    ] = False,
+) -> None:
     """Show what is known of a feature: labels, activity, tokens, snippets with the peak in brackets, neighbours."""
     from steerserve.features.stored import token_texts
 
     store = _store(source)
+    if history:
+        _show_history(store, feature)
+        return
     found = store.feature(feature)
     if found is None:
         message = f"Nothing is known of feature {feature} of {source}."
@@ -105,9 +115,9 @@ def features_show(source: Source, feature: Feature) -> None:
     ):
         texts = (repr("".join(token_texts([token_id], found.token_bytes))) for token_id, _ in tokens[:10])
         _line(name, " ".join(texts))
-    labels = store.labels(neighbour for neighbour, _ in harvested.neighbours)
+    near = store.labels(neighbour for neighbour, _ in harvested.neighbours)
     for neighbour, cosine in harvested.neighbours:
-        _line("near", f"{neighbour} ({cosine:.2f}) {labels.get(neighbour, '')}".rstrip())
+        _line("near", f"{neighbour} ({cosine:.2f}) {near.get(neighbour, '')}".rstrip())
     for window in harvested.windows[:_NUM_SNIPPETS]:
         _line(f"{max(window.acts):.3g}", _snippet(window, found.token_bytes, reach=len(window.token_ids)))
 
@@ -141,11 +151,25 @@ def features_export(
     out: Annotated[
         Path | None, typer.Option(help="File to write; standard output if not given.", show_default=False)
     ] = None,
+    whole: Annotated[
+        Path | None,
+        typer.Option("--store", help="Copy the whole store to this file instead, as it is now.", show_default=False),
+    ] = None,
 ) -> None:
-    """Write all that is known as JSON Lines, one object a feature."""
+    """Write all that is known as JSON Lines, one object a feature, or copy the whole store."""
     from steerserve.features.export import export_lines
 
     store = _store(source)
+    if whole is not None:
+        if out is not None:
+            message = "Lines (--out) and the whole store (--store) are two exports; give one of them."
+            raise ConfigError(message, param="store")
+        try:
+            store.copy_to(whole)
+        except FileExistsError as error:
+            message = f"{whole} is there already."
+            raise ConfigError(message, param="store") from error
+        return
     if out is None:
         for line in export_lines(store):
             typer.echo(line)
@@ -161,26 +185,36 @@ def features_export(
 @features_app.command("import")
 def features_import(
     source: Source,
-    file: Annotated[Path, typer.Argument(help="What was exported, or Neuronpedia's file.", show_default=False)],
+    file: Annotated[
+        Path, typer.Argument(help="What was exported, lines or a whole store, or Neuronpedia's.", show_default=False)
+    ],
     *,
     neuronpedia: Annotated[
         bool, typer.Option("--neuronpedia", help="The file holds Neuronpedia's explanations.")
     ] = False,
 ) -> None:
-    """Take labels from a file: exported ones, lines such as {"feature": 7, "label": "bridges"}, or Neuronpedia's."""
-    from steerserve.features.export import read_labels
+    """Take a whole store, or labels: exported lines, lines as {"feature": 7, "label": "bridges"}, or Neuronpedia's.
+
+    A label takes the place of an older one of the same origin, never of a newer one. All are taken, or none.
+    """
+    from steerserve.features.export import is_store, read_labels
     from steerserve.features.neuronpedia import read_neuronpedia
 
     place = _locate(source)
+    if not neuronpedia and is_store(file):
+        path = place.location.take_whole(file)
+        typer.echo(f"{path}: taken from {file}, with the labels that were here")
+        return
     labels: Mapping[int, Sequence[Label]]
     if neuronpedia:
         labels = {feature: [label] for feature, label in read_neuronpedia(file, place.d_sae).items()}
     else:
         labels = read_labels(file, place.d_sae)
     store = place.writable()
-    for depth in range(max(map(len, labels.values()), default=0)):
-        store.set_labels({feature: found[depth] for feature, found in labels.items() if depth < len(found)})
-    typer.echo(f"{store.path}: labels of {len(labels)} features taken from {file}")
+    num_taken = store.take_newer_labels(labels)
+    typer.echo(f"{store.path}: labels of {num_taken} features taken from {file}")
+    if num_taken < len(labels):
+        typer.echo(f"The other {len(labels) - num_taken} have labels that are as new, or newer.")
 
 
 def labelling_store(source: str) -> Path:
@@ -244,6 +278,15 @@ def _check(place: _Place, feature: int) -> None:
         raise ConfigError(message, param="feature")
 
 
+def _show_history(store: FeatureStore, feature: int) -> None:
+    labels = store.label_history(feature)
+    if not labels:
+        message = f"Feature {feature} never had a label."
+        raise ConfigError(message, param="feature")
+    for label in labels:
+        _line(time.strftime("%Y-%m-%d %H:%M", time.localtime(label.created)), f"{label.text} ({_made_by(label)})")
+
+
 def _dosed(calibration: Calibration | None) -> tuple[str, str]:
     return ("", "") if calibration is None else (f"{calibration.dose:.3g}", "yes" if calibration.writes else "")
 
@@ -264,4 +307,4 @@ def _snippet(window: Window, token_bytes: Mapping[int, bytes], reach: int = _SNI
 
 
 def _line(name: str, value: str) -> None:
-    typer.echo(f"{name:{_LABEL_WIDTH}}{value}")
+    typer.echo(f"{name:{_LABEL_WIDTH - 1}} {value}")

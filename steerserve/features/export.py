@@ -8,45 +8,51 @@ from typing import TYPE_CHECKING, Any, get_args
 from steerserve.core.errors import ConfigError
 from steerserve.features.label_text import clean_label, finite_number
 from steerserve.features.records import Label, LabelOrigin
-from steerserve.features.stored import token_texts
+from steerserve.features.stored import StoredFeature, token_texts
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
     from steerserve.features.records import Feature
     from steerserve.features.store import FeatureStore
-    from steerserve.features.stored import StoredFeature
 
 _MAX_LABEL_CHARS = 500
+_SQLITE = b"SQLite format 3\0"
 
 
 def export_lines(store: FeatureStore) -> Iterator[str]:
     """Give one JSON object for each feature that anything is known of, in order."""
-    for number in store.feature_numbers():
-        if (found := store.feature(number)) is not None:
-            yield json.dumps(feature_json(found), ensure_ascii=False)
+    histories = store.label_histories()
+    for number in sorted({*store.feature_numbers(), *histories}):
+        found = store.feature(number) or StoredFeature(number, None, None, None, (), {})  # all labels were taken away
+        yield json.dumps(feature_json(found, histories.get(number, ())), ensure_ascii=False)
 
 
-def feature_json(found: StoredFeature) -> dict[str, Any]:
-    """Write all that is known of a feature."""
+def feature_json(found: StoredFeature, history: Sequence[Label]) -> dict[str, Any]:
+    """Write all that is known of a feature, and every label that it ever had."""
     calibration = found.calibration
     return {
         "feature": found.feature,
-        "labels": [
-            {
-                "text": label.text,
-                "origin": label.origin,
-                "score": label.score,
-                "created": label.created,
-                "author": label.author,
-            }
-            for label in found.labels
-        ],
+        "labels": [_label_json(label) for label in found.labels],
+        "history": [_label_json(label) for label in history],
         "dose": calibration.dose if calibration is not None else None,
         "output_score": calibration.output_score if calibration is not None else None,
         **(_harvested(found.harvested, found.token_bytes) if found.harvested is not None else {}),
     }
+
+
+def is_store(file: Path) -> bool:
+    """Tell whether a file is a whole store, or any other database of SQLite.
+
+    Raises:
+        ConfigError: it cannot be read.
+    """
+    try:
+        with file.open("rb") as opened:
+            return opened.read(len(_SQLITE)) == _SQLITE
+    except OSError as error:
+        raise ConfigError(f"{file} cannot be read: {error}.") from error
 
 
 def read_labels(file: Path, d_sae: int) -> dict[int, list[Label]]:
@@ -75,6 +81,16 @@ def read_labels(file: Path, d_sae: int) -> dict[int, list[Label]]:
         if found:
             labels[feature] = found
     return labels
+
+
+def _label_json(label: Label) -> dict[str, Any]:
+    return {
+        "text": label.text,
+        "origin": label.origin,
+        "score": label.score,
+        "created": label.created,
+        "author": label.author,
+    }
 
 
 def _labels(entry: Mapping[str, Any]) -> list[Label]:

@@ -118,6 +118,25 @@ class StoreLocation:
             if not path.exists():
                 self._take_labels(fresh)
 
+    def take_whole(self, file: Path) -> Path:
+        """Put a copy of a whole store in place of this one, with the labels and calibrations that this one has besides.
+
+        Of two labels by the same origin the newer one counts. Returns where the store is.
+
+        Raises:
+            FeatureStoreError: the file is no store, or one of other weights; or this one cannot be written.
+        """
+        meta = FeatureStore.open(file).meta()
+        if meta.dictionary_sha256 != self.subject.sha256:
+            message = (
+                f"{file} is about other weights ({meta.dictionary_sha256[:_KEY_CHARS]}) than the dictionary's "
+                f"({self.subject.sha256[:_KEY_CHARS]})."
+            )
+            raise FeatureStoreError(message)
+        path = self.prepare(for_harvest=True)
+        FeatureStore.place_copy(file, path, meta.subject)
+        return path
+
     def _take_labels(self, fresh: FeatureStore) -> None:
         """Take what was said of the same weights when they were used with another model."""
         weights = Subject(self.subject.sha256)
@@ -137,11 +156,12 @@ class StoreLocation:
 
     def _kept(self) -> list[Path]:
         """Files that made room for those of other weights, which may have lain there since."""
-        beside = self.shipped if self.own == self.apart else self.own
-        if beside is None:
-            return []
-        pattern = f"{beside.stem}-{self.subject.sha256[:_KEY_CHARS]}*{beside.suffix}"
-        return sorted(beside.parent.glob(pattern))
+        found: list[Path] = []
+        for place in dict.fromkeys((self.own, self.shipped, self.apart)):
+            if place is not None:
+                pattern = f"{place.stem}-{self.subject.sha256[:_KEY_CHARS]}*{place.suffix}"
+                found += sorted(place.parent.glob(pattern))
+        return found
 
     @staticmethod
     def _stores(

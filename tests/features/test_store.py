@@ -116,6 +116,72 @@ def test_labels_do_not_wait_for_a_writer(store: FeatureStore) -> None:
     assert store.labels([0]) == {0: "newer words"}
 
 
+def test_the_history_is_in_the_order_in_which_labels_were_made_also_after_a_harvest(store: FeatureStore) -> None:
+    store.set_label(3, replace(PERSON, text="first", created=1.0))
+    store.set_label(3, replace(PERSON, text="second", created=9.0))
+    with FeatureStore.replacing(store.path, META) as fresh:
+        fresh.write_features([feature(3, label="new words")], byte_of)  # at 3.0
+    assert [label.text for label in store.label_history(3)] == ["second", "new words", "first"]
+    assert store.label_histories()[3] == store.label_history(3)
+
+
+def test_only_newer_labels_are_taken_and_all_or_none(store: FeatureStore) -> None:
+    store.set_labels({0: replace(PERSON, created=5.0), 3: replace(PERSON, created=5.0)})
+    store.set_label(3, None)
+    older, newer = replace(PERSON, text="older", created=4.0), replace(PERSON, text="newer", created=6.0)
+    words = Label("stale words", "words", 0.5, 2.0)
+    assert store.take_newer_labels({0: [older, words], 3: [older], 7: [older, newer]}) == 1
+    # Neither a person's label of later, nor one that was taken away, nor fresher words.
+    assert store.labels([0, 3, 7]) == {0: "bridges", 7: "newer"}
+    assert store.take_newer_labels({0: [newer, replace(words, created=4.0)], 3: [replace(newer, created=0.0)]}) == 2
+    found = store.feature(0)
+    assert found is not None
+    assert [label.text for label in found.labels] == ["newer", "stale words"]
+    assert store.labels([3]) == {3: "newer"}
+    broken = Label("x", "person", created=10.0, author=object())  # type: ignore[arg-type]
+    with pytest.raises(FeatureStoreError):
+        store.take_newer_labels({1: [replace(PERSON, created=9.0)], 2: [broken]})
+    assert store.labels([1, 2]) == {}
+
+
+def test_a_whole_store_takes_the_place_of_another_and_keeps_what_people_said_here(
+    store: FeatureStore, tmp_path: Path
+) -> None:
+    store.set_labels(dict.fromkeys((0, 1, 2), PERSON))
+    store.write_calibrations({0: Calibration(1.0, 0.5)})
+    store.copy_to(tmp_path / "copy.sqlite3")
+    copy = FeatureStore.open(tmp_path / "copy.sqlite3")
+    store.set_label(1, None)
+    store.set_labels({2: replace(PERSON, text="later here", created=9.0), 5: PERSON})
+    copy.set_labels({0: replace(PERSON, text="later there", created=9.0), 6: PERSON})
+    copy.write_calibrations({0: Calibration(2.0, 0.5)})
+    FeatureStore.place_copy(copy.path, store.path, META.subject)
+    assert store.labels(range(16)) == {0: "later there", 2: "later here", 5: "bridges", 6: "bridges"}
+    assert store.calibrations() == {0: Calibration(2.0, 0.5)}
+    assert [label.text for label in store.label_history(2)] == ["later here", "bridges"]
+    before = store.label_histories()
+    FeatureStore.place_copy(copy.path, store.path, META.subject)
+    assert store.label_histories() == before
+    with pytest.raises(FileExistsError):
+        store.copy_to(copy.path)
+
+
+def test_labels_are_looked_up_one_by_one_and_once(store: FeatureStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    store.set_labels(dict.fromkeys(range(16), PERSON))
+    assert store.labels([1, 2]) == {1: "bridges", 2: "bridges"}
+    assert store._labels.keys() == {1, 2}
+    monkeypatch.setattr(store, "_read_labels", None)
+    assert store.labels([2, 1]) == {1: "bridges", 2: "bridges"}
+
+
+def test_a_journal_of_a_file_that_was_moved_away_is_not_taken_for_the_next_ones(tmp_path: Path) -> None:
+    path = tmp_path / "features.sqlite3"
+    path.with_name(f"{path.name}-journal").write_bytes(b"\xd9\xd5\x05\xf9\x20\xa1\x63\xd7" + b"\x01" * 4096)
+    with FeatureStore.replacing(path, META) as fresh:
+        fresh.write_features([feature(0, label="words")], byte_of)
+    assert FeatureStore.open(path).labels([0]) == {0: "words"}
+
+
 def test_a_label_without_a_time_gets_the_present_one(store: FeatureStore) -> None:
     store.set_label(3, Label("x", "person"))
     assert store.label_history(3)[0].created > 1e9
