@@ -8,6 +8,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
+    from steerserve.dictionaries.dictionary import Dictionary
     from steerserve.steering.receipt import Receipt
     from steerserve.steering.resolve import ResolvedSteering
 
@@ -48,6 +49,26 @@ class SamplingParams:
 
 
 @dataclass(frozen=True, slots=True)
+class Watch:
+    """Which activations are given with each token."""
+
+    dictionaries: tuple[Dictionary, ...]
+    """At least one."""
+    top: int
+    """So many of the strongest features of each dictionary."""
+    features: tuple[int, ...] = ()
+    """Those that are given whatever they are, of every dictionary."""
+    prompt: bool = False
+    """Whether the prompt's tokens are read too."""
+
+    @property
+    def key(self) -> str:
+        """Names what is read of a prompt: sequences of one key may share it."""
+        contents = ",".join(f"{one.id}={one.contents}" for one in self.dictionaries)
+        return f"{self.top};{self.features};{self.prompt};{contents}"
+
+
+@dataclass(frozen=True, slots=True)
 class GenerationRequest:
     """One sample to generate. `n` samples of a client's request are `n` of these, told apart by `sample_index`."""
 
@@ -57,6 +78,7 @@ class GenerationRequest:
     sampling: SamplingParams
     steering: ResolvedSteering | None = None
     sample_index: int = 0
+    watch: Watch | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +92,31 @@ class TokenLogprob:
 
 
 @dataclass(frozen=True, slots=True)
+class FeatureReading:
+    """What one dictionary reads at one position, before the edits made there. Finite."""
+
+    top: tuple[tuple[int, float], ...]
+    """Features and activations, the strongest first; only those that are active."""
+    watch: tuple[float, ...]
+    """Activations of the features that were asked for, in their order."""
+    skipped: Literal["special", "sink"] | None = None
+    """Why the dictionary does not read it: it never learned such tokens."""
+    edited: tuple[tuple[int, float], ...] = ()
+    """Features whose activations edits changed, with what they are after that."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenFeatures:
+    """A token of a prompt with what was read at it, or a generated one with what was read where it was chosen."""
+
+    token_id: int
+    position: int
+    """Where that was read: a prompt token's own place, or the place before a generated token."""
+    readings: Mapping[str, FeatureReading]
+    """By dictionary id."""
+
+
+@dataclass(frozen=True, slots=True)
 class TokenEvent:
     """What one step added to one sample."""
 
@@ -78,6 +125,8 @@ class TokenEvent:
     token_ids: tuple[int, ...] = ()
     """Tokens generated since the last event (an end-of-sequence token is not among them)."""
     logprobs: tuple[TokenLogprob, ...] = ()
+    """One entry for each of `token_ids` where asked for."""
+    features: tuple[TokenFeatures, ...] = ()
     """One entry for each of `token_ids` where asked for."""
     token_texts: tuple[str, ...] = ()
     """The text each of `token_ids` added when decoded in order; their concatenation is the whole text before stops."""
@@ -92,5 +141,7 @@ class TokenEvent:
     """The stop string or stop token id that ended it."""
     prompt_logprobs: tuple[TokenLogprob | None, ...] | None = None
     """On the first event where asked for: an entry for each prompt token, None for the first."""
+    prompt_features: tuple[TokenFeatures, ...] | None = None
+    """On the first event where asked for: an entry for each prompt token."""
     receipt: Receipt | None = None
     """On the last event where the request was steered."""

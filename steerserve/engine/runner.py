@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from steerserve.core.errors import EngineError, InvalidRequestError, SteerserveError
+from steerserve.engine.request import TokenFeatures
 from steerserve.engine.sampling import Choice, choose, read_logprob
+from steerserve.engine.watching import Watcher, WatchPlan
 from steerserve.model.kv_cache import SlotCache
 from steerserve.model.packed import MIN_ROWS
 from steerserve.steering.plan import BatchPlan, SequenceEdits
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from steerserve.engine.sequence import Sequence
+    from steerserve.engine.watching import WatchPass
     from steerserve.model.lens import LensModel
     from steerserve.steering.plan import HookFns
 
@@ -53,6 +56,7 @@ class Runner:
         self.cache = SlotCache(lens, max(num_slots, MIN_ROWS), context)
         self.median_norms = median_norms
         self._plan: BatchPlan | None = None
+        self._watch_plan: WatchPlan | None = None
         self._planned: list[Sequence] = []
 
     def open_edits(self, sequence: Sequence) -> None:
@@ -71,30 +75,43 @@ class Runner:
         num_prompt_logprobs = sequence.request.sampling.num_prompt_logprobs
         is_whole = stop == len(sequence.prompt_ids)
         inputs = self.cache.view_prefill(sequence.slot, start, stop)
-        hooks = sequence.edits.prompt_hooks(sequence.prompt_places(start, stop)) if sequence.edits else {}
-        with self._attached(hooks):
+        watched = self._watch_prompt(sequence, start, stop)
+        places = sequence.prompt_places(start, stop) if sequence.edits or watched is not None else []
+        hooks = {}
+        if sequence.edits:
+            hooks = sequence.edits.prompt_hooks(places, watched.changes if watched is not None else None)
+        with self._attached(watched.hooks(hooks) if watched is not None else hooks):
             keep = 0 if num_prompt_logprobs is not None else 1
             logits = self.lens.forward(ids, **inputs, logits_to_keep=keep)[0]
         if (is_whole or num_prompt_logprobs is not None) and not bool(torch.isfinite(logits).all()):
             raise not_finite_error(sequence)
         if num_prompt_logprobs is not None:
             self._read_prompt_logprobs(sequence, start, logits)
+        if watched is not None:
+            _read_prompt_features(sequence, start, watched, places)
         return logits[-1].to(torch.float32, copy=True) if is_whole else None
 
     def decode(self, sequences: Rows[Sequence]) -> list[Choice]:
         """Compute each sequence's newest token and choose its next one."""
         plan = self._plan_for(sequences)
+        watched = self._watch_plan.begin() if self._watch_plan is not None else None
         num_filling = max(MIN_ROWS - len(sequences), 0)
         ids = [sequence.generated[-1] for sequence in sequences] + [0] * num_filling
         positions = [sequence.position for sequence in sequences]
         columns = torch.tensor(positions + [self.cache.context] * num_filling, device=self.lens.device)
         hooks = {}
         if plan is not None:
-            hooks = plan.hooks([sequence.newest_place for sequence in sequences] + [_NO_TOKEN] * num_filling)
+            places = [sequence.newest_place for sequence in sequences] + [_NO_TOKEN] * num_filling
+            hooks = plan.hooks(places, watched.changes if watched is not None else None)
         inputs = self.cache.view_decode(columns, max(positions))
-        with self._attached(hooks):
+        with self._attached(watched.hooks(hooks) if watched is not None else hooks):
             tokens = torch.tensor(ids, device=self.lens.device)[:, None]
             logits = self.lens.forward(tokens, **inputs, logits_to_keep=1)[: len(sequences), -1]
+        if watched is not None:
+            watching = [sequence for sequence in sequences if sequence.request.watch is not None]
+            found = watched.readings([[sequence.newest_place] for sequence in watching])
+            for sequence, [reading] in zip(watching, found, strict=True):
+                sequence.readings = reading
         return choose(logits.float(), sequences)
 
     def choose_first(self, sequence: Sequence, logits: Tensor) -> Choice:
@@ -109,7 +126,7 @@ class Runner:
 
     def drop_plan(self) -> None:
         """Forget the plan, and what it has counted."""
-        self._plan = None
+        self._plan = self._watch_plan = None
         self._planned = []
 
     def _plan_for(self, sequences: Rows[Sequence]) -> BatchPlan | None:
@@ -118,7 +135,22 @@ class Runner:
             self._planned = list(sequences)
             if any(sequence.edits is not None and sequence.edits.touches_generated for sequence in sequences):
                 self._plan = BatchPlan([sequence.edits for sequence in sequences])
+            watchers = [
+                Watcher(sequence.request.watch, sequence.edits, range(row, row + 1), row)
+                for row, sequence in enumerate(sequences)
+                if sequence.request.watch is not None
+            ]
+            if watchers:
+                self._watch_plan = WatchPlan(watchers, self.lens.device)
         return self._plan
+
+    def _watch_prompt(self, sequence: Sequence, start: int, stop: int) -> WatchPass | None:
+        """Begin to read prompt tokens `[start, stop)`: all that were asked for, and in any case the last of all."""
+        watch, num = sequence.request.watch, stop - start
+        if watch is None or not (watch.prompt or stop == len(sequence.prompt_ids)):
+            return None
+        lines = range(num) if watch.prompt else range(num - 1, num)
+        return WatchPlan([Watcher(watch, sequence.edits, lines, None)], self.lens.device).begin()
 
     @contextlib.contextmanager
     def _attached(self, hooks: HookFns) -> Iterator[None]:
@@ -135,3 +167,15 @@ class Runner:
         following = sequence.prompt_ids[start + 1 : start + 1 + logits.shape[0]]
         for row, token_id in zip(logits, following, strict=False):
             sequence.prompt_logprobs.append(read_logprob(row.float().log_softmax(-1), token_id, num_top))
+
+
+def _read_prompt_features(sequence: Sequence, start: int, watched: WatchPass, places: Rows[TokenPlace]) -> None:
+    """Keep what prompt tokens from `start` on activate, and what the last of them does for the token after it."""
+    stop = start + len(places)
+    if sequence.request.watch is None or not sequence.request.watch.prompt:
+        [[sequence.readings]] = watched.readings([places[-1:]])
+        return
+    [found] = watched.readings([places])
+    entries = zip(sequence.prompt_ids[start:stop], range(start, stop), found, strict=True)
+    sequence.prompt_features += [TokenFeatures(*entry) for entry in entries]
+    sequence.readings = found[-1]

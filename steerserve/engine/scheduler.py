@@ -21,7 +21,9 @@ from steerserve.engine.phase import Phase
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from steerserve.engine.request import TokenFeatures
     from steerserve.engine.sequence import Sequence
+    from steerserve.engine.watching import Readings
     from steerserve.steering.plan import PromptSums
 
 
@@ -36,10 +38,23 @@ class SlotRecord:
     """Columns that hold anything, generated tokens included."""
     last_logits: Tensor | None = None
     """After the whole prompt; None while it is not complete."""
+    watched: WatchedPrompt | None = None
+    """What was read of it, where it was watched."""
     prompt_sums: dict[int, PromptSums] = field(default_factory=dict)
     """What steering did to the first so many prompt tokens, where it edits them."""
     sequence: Sequence | None = None
     last_use: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class WatchedPrompt:
+    """What was read of a whole prompt, for sequences that watch the same."""
+
+    key: str
+    readings: Readings
+    """At its last token."""
+    features: tuple[TokenFeatures, ...]
+    """At all of its tokens, where that was asked for."""
 
 
 class SlotMover(Protocol):
@@ -108,6 +123,8 @@ class Scheduler:
         record = self._record(sequence)
         record.num_computed = record.num_used = stop
         record.last_logits = last_logits
+        if last_logits is not None and sequence.watch_key is not None:
+            record.watched = WatchedPrompt(sequence.watch_key, sequence.readings, tuple(sequence.prompt_features))
         if sequence.edits is not None and sequence.edits.touches_prompt:
             record.prompt_sums[stop] = sequence.edits.prompt_sums()
 
@@ -133,6 +150,8 @@ class Scheduler:
             self.num_decoding -= 1
             self._exchange(sequence.slot, self.num_decoding)
         record.sequence = None
+        if record.watched is not None and record.watched.features:
+            record.watched = None  # too much to be kept for a request that may never come
         if not keep or not record.num_computed:
             self.slots[sequence.slot] = None
         sequence.slot = -1
@@ -153,11 +172,16 @@ class Scheduler:
         best = (-1, 0)
         if sequence.request.sampling.num_prompt_logprobs is not None:
             return best  # every prompt position's logits are wanted, so every position is computed
+        reads_all = sequence.request.watch is not None and sequence.request.watch.prompt
         for slot, record in enumerate(self.slots):
             if record is None or record.prompt_key != sequence.prompt_key:
                 continue
-            if record.last_logits is not None and record.prompt_ids == sequence.prompt_ids:
+            watched_key = record.watched.key if record.watched is not None else None
+            is_whole = record.last_logits is not None and record.prompt_ids == sequence.prompt_ids
+            if is_whole and sequence.watch_key in {None, watched_key}:
                 return slot, len(sequence.prompt_ids)
+            if reads_all:
+                continue  # every position is read, so every position is computed
             shared = self._shared_chunks(sequence, record.prompt_ids, record.num_computed)
             if shared > best[1]:
                 best = (slot, shared)
@@ -166,11 +190,15 @@ class Scheduler:
     def _will_share_more(self, sequence: Sequence, num_shared: int) -> bool:
         if sequence.request.sampling.num_prompt_logprobs is not None:
             return False
+        reads_all = sequence.request.watch is not None and sequence.request.watch.prompt
         for other in self.prefilling:
             if other.prompt_key != sequence.prompt_key:
                 continue
-            if other.prompt_ids == sequence.prompt_ids and num_shared < len(sequence.prompt_ids):
+            is_same = other.prompt_ids == sequence.prompt_ids and sequence.watch_key in {None, other.watch_key}
+            if is_same and num_shared < len(sequence.prompt_ids):
                 return True
+            if reads_all:
+                continue
             if self._shared_chunks(sequence, other.prompt_ids, len(other.prompt_ids)) > num_shared:
                 return True
         return False
@@ -200,11 +228,14 @@ class Scheduler:
             num_computed=num_shared,
             num_used=num_shared,
             last_logits=donor.last_logits if donor is not None and is_whole else None,
+            watched=donor.watched if donor is not None and is_whole else None,
             prompt_sums=dict(donor.prompt_sums) if donor is not None else {},
             sequence=sequence,
             last_use=self._clock,
         )
         sequence.slot = target
+        if is_whole and donor is not None and donor.watched is not None:
+            sequence.readings, sequence.prompt_features = donor.watched.readings, [*donor.watched.features]
         sequence.num_computed = sequence.num_cached = num_shared
         sequence.phase = Phase.PREFILL
         self.prefilling.append(sequence)

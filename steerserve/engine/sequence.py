@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from steerserve.engine.phase import Phase
-from steerserve.engine.request import FinishReason, GenerationRequest, TokenEvent, TokenLogprob
+from steerserve.engine.request import FinishReason, GenerationRequest, TokenEvent, TokenFeatures, TokenLogprob
 from steerserve.engine.stops import StopMatcher
 from steerserve.model.tokenizer import IncrementalDecoder, Tokenizer
 from steerserve.steering.plan import SequenceEdits
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from torch import Tensor
+
+    from steerserve.engine.watching import Readings
 
     EventSink = Callable[[TokenEvent | Exception], None]
 
@@ -36,6 +38,10 @@ class Sequence:
         self.edits: SequenceEdits | None = None
         self.prompt_key = request.steering.prompt_key if request.steering is not None else None
         self.prompt_logprobs: list[TokenLogprob | None] = []
+        self.watch_key = request.watch.key if request.watch is not None else None
+        self.prompt_features: list[TokenFeatures] = []
+        self.readings: Readings = {}
+        """At the newest position that was computed; given with the token that it chooses."""
         self.token_counts: Tensor | None = None
         """`[vocab]`, of generated tokens, where a penalty needs them."""
         self.prompt_seen: Tensor | None = None
@@ -109,7 +115,8 @@ class Sequence:
         base = self._base_event()
         if not ends:
             logprobs = (logprob,) if logprob is not None else ()
-            base = replace(base, token_ids=(token_id,), logprobs=logprobs, token_texts=(added,))
+            features = (TokenFeatures(token_id, self.position - 1, self.readings),) if self.request.watch else ()
+            base = replace(base, token_ids=(token_id,), logprobs=logprobs, features=features, token_texts=(added,))
         self._send(replace(base, text=text, finish_reason=reason, stop_reason=stop_reason))
 
     def finish_prompt_only(self) -> None:
@@ -139,12 +146,14 @@ class Sequence:
     def _base_event(self) -> TokenEvent:
         is_first = len(self.generated) <= 1
         wants_prompt = self.request.sampling.num_prompt_logprobs is not None
+        watches_prompt = self.request.watch is not None and self.request.watch.prompt
         return TokenEvent(
             text="",
             num_prompt_tokens=len(self.prompt_ids),
             num_cached_tokens=self.num_cached,
             num_generated_tokens=len(self.generated),
             prompt_logprobs=tuple(self.prompt_logprobs) if is_first and wants_prompt else None,
+            prompt_features=tuple(self.prompt_features) if is_first and watches_prompt else None,
         )
 
     def _send(self, event: TokenEvent) -> None:

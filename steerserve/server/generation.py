@@ -185,6 +185,8 @@ def _merge(*events: TokenEvent) -> TokenEvent:
         text="".join(event.text for event in events),
         token_ids=tuple(token_id for event in events for token_id in event.token_ids),
         logprobs=tuple(logprob for event in events for logprob in event.logprobs),
+        features=tuple(entry for event in events for entry in event.features),
         token_texts=tuple(text for event in events for text in event.token_texts),
         prompt_logprobs=next((e.prompt_logprobs for e in events if e.prompt_logprobs is not None), None),
+        prompt_features=next((e.prompt_features for e in events if e.prompt_features is not None), None),
     )

@@ -14,10 +14,12 @@ from steerserve.engine.request import GenerationRequest
 from steerserve.presets.naming import presets_in
 from steerserve.presets.preset import NO_DEFAULTS
 from steerserve.server.sampling import sampling_params
+from steerserve.server.watching import check_size, resolve_watch
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from steerserve.engine.request import Watch
     from steerserve.presets.preset import PresetDefaults
     from steerserve.runtime import Runtime
     from steerserve.server.schemas.chat import ChatCompletionRequest
@@ -64,6 +66,7 @@ class Prepared:
     """Choices for each prompt."""
     num_prompt_tokens: int
     num_edits: int
+    watch: Watch | None
 
 
 async def prepare_chat(runtime: Runtime, body: ChatCompletionRequest) -> Prepared:
@@ -245,6 +248,8 @@ def _prepared(
     request_id = f"{prefix}{uuid.uuid4().hex}"
     steering, preset = asked.steering, asked.defaults.sampling
     seed = body.seed if body.seed is not None else preset.seed
+    watch = resolve_watch(runtime, body.features)
+    check_size(watch, body.n * sum(len(ids) for ids in prompts))
     requests = []
     for ids, limit in zip(prompts, max_tokens, strict=True):
         sampling = sampling_params(
@@ -258,7 +263,7 @@ def _prepared(
             num_logprobs=num_logprobs,
             num_prompt_logprobs=num_prompt_logprobs,
         )
-        requests += [GenerationRequest(request_id, ids, sampling, steering, sample) for sample in range(body.n)]
+        requests += [GenerationRequest(request_id, ids, sampling, steering, sample, watch) for sample in range(body.n)]
     return Prepared(
         id=request_id,
         created=int(time.time()),
@@ -268,4 +273,5 @@ def _prepared(
         num_samples=body.n,
         num_prompt_tokens=sum(len(ids) for ids in prompts),
         num_edits=len(steering.edits) if steering is not None else 0,
+        watch=watch,
     )

@@ -102,6 +102,8 @@ class Change(NamedTuple):
 
     dx: Float[Tensor, "lines d_out"]
     sums: Float[Tensor, "lines edits sums"]
+    delta: Float[Tensor, "lines edits"]
+    """Of the activations, without the request's strength."""
 
 
 def read(x: Float[Tensor, "lines d_in"], reads: Reads) -> Float[Tensor, "lines reads"]:
@@ -139,7 +141,7 @@ def apply_edits(x: Float[Tensor, "lines d_out"], edits: Edits, acts: Tensor, gat
     dx = delta[:, 0, None] * edits.direction[:, 0]
     for place in range(1, delta.shape[1]):
         dx = torch.addcmul(dx, delta[:, place, None], edits.direction[:, place])
-    return Change(dx, _tally(decision, acts, delta.abs() * edits.direction_norm))
+    return Change(dx, _tally(decision, acts, delta.abs() * edits.direction_norm), delta)
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +180,7 @@ def apply_full(
     scale = dx.norm(dim=-1) / (delta @ directions).norm(dim=-1).clamp(min=_TINY)
     if edits.written is not None:
         dx = math.copysign(1.0, edits.strength) * scale[:, None] * (delta @ edits.written)
-    return Change(dx, _tally(decision, acts, scale[:, None] * delta.abs() * directions.norm(dim=-1)))
+    return Change(dx, _tally(decision, acts, scale[:, None] * delta.abs() * directions.norm(dim=-1)), delta)
 
 
 def changed(x: Tensor, dx: Tensor) -> Tensor:

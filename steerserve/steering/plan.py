@@ -15,11 +15,12 @@ from torch import Tensor
 from steerserve.steering.apply import NUM_SUMS
 from steerserve.steering.layout import in_fixed_order, lay_out
 from steerserve.steering.receipt import Receipt, make_receipt
-from steerserve.steering.site import Member, Pass, Site
+from steerserve.steering.site import Changes, Member, Pass, Site
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from steerserve.dictionaries.dictionary import Dictionary
     from steerserve.steering.positions import TokenPlace
     from steerserve.steering.resolve import ResolvedSteering
 
@@ -67,14 +68,37 @@ class SequenceEdits:
             if edit.touches_prompt:
                 self.sums[place] = shared[str(edit.identity())]
 
-    def prompt_hooks(self, tokens: Sequence[TokenPlace]) -> HookFns:
-        """Return what to call while these prompt tokens of one row are computed."""
-        return _hook_fns(self._sites, tokens, self._prompt.num_columns, self.sums.device)
+    def prompt_hooks(self, tokens: Sequence[TokenPlace], changes: Changes | None = None) -> HookFns:
+        """Return what to call while these prompt tokens of one row are computed; `changes` notes what edits do."""
+        return _hook_fns(self._sites, tokens, self._prompt.num_columns, self.sums.device, changes)
 
     def generated_hooks(self, tokens: Sequence[TokenPlace]) -> HookFns:
         """Return what to call while these generated tokens of one row are computed again, all together."""
         sites = {name: Site([Member(None, part, self.sums)]) for name, part in self.generated.parts.items()}
         return _hook_fns(sites, tokens, self.generated.num_columns, self.sums.device)
+
+    def edited_acts(
+        self, dictionary: Dictionary, acts: Sequence[float], deltas: Sequence[float]
+    ) -> tuple[tuple[int, float], ...]:
+        """Return the features of a dictionary that edits changed at a token, with their activations after that.
+
+        Edits that write along a feature's direction whatever its activation (`remove`, controls) change none.
+
+        Args:
+            dictionary: The one that is watched.
+            acts: Of each effective edit, the activation that it went by.
+            deltas: Of each effective edit, what it added to that.
+        """
+        before: dict[int, float] = {}
+        added: dict[int, float] = {}
+        for edit, act, delta in zip(self._effective, acts, deltas, strict=True):
+            if delta == 0 or edit.feature is None or edit.mode == "remove" or edit.control_seed is not None:
+                continue
+            if edit.dictionary is not None and edit.dictionary.contents == dictionary.contents:
+                before[edit.feature] = act
+                added[edit.feature] = added.get(edit.feature, 0.0) + delta
+        strength = self.steering.strength
+        return tuple((feature, act + strength * added[feature]) for feature, act in before.items())
 
 
 class BatchPlan:
@@ -91,9 +115,9 @@ class BatchPlan:
         self._num_columns = max((sequence.generated.num_columns for _, sequence in edited), default=0)
         self._device = edited[0][1].sums.device if edited else torch.device("cpu")
 
-    def hooks(self, tokens: Sequence[TokenPlace]) -> HookFns:
-        """Return what to call during a step in which each row has this token."""
-        return _hook_fns(self._sites, tokens, self._num_columns, self._device)
+    def hooks(self, tokens: Sequence[TokenPlace], changes: Changes | None = None) -> HookFns:
+        """Return what to call during a step in which each row has this token; `changes` notes what edits do."""
+        return _hook_fns(self._sites, tokens, self._num_columns, self._device, changes)
 
     def flush(self) -> None:
         """Add what the plan has counted to its sequences."""
@@ -102,9 +126,13 @@ class BatchPlan:
 
 
 def _hook_fns(
-    sites: Mapping[str, Site], tokens: Sequence[TokenPlace], num_columns: int, device: torch.device
+    sites: Mapping[str, Site],
+    tokens: Sequence[TokenPlace],
+    num_columns: int,
+    device: torch.device,
+    changes: Changes | None = None,
 ) -> HookFns:
     if not sites:
         return {}
-    now = Pass(tokens, num_columns, device)
+    now = Pass(tokens, num_columns, device, changes)
     return {hook_name: functools.partial(site.run, now) for hook_name, site in sites.items()}

@@ -20,7 +20,7 @@ from steerserve.steering.apply import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
     from jaxtyping import Float
     from torch import Tensor
@@ -29,11 +29,37 @@ if TYPE_CHECKING:
     from steerserve.steering.positions import TokenPlace
 
 
+class Changes:
+    """What edits do to the activations that they go by, during one pass, for those rows that are watched."""
+
+    def __init__(self, rows: Collection[int | None]) -> None:
+        """Keep what is done to `rows`; None where all lines are one sequence's."""
+        self._rows = rows
+        self._tables: dict[int | None, Float[Tensor, "both lines edits"]] = {}
+
+    def note(self, member: Member, places: Tensor, acts: Tensor, delta: Tensor) -> None:
+        """Keep activations and their changes `[lines, edits]`, of the edits at `places` and padding after them."""
+        if member.row not in self._rows:
+            return
+        table = self._tables.get(member.row)
+        if table is None:
+            table = self._tables[member.row] = acts.new_zeros(2, len(acts), len(member.sums))
+        for kept, values in zip(table, (acts, delta), strict=True):
+            kept.index_copy_(1, places, values[:, : len(places)])
+
+    def of(self, row: int | None) -> Float[Tensor, "both lines edits"] | None:
+        """Return activations and changes of all edits of a sequence, 0 where nothing was done; None without any."""
+        return self._tables.get(row)
+
+
 class Pass:
     """One forward pass over some tokens: what they are, and what was read of them so far."""
 
-    def __init__(self, tokens: Sequence[TokenPlace], num_columns: int, device: torch.device) -> None:
-        """Begin to compute these tokens, one a line."""
+    def __init__(
+        self, tokens: Sequence[TokenPlace], num_columns: int, device: torch.device, changes: Changes | None = None
+    ) -> None:
+        """Begin to compute these tokens, one a line; `changes` takes what edits do to their activations."""
+        self.changes = changes
         marks = [(float(token.generated_index or 0), float(token.is_special)) for token in tokens]
         self.lines = Lines(*torch.tensor(marks, dtype=torch.float32, device=device)[:, :, None].unbind(1))
         self.acts = torch.zeros(len(tokens), num_columns, device=device)
@@ -120,6 +146,7 @@ class Site:
             lines = Lines(*(_taken(mark, rows) for mark in now.lines))
             change = apply_edits(mine, self._edits, acts, gate_acts, lines)
             self._count(change.sums)
+            self._note(now, acts, change.delta)
             mine = changed(mine, change.dx)
             out = mine if rows is None else out.index_copy_(0, rows, mine)
         for member in self._members:
@@ -130,6 +157,8 @@ class Site:
                 lines = Lines(*(mark[own] for mark in now.lines))
                 change = apply_full(x[own].float(), full, encoding, gate_acts, lines)
                 member.sums.index_add_(0, places, change.sums.sum(0))
+                if now.changes is not None:
+                    now.changes.note(member, places, encoding.acts[:, full.features], change.delta)
                 out[own] = changed(out[own], change.dx)
         return out
 
@@ -139,6 +168,13 @@ class Site:
             return
         [member] = self._editing
         member.sums.index_add_(0, _places(member), sums.sum(0))
+
+    def _note(self, now: Pass, acts: Float[Tensor, "lines edits"], delta: Float[Tensor, "lines edits"]) -> None:
+        if now.changes is None:
+            return
+        for line, member in enumerate(self._editing):
+            own = slice(None) if member.row is None else slice(line, line + 1)
+            now.changes.note(member, _places(member), acts[own], delta[own])
 
 
 def _rows(members: Sequence[Member]) -> Tensor | None:

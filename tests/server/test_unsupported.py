@@ -34,7 +34,6 @@ ASKING_FOR_MORE: dict[str, Any] = {
     "tools": [{"type": "function", "function": {"name": "f"}}],
     "verbosity": "low",
     "web_search_options": {},
-    "features": True,
     "guided_json": {},
     "structured_outputs": {"json": {}},
     "use_beam_search": True,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from fastapi import APIRouter, Depends, Request
@@ -25,15 +26,17 @@ from steerserve.server.schemas.chat import (
 )
 from steerserve.server.serving import start_generation, stream_results, usage_of, whole_results
 from steerserve.server.sse import event_bytes
+from steerserve.server.watching import FeatureWriter
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterator, Iterator, Sequence
 
     from steerserve.engine.request import TokenEvent
     from steerserve.runtime import Runtime
     from steerserve.server.generation import Generation
     from steerserve.server.prepare import Prepared
     from steerserve.server.schemas.usage import Usage
+    from steerserve.server.schemas.watching import WatchedToken
 
 router = APIRouter(tags=["OpenAI"], dependencies=[Depends(require_inference)])
 
@@ -57,7 +60,9 @@ async def create_chat_completion(
     if body.stream:
         return await stream_results(request, runtime, generation, writer.chunks)
     events = await whole_results(request, generation)
-    return Response(writer.completion(events).model_dump_json(), media_type="application/json")
+    # What is watched over a long text takes a while to write.
+    written = await asyncio.to_thread(writer.written, events) if body.features is not None else writer.written(events)
+    return Response(written, media_type="application/json")
 
 
 class ChatWriter:
@@ -72,7 +77,13 @@ class ChatWriter:
         self._generation = generation
         self._tokenizer = runtime.tokenizer
         self._label_of = runtime.stores.label
+        self._features = FeatureWriter(runtime, prepared.watch)
+        self._has_roles = False
         self._service_tier: Literal["default"] | None = "default" if body.service_tier is not None else None
+
+    def written(self, events: list[TokenEvent]) -> str:
+        """Write the whole answer as JSON."""
+        return self.completion(events).model_dump_json()
 
     def completion(self, events: list[TokenEvent]) -> ChatCompletion:
         """Write the whole answer, of one event for each choice."""
@@ -90,26 +101,45 @@ class ChatWriter:
 
     async def chunks(self) -> AsyncIterator[bytes]:
         """Write events as chunks: roles first, then what comes, then the usage where it was asked for."""
-        has_roles = False
         async for delta in self._generation.deltas():
-            events = [event_bytes(chunk) for index, event in delta for chunk in self._event_chunks(index, event)]
-            if not has_roles:
-                events = [*(event_bytes(chunk) for chunk in self._role_chunks()), *events]
-                has_roles = True
+            is_long = any(event.prompt_features for _, event in delta)
+            events = await asyncio.to_thread(self._delta_bytes, delta) if is_long else self._delta_bytes(delta)
             if events:
-                yield b"".join(events)
+                yield events
         if self._body.include_usage:
             usage = usage_of(self._prepared, self._generation)
             yield event_bytes(self._chunk(None, usage=usage))
 
-    def _role_chunks(self) -> Iterator[ChatChunk]:
+    def _delta_bytes(self, delta: Sequence[tuple[int, TokenEvent]]) -> bytes:
+        """Write what came; a choice's prompt goes into its first chunk, that of the role where it is there in time."""
+        chunks: list[ChatChunk] = []
+        prompts = {
+            index: self._features.entries(event.prompt_features)
+            for index, event in delta
+            if event.prompt_features is not None
+        }
+        if not self._has_roles:
+            self._has_roles = True
+            chunks += self._role_chunks(prompts)
+            prompts = {}
+        for index, event in delta:
+            if index in prompts:
+                choice = ChatChunkChoice(index=index, delta=Delta(content=""), features=prompts[index])
+                chunks.append(self._chunk(choice))
+            chunks += self._event_chunks(index, event)
+        return b"".join(event_bytes(chunk) for chunk in chunks)
+
+    def _role_chunks(self, prompts: dict[int, list[WatchedToken]]) -> Iterator[ChatChunk]:
         for index in range(self._generation.num_choices):
-            yield self._chunk(ChatChunkChoice(index=index, delta=Delta(role="assistant", content="")))
+            delta = Delta(role="assistant", content="")
+            yield self._chunk(ChatChunkChoice(index=index, delta=delta, features=prompts.get(index)))
 
     def _event_chunks(self, index: int, event: TokenEvent) -> Iterator[ChatChunk]:
         logprobs = chat_logprobs(event.logprobs, self._tokenizer) if event.logprobs else None
-        if event.text or logprobs is not None:
-            yield self._chunk(ChatChunkChoice(index=index, delta=Delta(content=event.text), logprobs=logprobs))
+        features = self._features.entries(event.features) if event.features else None
+        if event.text or logprobs is not None or features is not None:
+            delta = Delta(content=event.text)
+            yield self._chunk(ChatChunkChoice(index=index, delta=delta, logprobs=logprobs, features=features))
         if event.finish_reason is not None:
             receipt = self._receipt(event)
             choice = ChatChunkChoice(
@@ -148,6 +178,8 @@ class ChatWriter:
             logprobs=chat_logprobs(event.logprobs, self._tokenizer) if self._body.logprobs else None,
             finish_reason=event.finish_reason or "stop",
             stop_reason=event.stop_reason,
+            features=self._features.of_choice(event),
+            prompt_features=self._features.of_prompt(event),
             steering=self._receipt(event) if self._body.n > 1 else None,
         )
 

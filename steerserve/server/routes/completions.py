@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Annotated
 
 from fastapi import APIRouter, Depends, Request
@@ -23,9 +24,10 @@ from steerserve.server.schemas.completions import (
 )
 from steerserve.server.serving import start_generation, stream_results, usage_of, whole_results
 from steerserve.server.sse import event_bytes
+from steerserve.server.watching import FeatureWriter
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterator, Iterator, Sequence
 
     from steerserve.engine.request import TokenEvent
     from steerserve.runtime import Runtime
@@ -55,7 +57,9 @@ async def create_completion(
     if body.stream:
         return await stream_results(request, runtime, generation, writer.chunks)
     events = await whole_results(request, generation)
-    return Response(writer.completion(events).model_dump_json(), media_type="application/json")
+    # What is watched over a long text takes a while to write.
+    written = await asyncio.to_thread(writer.written, events) if body.features is not None else writer.written(events)
+    return Response(written, media_type="application/json")
 
 
 class CompletionWriter:
@@ -68,8 +72,13 @@ class CompletionWriter:
         self._generation = generation
         self._tokenizer = runtime.tokenizer
         self._label_of = runtime.stores.label
+        self._features = FeatureWriter(runtime, prepared.watch)
         self._logprobs = [CompletionLogprobWriter(runtime.tokenizer) for _ in prepared.requests]
         self._has_echoed = [not body.echo] * len(prepared.requests)
+
+    def written(self, events: list[TokenEvent]) -> str:
+        """Write the whole answer as JSON."""
+        return self.completion(events).model_dump_json()
 
     def completion(self, events: list[TokenEvent]) -> Completion:
         """Write the whole answer, of one event for each choice."""
@@ -86,16 +95,23 @@ class CompletionWriter:
     async def chunks(self) -> AsyncIterator[bytes]:
         """Write events as chunks, then the usage where it was asked for."""
         async for delta in self._generation.deltas():
-            events = [event_bytes(chunk) for index, event in delta for chunk in self._event_chunks(index, event)]
+            is_long = any(event.prompt_features for _, event in delta)
+            events = await asyncio.to_thread(self._delta_bytes, delta) if is_long else self._delta_bytes(delta)
             if events:
-                yield b"".join(events)
+                yield events
         if self._body.include_usage:
             yield event_bytes(self._chunk(None, usage=usage_of(self._prepared, self._generation)))
 
+    def _delta_bytes(self, delta: Sequence[tuple[int, TokenEvent]]) -> bytes:
+        return b"".join(event_bytes(chunk) for index, event in delta for chunk in self._event_chunks(index, event))
+
     def _event_chunks(self, index: int, event: TokenEvent) -> Iterator[CompletionChunk]:
+        if (prompt := self._features.of_prompt(event)) is not None:
+            yield self._chunk(CompletionChoice(index=index, text="", features=prompt))
         text, logprobs = self._text_and_logprobs(index, event)
-        if text or logprobs is not None:
-            yield self._chunk(CompletionChoice(index=index, text=text, logprobs=logprobs))
+        features = self._features.entries(event.features) if event.features else None
+        if text or logprobs is not None or features is not None:
+            yield self._chunk(CompletionChoice(index=index, text=text, logprobs=logprobs, features=features))
         if event.finish_reason is not None:
             receipt = self._receipt(event)
             choice = CompletionChoice(
@@ -117,6 +133,8 @@ class CompletionWriter:
             logprobs=logprobs,
             finish_reason=event.finish_reason,
             stop_reason=event.stop_reason,
+            features=self._features.of_choice(event),
+            prompt_features=self._features.of_prompt(event),
             steering=self._receipt(event) if self._generation.num_choices > 1 else None,
         )
 

@@ -8,12 +8,11 @@ from pydantic import ConfigDict, Field, model_validator
 
 from steerserve.core.errors import InvalidRequestError, UnsupportedParameterError
 from steerserve.server.schemas.base import Identifier, ResponseModel, absent_if_none
-from steerserve.server.schemas.messages import Message
+from steerserve.server.schemas.messages import MAX_MESSAGES, Message
 from steerserve.server.schemas.sampling import INT64_MAX, GenerationFields
 from steerserve.server.schemas.unsupported import CHAT, documented, refuse_unsupported
 from steerserve.server.schemas.usage import Usage
-
-MAX_MESSAGES = 4096
+from steerserve.server.schemas.watching import WatchedToken, features_field, prompt_features_field
 
 
 class ChatCompletionRequest(GenerationFields):
@@ -120,6 +119,8 @@ class ChatChoice(ResponseModel):
     logprobs: ChoiceLogprobs | None = Field(description="Where asked for.")
     finish_reason: Literal["stop", "length"] = Field(description="`length`: the token limit ended it.")
     stop_reason: str | int | None = absent_if_none("The stop string or stop token that ended it.")
+    features: list[WatchedToken] | None = features_field()
+    prompt_features: list[WatchedToken] | None = prompt_features_field()
     steering: dict[str, Any] | None = absent_if_none("This choice's receipt, where n > 1.")
 
 
@@ -155,6 +156,7 @@ class ChatChunkChoice(ResponseModel):
     logprobs: ChoiceLogprobs | None = Field(default=None, description="Of the chunk's tokens, where asked for.")
     finish_reason: Literal["stop", "length"] | None = Field(default=None, description="In the last chunk alone.")
     stop_reason: str | int | None = absent_if_none("The stop string or stop token that ended it.")
+    features: list[WatchedToken] | None = features_field()
     steering: dict[str, Any] | None = absent_if_none("This choice's receipt, where n > 1.")
 
 

@@ -12,6 +12,7 @@ from steerserve.server.schemas.base import ResponseModel, absent_if_none
 from steerserve.server.schemas.sampling import INT64_MAX, GenerationFields
 from steerserve.server.schemas.unsupported import COMPLETIONS, documented, refuse_unsupported
 from steerserve.server.schemas.usage import Usage
+from steerserve.server.schemas.watching import WatchedToken, features_field, prompt_features_field
 
 Prompt = str | tuple[int, ...]
 """A text, or token ids."""
@@ -120,6 +121,8 @@ class CompletionChoice(ResponseModel):
         default=None, description="`length`: the token limit ended it. Null in a stream's chunks but the last."
     )
     stop_reason: str | int | None = absent_if_none("The stop string or stop token that ended it.")
+    features: list[WatchedToken] | None = features_field()
+    prompt_features: list[WatchedToken] | None = prompt_features_field()
     steering: dict[str, Any] | None = absent_if_none("This choice's receipt, if there are several.")
 
 

@@ -9,6 +9,8 @@ from pydantic_core import PydanticCustomError
 
 from steerserve.server.schemas.base import Identifier, RequestModel
 
+MAX_MESSAGES = 4096
+"""Of a conversation."""
 _OTHER_MEDIA = frozenset({"image_url", "input_audio", "file", "video_url", "audio_url", "input_image", "input_file"})
 _TOOL_FIELDS = ("tool_calls", "function_call", "audio")
 

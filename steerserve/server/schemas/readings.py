@@ -10,8 +10,7 @@ from steerserve.core.errors import InvalidRequestError
 from steerserve.features.records import Role
 from steerserve.features.text_sets import MIN_TEXTS
 from steerserve.server.schemas.base import ResponseModel, StrictRequestModel, absent_if_none
-from steerserve.server.schemas.chat import MAX_MESSAGES
-from steerserve.server.schemas.messages import Message
+from steerserve.server.schemas.messages import MAX_MESSAGES, Message
 
 MAX_TOP = 64
 MAX_WATCHED = 64

@@ -9,6 +9,7 @@ from pydantic_core import PydanticCustomError, PydanticKnownError
 
 from steerserve.core.errors import InvalidRequestError, UnsupportedParameterError
 from steerserve.server.schemas.base import Identifier, RequestModel
+from steerserve.server.schemas.watching import Features
 
 INT64_MAX = 2**63 - 1
 MAX_BIASES = 4096
@@ -67,6 +68,7 @@ class GenerationFields(RequestModel):
             ]
         },
     )
+    features: Features
     temperature: float | None = Field(
         default=None,
         ge=0,

@@ -28,7 +28,6 @@ _STRUCTURED = "Structured output arrives in a later version."
 _SAMPLER = "This sampler does not exist here; use temperature, top_p, top_k and min_p."
 
 _ANY_ROUTE: Mapping[str, Unsupported] = {
-    "features": Unsupported("Live feature activations arrive in a later version.", (False,)),
     "guided_json": Unsupported(_STRUCTURED),
     "guided_regex": Unsupported(_STRUCTURED),
     "guided_choice": Unsupported(_STRUCTURED),
