@@ -10,7 +10,7 @@ import re
 import threading
 from typing import TYPE_CHECKING
 
-from steerserve.core.errors import ConflictError, NotFoundError, VectorError
+from steerserve.core.errors import ConflictError, NotFoundError, StartupError, VectorError
 from steerserve.features.vector_file import dump_vector, read_vector
 
 if TYPE_CHECKING:
@@ -83,23 +83,21 @@ class VectorStore:
 
         Raises:
             ConflictError: there is one of that name, and it is not to be replaced.
-            VectorError: it cannot be written.
+            StartupError: it cannot be written.
         """
         path = self._path(vector.name)
         aside = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}")
+        content = dump_vector(vector)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            aside.write_bytes(dump_vector(vector))
+            aside.write_bytes(content)
             if replace:
                 aside.replace(path)
             else:
-                os.link(aside, path)  # unlike a rename it fails where there is one
-        except FileExistsError as error:
-            message = f"There is a vector {vector.name!r} already. Choose another name, or ask to replace it."
-            raise ConflictError(message, param="name", code="vector_exists") from error
+                _place(aside, path)
         except OSError as error:
             message = f"The vector {vector.name!r} cannot be written to {self.folder}: {error.strerror}."
-            raise VectorError(message, param="name") from error
+            raise StartupError(message, code="vectors_unwritable") from error
         finally:
             with contextlib.suppress(OSError):
                 aside.unlink(missing_ok=True)
@@ -129,3 +127,16 @@ class VectorStore:
         shown = ", ".join(known[:_NUM_SHOWN]) or "none yet"
         message = f"There is no stored vector {name[:100]!r}.{hint} There are: {shown}."
         return NotFoundError(message, param="name", code="vector_not_found")
+
+
+def _place(aside: Path, path: Path) -> None:
+    """Give a file its name.
+
+    Raises:
+        ConflictError: another one has it.
+    """
+    try:
+        os.link(aside, path)  # unlike a rename it fails where there is one
+    except FileExistsError as error:
+        message = f"There is a vector {path.stem!r} already. Choose another name, or ask to replace it."
+        raise ConflictError(message, param="name", code="vector_exists") from error

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import pathlib
 import struct
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -12,7 +14,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from steerserve.core.errors import ConflictError, NotFoundError, VectorError
+from steerserve.core.errors import ConflictError, NotFoundError, StartupError, VectorError
 from steerserve.features.vector_file import MAX_FILE_BYTES, dump_vector, read_vector
 from steerserve.features.vectors import VectorStore
 from steerserve.steering.vectors import StoredVector
@@ -159,10 +161,30 @@ def test_links_pipes_folders_and_huge_files_are_refused(store: VectorStore, tmp_
     assert store.all() == [vector("good")]
 
 
-def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("", encoding="utf-8")
-    with pytest.raises(VectorError, match="cannot be written"):
-        VectorStore(tmp_path / "file" / ".vectors").put(vector())
+@pytest.mark.parametrize("replacing", [True, False])
+@pytest.mark.parametrize("is_above", [True, False])
+def test_a_file_in_place_of_the_folder_is_a_fault_of_the_server(
+    tmp_path: Path, replacing: bool, is_above: bool
+) -> None:
+    (tmp_path / "file").write_text("no folder", encoding="utf-8")
+    folder = tmp_path / "file" / ".vectors" if is_above else tmp_path / "file"
+    with pytest.raises(StartupError, match="cannot be written") as caught:
+        VectorStore(folder).put(vector(), replace=replacing)
+    assert (caught.value.param, caught.value.code) == (None, "vectors_unwritable")
+
+
+@pytest.mark.parametrize("replacing", [True, False])
+def test_a_full_disk_is_a_fault_of_the_server_and_leaves_nothing(
+    store: VectorStore, replacing: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(pathlib.Path, "write_bytes", refuse)
+    with pytest.raises(StartupError, match="No space left") as caught:
+        store.put(vector(), replace=replacing)
+    assert caught.value.code == "vectors_unwritable"
+    assert not list(store.folder.iterdir())
 
 
 def test_a_file_is_the_same_for_the_same_vector(tmp_path: Path) -> None:

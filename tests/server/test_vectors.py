@@ -15,6 +15,7 @@ from tests.tiny import D_MODEL, HOOK_NAME
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
     import httpx
 
@@ -197,6 +198,18 @@ async def test_a_vector_is_refused(
     error = answer.json()["error"]
     assert (answer.status_code, error["param"], error["code"]) == (400, param, code)
     assert runtime.vectors.names() == []
+
+
+async def test_a_folder_that_cannot_be_written_is_no_fault_of_the_request(
+    client: httpx.AsyncClient, runtime: Runtime, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("no folder", encoding="utf-8")
+    monkeypatch.setattr(runtime.vectors, "folder", tmp_path / "file")
+    answer = await client.post(VECTORS, json={"name": "polite", **SETS})
+    error = answer.json()["error"]
+    assert (answer.status_code, error["type"], error["code"]) == (500, "server_error", "vectors_unwritable")
+    assert error["param"] is None
+    assert "cannot be written" in error["message"]
 
 
 @pytest.mark.parametrize("name", ["absent", "%2e%2e", "a%20b", "x" * 100])
