@@ -73,8 +73,10 @@ class ModelSize:
     is_on_cpu: bool = True
 
 
-def check_corpus(entry: str, allowed_dirs: Sequence[Path]) -> str:
+def check_corpus(entry: str, allowed_dirs: Sequence[Path], param: str = "corpus") -> str:
     """Return an entry of a request's corpus as training takes it; files only from the allowed folders.
+
+    `param` is what the request calls it.
 
     Raises:
         InvalidRequestError: it is none of `self`, `path:...` and `hf:NAME`, lies elsewhere, or does not exist.
@@ -86,15 +88,15 @@ def check_corpus(entry: str, allowed_dirs: Sequence[Path]) -> str:
         try:
             HubText.parse(name)
         except CorpusError as error:
-            raise InvalidRequestError(error.message, param="corpus") from error
+            raise InvalidRequestError(error.message, param=param) from error
         return entry
     if kind == "path" and colon:
-        return str(_check_path(name, allowed_dirs))
+        return str(_check_path(name, allowed_dirs, param))
     message = (
         f"The corpus '{_short(entry)}' is none of 'self' (text that the model writes), 'path:FOLDER_OR_FILE' and "
         "'hf:OWNER/NAME'."
     )
-    raise InvalidRequestError(message, param="corpus")
+    raise InvalidRequestError(message, param=param)
 
 
 def check_folder(options: TrainOptions) -> None:
@@ -276,20 +278,20 @@ def _is_made(entry: str) -> bool:
     return entry == OWN_TEXT or entry.startswith("hf:")
 
 
-def _check_path(name: str, allowed_dirs: Sequence[Path]) -> Path:
+def _check_path(name: str, allowed_dirs: Sequence[Path], param: str) -> Path:
     allowed = ", ".join(str(folder) for folder in allowed_dirs) or "none"
     try:
         path = Path(name).resolve()
         roots = [folder.resolve() for folder in allowed_dirs]
     except (OSError, ValueError, RuntimeError) as error:  # a NUL, a name too long, links in a circle
         message = f"The corpus 'path:{_short(name)}' is no path. Folders that it may lie in: {allowed}."
-        raise InvalidRequestError(message, param="corpus") from error
+        raise InvalidRequestError(message, param=param) from error
     if not any(path.is_relative_to(root) for root in roots):
         message = f"The corpus 'path:{_short(name)}' lies outside the folders that corpora may lie in ({allowed})."
-        raise InvalidRequestError(message, param="corpus")
+        raise InvalidRequestError(message, param=param)
     if not (path.is_dir() or (path.is_file() and path.suffix.lower() in SUFFIXES)):
         message = f"The corpus 'path:{_short(name)}' is neither a folder nor a file of type {', '.join(SUFFIXES)}."
-        raise InvalidRequestError(message, param="corpus")
+        raise InvalidRequestError(message, param=param)
     return path
 
 

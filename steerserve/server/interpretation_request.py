@@ -31,14 +31,18 @@ def interpretation_spec(body: InterpretRequest, runtime: Runtime) -> dict[str, A
         raise InvalidRequestError(message, param="context_size")
     settings = runtime.settings
     dictionaries = _dictionaries(body, runtime)
-    corpus = [body.corpus] if isinstance(body.corpus, str) else body.corpus
+    corpus = (
+        {"corpus": body.corpus}
+        if isinstance(body.corpus, str)
+        else {f"corpus[{place}]": entry for place, entry in enumerate(body.corpus)}
+    )
     folders = tuple(folder.resolve() for folder in settings.dictionary_dirs)
     options = InterpretOptions(
         # A dictionary that is served has been checked, and whoever loaded it knows what speaks against it.
         dictionaries=tuple(
             InterpretedSource(one.id, _absolute(one.source), one.sha256, force=True) for one in dictionaries
         ),
-        corpus=tuple(check_corpus(entry, settings.corpus_dirs) for entry in corpus),
+        corpus=tuple(check_corpus(entry, settings.corpus_dirs, param) for param, entry in corpus.items()),
         corpus_dirs=tuple(folder.resolve() for folder in settings.corpus_dirs),
         dictionary_dirs=folders,
         allowed_dirs=tuple(folder.resolve() for folder in settings.allowed_dictionary_dirs),

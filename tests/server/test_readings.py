@@ -118,6 +118,7 @@ async def test_a_conversation_is_inspected_in_the_models_template(client: httpx.
         ({"text": "a", "watch": [-1]}, "watch[0]", "invalid_value"),
         ({"text": "a", "watch": [1] * 65}, "watch", "invalid_value"),
         ({"text": "a", "dictionaries": ["res1"]}, "dictionaries[0]", "invalid_value"),
+        ({"text": "a", "dictionaries": ["res0", "res0", "res1"]}, "dictionaries[2]", "invalid_value"),
     ],
 )
 async def test_an_inspection_is_refused(client: httpx.AsyncClient, body: dict[str, Any], param: str, code: str) -> None:

@@ -75,7 +75,7 @@ def _dictionaries(runtime: Runtime, body: InspectRequest) -> list[Dictionary]:
         found = [snapshot.find(None, "dictionaries")]
     else:
         names = dict.fromkeys(body.dictionaries)
-        found = [snapshot.find(name, f"dictionaries[{place}]") for place, name in enumerate(names)]
+        found = [snapshot.find(name, f"dictionaries[{body.dictionaries.index(name)}]") for name in names]
     for dictionary in found:
         place = next((place for place, feature in enumerate(body.watch) if feature >= dictionary.d_sae), None)
         if place is not None:
