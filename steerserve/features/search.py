@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 Sort = Literal["relevance", "steerability", "density", "max", "feature"]
 
 MAX_WORDS = 16
+MAX_LETTERS = 64
+"""Of scripts that write no spaces between words: they count apart."""
 _LEAST_PREFIX_CHARS = 3
 _COMMON = 0.5
 """BM25 gives nothing for words that are in a larger share of all features, and takes its time for it."""
@@ -79,8 +81,12 @@ def search(connection: sqlite3.Connection, query: str, sort: Sort, limit: int, o
         InvalidRequestError: there are too many words.
     """
     words = _WORD.findall(indexed(query))
-    if len(words) > MAX_WORDS:
-        message = f"q has {len(words)} words, and at most {MAX_WORDS} are searched for."
+    num_letters = sum(_UNSPACED.fullmatch(word) is not None for word in words)
+    if len(words) - num_letters > MAX_WORDS or num_letters > MAX_LETTERS:
+        message = (
+            f"q has {len(words) - num_letters} words and {num_letters} letters of scripts without spaces, and at most "
+            f"{MAX_WORDS} and {MAX_LETTERS} are searched for."
+        )
         raise InvalidRequestError(message, param="q")
     if query.strip() and not words:  # no index holds punctuation
         return []

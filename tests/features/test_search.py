@@ -10,7 +10,7 @@ import pytest
 
 from steerserve.core.errors import InvalidRequestError
 from steerserve.features.records import Calibration, Feature, Label
-from steerserve.features.search import MAX_WORDS, Sort
+from steerserve.features.search import MAX_LETTERS, MAX_WORDS, Sort
 from steerserve.features.store import FeatureStore
 from tests.features.known import META, byte_of, feature
 
@@ -141,6 +141,16 @@ def test_rows_show_what_is_known(known: FeatureStore) -> None:
 def test_too_many_words_are_refused(known: FeatureStore) -> None:
     with pytest.raises(InvalidRequestError, match=f"at most {MAX_WORDS}"):
         known.search("a " * (MAX_WORDS + 1))
+
+
+def test_letters_of_scripts_without_spaces_count_apart(known: FeatureStore) -> None:
+    sentence = "東京都の隅田川に架かる橋は夜になると青い光で照らされ多くの人が写真を撮りに訪れる"
+    known.set_label(7, Label(f"{sentence} bridges", "person"))
+    assert found(known, sentence) == [7]
+    assert found(known, f"bridge {sentence}") == [7]
+    known.search(" ".join(["a"] * MAX_WORDS) + "東" * MAX_LETTERS)
+    with pytest.raises(InvalidRequestError, match=f"at most {MAX_WORDS} and {MAX_LETTERS}"):
+        known.search("東" * (MAX_LETTERS + 1))
 
 
 def test_what_is_found_is_what_a_search_by_hand_finds(tmp_path: Path) -> None:
