@@ -86,8 +86,7 @@ class StoreLocation:
         elsewhere = [self.shipped] if self.shipped is not None else []
         for store in self._stores((*elsewhere, *self._kept()), []):
             if store.is_about(self.subject):
-                with contextlib.suppress(FileExistsError):  # another process was quicker
-                    store.copy_to(target)
+                FeatureStore.place_copy(store.path, target, self.subject)
                 return target
         if for_harvest and self.own not in free and self._lies_beside():
             return self.own
