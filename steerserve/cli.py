@@ -20,14 +20,17 @@ from rich.table import Table
 
 import steerserve
 from steerserve.bench.command import bench_command
+from steerserve.commands.compare import compare_command
 from steerserve.commands.corpus import corpus_app
 from steerserve.commands.dictionaries import dictionaries_app
 from steerserve.commands.features import features_app
 from steerserve.commands.interpret import interpret_command
 from steerserve.commands.presets import presets_app
 from steerserve.commands.shared import environment_settings, print_table, read_config
+from steerserve.commands.sweep import sweep_command
 from steerserve.commands.train import train_command
 from steerserve.commands.vectors import vectors_app
+from steerserve.commands.watch import watch_command
 from steerserve.core.errors import ConfigError, StartupError
 from steerserve.core.openmp import limit_spinning
 
@@ -195,9 +198,12 @@ def _leave(*_: object) -> NoReturn:
     sys.exit(0)
 
 
+app.command("compare")(compare_command)
+app.command("sweep")(sweep_command)
 app.command("train")(train_command)
 app.command("interpret")(interpret_command)
 app.command("bench")(bench_command)
+app.command("watch")(watch_command)
 
 
 @models_app.command("fetch")

@@ -5,6 +5,7 @@ Source: api.md section 4.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -34,6 +35,8 @@ class Reading:
     """How much likelier the arm's prompt makes the text than an empty one, under the unsteered model."""
     means: Mapping[str, Float[Tensor, " d_sae"]] = field(default_factory=dict)
     """Mean activation of every feature of each dictionary over the text, where any token of it counts."""
+    by_token: Mapping[str, Float[Tensor, "tokens features"]] = field(default_factory=dict)
+    """Activations of the features that were asked for, token by token; NaN at a token that does not count."""
 
 
 class Shift(NamedTuple):
@@ -71,6 +74,21 @@ def edited_means(reading: Reading, edited: Sequence[EditedFeatures]) -> dict[str
         means = reading.means.get(one.dictionary.id)
         found[one.dictionary.id] = {
             feature: None if means is None else float(means[feature]) for feature in one.features
+        }
+    return found
+
+
+def edited_by_token(
+    reading: Reading, edited: Sequence[EditedFeatures], num_tokens: int
+) -> dict[str, dict[int, list[float | None]]]:
+    """Return the activation of each edited feature at every token, by dictionary; None where a token does not count."""
+    found: dict[str, dict[int, list[float | None]]] = {}
+    for one in edited:
+        acts = reading.by_token.get(one.dictionary.id)
+        columns = [[None] * num_tokens] * len(one.features) if acts is None else acts.T.tolist()
+        found[one.dictionary.id] = {
+            feature: [None if act is None or math.isnan(act) else act for act in column]
+            for feature, column in zip(one.features, columns, strict=True)
         }
     return found
 

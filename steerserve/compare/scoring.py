@@ -111,6 +111,7 @@ class Scorer:
         median_norms: Mapping[str, float],
         dictionaries: Sequence[Dictionary],
         empty_ids: Sequence[int],
+        features_by_token: Mapping[str, Sequence[int]] | None = None,
     ) -> None:
         """Read with `lens`.
 
@@ -119,11 +120,13 @@ class Scorer:
             median_norms: Of the vectors at each hook point, which tells sinks to edits of vectors.
             dictionaries: Whose activations are wanted.
             empty_ids: The prompt that says nothing, against which relevance is measured.
+            features_by_token: Features of those dictionaries whose activation is wanted at every token.
         """
         self._lens = lens
         self._median_norms = median_norms
         self._dictionaries = tuple(dictionaries)
         self._empty_ids = tuple(empty_ids)
+        self._features_by_token = features_by_token or {}
         self._courses: OrderedDict[tuple[tuple[int, ...], str | None], Course] = OrderedDict()
         self._limit = _tokens_at_once(lens)
 
@@ -141,7 +144,7 @@ class Scorer:
         if arm.is_steered:
             steered = (yield from self._after_prompt(arm.prompt_ids, arm)).fork(self._edits(arm))
         taken, relevance, nats = 0.0, 0.0, []
-        tally = _Tally(self._dictionaries, self._lens.tokenizer.special_ids)
+        tally = _Tally(self._dictionaries, self._lens.tokenizer.special_ids, self._features_by_token)
         for start in range(0, len(token_ids), self._limit):
             ids = token_ids[start : start + self._limit]
             log_probs = plain.read(ids, start, tally.hooks).log_softmax(-1)
@@ -163,6 +166,7 @@ class Scorer:
             kl_p95=float(kl.quantile(_P95)),
             relevance=relevance / len(token_ids),
             means=tally.means(),
+            by_token=tally.by_token(),
         )
 
     def _edits(self, arm: Arm) -> SequenceEdits | None:
@@ -194,9 +198,16 @@ class Scorer:
 class _Tally:
     """Sums of activations over one text, special tokens and sinks left out."""
 
-    def __init__(self, dictionaries: Sequence[Dictionary], special_ids: frozenset[int]) -> None:
+    def __init__(
+        self,
+        dictionaries: Sequence[Dictionary],
+        special_ids: frozenset[int],
+        features_by_token: Mapping[str, Sequence[int]],
+    ) -> None:
         self._dictionaries = dictionaries
         self._special_ids = special_ids
+        self._features = {name: list(features) for name, features in features_by_token.items()}
+        self._rows: dict[str, list[Tensor]] = {name: [] for name in self._features}
         self._values: dict[str, Tensor] = {}
         self._sums: dict[str, Tensor] = {}
         self._counts: dict[str, int] = {}
@@ -211,14 +222,27 @@ class _Tally:
         span = Span(0, tuple(ids), start, self._values)
         for dictionary in self._dictionaries:
             keep, parts = encode_kept(dictionary, span, self._special_ids)
+            wanted = self._features.get(dictionary.id)
+            picked = []
             for acts in parts:
                 sums = acts.sum(0, dtype=torch.float64)
                 self._sums[dictionary.id] = self._sums.get(dictionary.id, 0.0) + sums
+                if wanted is not None:
+                    picked.append(acts[:, wanted].float())
             self._counts[dictionary.id] = self._counts.get(dictionary.id, 0) + int(keep.sum())
+            if wanted is not None:
+                rows = torch.full((len(ids), len(wanted)), torch.nan, device=keep.device)
+                if picked:
+                    rows[keep] = torch.cat(picked)
+                self._rows[dictionary.id].append(rows)
 
     def means(self) -> dict[str, Float[Tensor, " d_sae"]]:
         """Return the means of those dictionaries that read any token."""
         return {name: (sums / self._counts[name]).float().cpu() for name, sums in self._sums.items()}
+
+    def by_token(self) -> dict[str, Float[Tensor, "tokens features"]]:
+        """Return the activations that are wanted at every token."""
+        return {name: torch.cat(rows).cpu() for name, rows in self._rows.items() if rows}
 
 
 def drive(pieces: Pieces[Reading]) -> Iterator[Callable[[], Reading | None]]:

@@ -39,6 +39,7 @@ class GrownSample:
     index: int
     text: str = ""
     token_ids: list[int] = field(default_factory=list)
+    token_texts: list[str] = field(default_factory=list)
     last: TokenEvent | None = None
     """Of the generation, once it has ended."""
     reading: Reading | None = None
@@ -57,6 +58,7 @@ class ComparisonGeneration(Generation):
         summary: RequestSummary,
         *,
         with_metrics: bool,
+        by_token: bool = False,
     ) -> None:
         """Take over `streams`, those of the first arm first."""
         super().__init__(streams, metrics, summary)
@@ -68,6 +70,7 @@ class ComparisonGeneration(Generation):
                 runtime.engine.runner.median_norms,
                 [one.dictionary for one in prepared.edited],
                 prepared.empty_ids,
+                {one.dictionary.id: one.features for one in prepared.edited} if by_token else None,
             )
             if with_metrics
             else None
@@ -140,6 +143,7 @@ class ComparisonGeneration(Generation):
     def _take(self, sample: GrownSample, event: TokenEvent) -> None:
         sample.text += event.text
         sample.token_ids += event.token_ids
+        sample.token_texts += event.token_texts
         if event.text:
             self._happened.put_nowait(NewText(sample.arm, sample.index, event.text))
         if event.finish_reason is None:

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from steerserve.compare.metrics import distinct_2, edited_means, first_divergence, repetition, side_effects
+from steerserve.compare.metrics import (
+    distinct_2,
+    edited_by_token,
+    edited_means,
+    first_divergence,
+    repetition,
+    side_effects,
+)
 from steerserve.server.schemas.compare import (
     ArmDelta,
     ArmDone,
@@ -18,6 +25,7 @@ from steerserve.server.schemas.compare import (
 from steerserve.server.schemas.usage import PromptTokensDetails, Usage
 
 if TYPE_CHECKING:
+    from steerserve.compare.metrics import Reading
     from steerserve.engine.request import TokenEvent
     from steerserve.runtime import Runtime
     from steerserve.server.arms import PreparedComparison
@@ -124,7 +132,13 @@ class ComparisonWriter:
             first_divergence=first_divergence(grown.token_ids, first.token_ids),
             features={name: {str(feature): act for feature, act in acts.items()} for name, acts in means.items()},
             side_effects=self._side_effects(grown, first),
+            tokens=grown.token_texts if self._body.by_token else None,
+            features_by_token=self._by_token(grown, reading) if self._body.by_token else None,
         )
+
+    def _by_token(self, grown: GrownSample, reading: Reading) -> dict[str, dict[str, list[float | None]]]:
+        found = edited_by_token(reading, self._prepared.edited, len(grown.token_ids))
+        return {name: {str(feature): acts for feature, acts in columns.items()} for name, columns in found.items()}
 
     def _side_effects(self, grown: GrownSample, first: GrownSample) -> list[SideEffect]:
         if grown.reading is None or first.reading is None:

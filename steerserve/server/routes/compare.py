@@ -76,7 +76,9 @@ def _start(
     summary.num_edits = prepared.num_edits
     if prepared.num_edits:
         metrics.count_steered()
-    return ComparisonGeneration(runtime, prepared, streams, metrics, summary, with_metrics=body.metrics)
+    return ComparisonGeneration(
+        runtime, prepared, streams, metrics, summary, with_metrics=body.metrics, by_token=body.by_token
+    )
 
 
 async def _write_all(generation: ComparisonGeneration, writer: ComparisonWriter) -> None:

@@ -20,7 +20,6 @@ MAX_NAME_CHARS = 128
 COMPARE: Mapping[str, Unsupported] = {
     **{name: rule for name, rule in CHAT.items() if name != "store"},
     "steering": Unsupported("Each arm has its own: arms[0].steering."),
-    "features": Unsupported("Watch one arm with /v1/chat/completions and the same seed.", (False,)),
     "logprobs": Unsupported("Ask for those of one arm with /v1/chat/completions and the same seed.", (False,)),
     "top_logprobs": Unsupported("Ask for those of one arm with /v1/chat/completions and the same seed.", (0,)),
 }
@@ -66,6 +65,9 @@ class ComparisonRequest(ChatCompletionRequest):
     arms: list[ArmRequest] = Field(min_length=1, max_length=MAX_ARMS, description="The first is compared against.")
     n: int = Field(default=1, ge=1, le=128, description="Samples of each arm.")
     metrics: bool = Field(default=True, description="Measure every sample; that takes a few passes of the model more.")
+    by_token: bool = Field(
+        default=False, description="Give `features_by_token` and `tokens` with every sample's metrics too."
+    )
     store: bool = Field(default=True, description="Keep the comparison, so that /v1/comparisons lists it.")
 
     @model_validator(mode="before")
@@ -122,6 +124,10 @@ class SampleMetrics(ResponseModel):
         description="Mean activation of every edited feature when the unsteered model reads the text, by dictionary."
     )
     side_effects: list[SideEffect] = Field(description="The largest other shifts against the first arm's same sample.")
+    tokens: list[str] | None = absent_if_none("What each token added to the text; only with `by_token`.")
+    features_by_token: dict[str, dict[str, list[float | None]]] | None = absent_if_none(
+        "What `features` is the mean of, token by token; null at special tokens and sinks. Only with `by_token`."
+    )
 
 
 class Sample(ResponseModel):

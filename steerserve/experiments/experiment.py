@@ -1,0 +1,249 @@
+"""An experiment: read from a file, checked in full, and what is asked of a server for it. No torch."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from steerserve.compare.control import NamedArm, control_sources
+from steerserve.core.errors import ConfigError, InvalidRequestError
+from steerserve.core.yaml_document import YamlDocument, parse_yaml
+from steerserve.experiments.schema import ExperimentFile, Sampling
+from steerserve.model.names import plain_name
+from steerserve.presets.problems import Problem, find_null, find_problem, spelled
+from steerserve.steering.edits import parse_steering
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from steerserve.core.yaml_document import YamlPath
+    from steerserve.experiments.schema import ArmFile
+
+MAX_FILE_BYTES = 16 * 1024 * 1024
+MAX_EDITS = 4096
+"""Of an arm; the server may take fewer, and then says so."""
+_UNPRINTABLE: re.Pattern[str] = yaml.reader.Reader.NON_PRINTABLE
+_PART = re.compile(r"([^.\[\]]+)|\[(\d+)\]")
+
+
+@dataclass(frozen=True, slots=True)
+class Experiment:
+    """What a file says. Its contents never change."""
+
+    content: ExperimentFile
+    text: str
+    """As it stands in the file."""
+    document: YamlDocument = field(repr=False)
+
+    @property
+    def name(self) -> str:
+        """What its results are called."""
+        return self.content.name
+
+    @property
+    def prompts(self) -> list[list[dict[str, str]]]:
+        """The conversations that are continued."""
+        return [
+            [{"role": "user", "content": prompt}]
+            if isinstance(prompt, str)
+            else [message.model_dump() for message in prompt]
+            for prompt in self.content.prompts
+        ]
+
+    @property
+    def seeds(self) -> list[int]:
+        """Of each prompt."""
+        seeds = self.content.seeds
+        return list(range(seeds)) if isinstance(seeds, int) else list(seeds)
+
+    @property
+    def sampling(self) -> dict[str, float]:
+        """How tokens are drawn, the same for every arm."""
+        return {name: getattr(self.content, name) for name in Sampling.model_fields}
+
+    @property
+    def arms(self) -> list[dict[str, Any]]:
+        """The arms as `/v1/compare` takes them."""
+        return [_sent(arm) for arm in self.content.arms]
+
+    def check_model(self, model_id: str) -> None:
+        """Check that it may run on that model.
+
+        Raises:
+            ConfigError: it was made for another.
+        """
+        model = self.content.model
+        if model is not None and plain_name(model) != plain_name(model_id):
+            sentence = f"the experiment was made for the model {model!r}, and {model_id!r} is served"
+            raise _error(self.document, Problem(("model",), sentence))
+
+    def refusal(self, message: str, param: str | None) -> ConfigError:
+        """Return the error of a server that refuses a request, with the place in the file that it speaks of."""
+        path = _path(param or "")
+        if path[:1] != ("arms",):
+            path = ("prompts",) if path[:1] == ("messages",) else path[:1]
+        elif path[2:3] in {("steering",), ("model",)}:
+            path = _steering_path(self.content.arms[int(path[1])], path[:2], path[3:])
+        return _error(self.document, Problem(path, message))
+
+
+def load_experiment(path: Path) -> Experiment:
+    """Read a file.
+
+    Raises:
+        ConfigError: it cannot be read, or something is wrong with it; the message says where.
+    """
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError as error:
+        raise ConfigError(f"There is no file {path}.") from error
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}.") from error
+    if len(data) > MAX_FILE_BYTES:
+        raise ConfigError(f"{path}:1:1: an experiment has at most {MAX_FILE_BYTES} bytes, and this file has more.")
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line, column = _line_and_column(data[: error.start].decode("utf-8"))
+        raise ConfigError(f"{path}:{line}:{column}: the file is not UTF-8 text; save it as UTF-8.") from error
+    return parse_experiment(text, file=str(path))
+
+
+def parse_experiment(text: str, *, file: str) -> Experiment:
+    """Read an experiment from YAML; `file` is what messages call it.
+
+    Raises:
+        ConfigError: something is wrong with it; the message says where.
+    """
+    document = _document(text, file)
+    if not isinstance(document.data, dict):
+        what = "the file is empty" if document.data is None else "this is something else"
+        sentence = f"an experiment is a mapping of names to values, such as name: ocean; {what}"
+        raise _error(document, Problem((), sentence))
+    if (null := find_null(document.data)) is not None:
+        raise _error(document, null)
+    try:
+        content = ExperimentFile.model_validate(document.data)
+    except ValidationError as error:
+        raise _error(document, _problem(error, document)) from error
+    _check_arms(content, document)
+    return Experiment(content, text, document)
+
+
+def _document(text: str, file: str) -> YamlDocument:
+    strange = _UNPRINTABLE.search(text)
+    if strange is not None:
+        line, column = _line_and_column(text[: strange.start()])
+        raise ConfigError(f"{file}:{line}:{column}: the character {strange[0]!r} cannot stand in YAML; take it out.")
+    try:
+        return parse_yaml(text, name=file)
+    except ConfigError as error:
+        said = error.message.removeprefix(file)
+        place = "" if re.match(r":\d+:\d+: ", said) else ":1:1"
+        raise ConfigError(f"{file}{place}{said}") from error
+
+
+def _line_and_column(before: str) -> tuple[int, int]:
+    return before.count("\n") + 1, len(before) - (before.rfind("\n") + 1) + 1
+
+
+def _problem(error: ValidationError, document: YamlDocument) -> Problem:
+    """Return what to tell of what pydantic found; unknown keys first, for they explain what is missing."""
+    details = error.errors(include_url=False)
+    for detail in details:
+        if detail["type"] == "extra_forbidden":
+            path = _data_path(detail["loc"], document.data)
+            known = _fields_at(path[:-1])
+            near = difflib.get_close_matches(str(path[-1]), known, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
+            return Problem(path, f"{spelled(path)} is not known; {hint}")
+    return find_problem(details, document)
+
+
+def _data_path(loc: YamlPath, data: Any) -> YamlPath:  # noqa: ANN401 whatever the file says
+    """Leave the names of union branches out of a complaint's place."""
+    path: list[str | int] = []
+    for part in loc:
+        is_there = part in data if isinstance(data, dict) else isinstance(data, list) and isinstance(part, int)
+        if is_there:
+            data = data[part]
+            path.append(part)
+    return tuple(path)
+
+
+def _fields_at(path: YamlPath) -> list[str]:
+    """Return the names that a mapping at `path` may have."""
+    models: list[type[BaseModel]] = [ExperimentFile]
+    for part in path:
+        if isinstance(part, str):
+            fields = [model.model_fields[part] for model in models if part in model.model_fields]
+            models = [found for one in fields for found in _models_in(one.annotation)]
+    return list(dict.fromkeys(name for model in models for name in model.model_fields))
+
+
+def _models_in(annotation: object) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [found for part in get_args(annotation) for found in _models_in(part)]
+
+
+def _check_arms(content: ExperimentFile, document: YamlDocument) -> None:
+    """Check what a server would refuse of the arms, before one is asked."""
+    for place, arm in enumerate(content.arms):
+        try:
+            parse_steering(arm.steering, max_edits=MAX_EDITS)
+        except InvalidRequestError as error:
+            path = _steering_path(arm, ("arms", place), _path(error.param or "")[1:])
+            raise _error(document, Problem(path, f"arms[{place}].{error.message}")) from error
+    try:
+        control_sources([NamedArm(arm.name, arm.control_of, bool(arm.preset or arm.steering)) for arm in content.arms])
+    except InvalidRequestError as error:
+        raise _error(document, Problem(_path(error.param or ""), error.message)) from error
+
+
+def _path(param: str) -> YamlPath:
+    """Read `arms[1].steering.edits[0]` as a path."""
+    return tuple(int(place) if place else name for name, place in _PART.findall(param))
+
+
+def _steering_path(arm: ArmFile, arm_path: YamlPath, inside: YamlPath) -> YamlPath:
+    """Return where in the file a path of the full form of `steering` is written, whichever spelling it has."""
+    if arm.steering is None:
+        return (*arm_path, "preset")
+    steering = (*arm_path, "steering")
+    if not isinstance(arm.steering, list) or inside[:1] not in {("edits",), ("presets",)} or len(inside) == 1:
+        return (*steering, *inside)
+    wants_preset, number = inside[0] == "presets", int(inside[1])
+    places = [place for place, part in enumerate(arm.steering) if isinstance(part, str) == wants_preset]
+    return (*steering, places[number], *inside[2:]) if number < len(places) else steering
+
+
+def _sent(arm: ArmFile) -> dict[str, Any]:
+    sent: dict[str, Any] = {"name": arm.name}
+    if (steering := _steering(arm)) is not None:
+        sent["steering"] = steering
+    for name in ("system", "control_of"):
+        if (value := getattr(arm, name)) is not None:
+            sent[name] = value
+    return sent
+
+
+def _steering(arm: ArmFile) -> object:
+    """Return the steering in full, its presets first; None where there is none."""
+    presets = [arm.preset] if isinstance(arm.preset, str) else arm.preset or []
+    own = parse_steering(arm.steering, max_edits=MAX_EDITS)
+    if own is None and not presets:
+        return None
+    full = own.model_dump(exclude_unset=True) if own is not None else {}
+    named = [*presets, *full.get("presets", [])]
+    return {**full, **({"presets": named} if named else {})}
+
+
+def _error(document: YamlDocument, problem: Problem) -> ConfigError:
+    end = "" if problem.sentence.endswith(("?", ".")) else "."
+    return ConfigError(f"{document.where(problem.path)}: {problem.sentence}{end}", param=spelled(problem.path) or None)

@@ -1,0 +1,53 @@
+"""Everything that is written of an experiment's samples: tables, figures, the report."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from steerserve.core.errors import ConfigError
+from steerserve.core.files import write_json, write_text
+from steerserve.experiments.figures import figures_json, summarise
+from steerserve.experiments.judge import find_pairs, win_rates, win_rates_json
+from steerserve.experiments.report import Results, render_report
+from steerserve.experiments.samples import planned
+from steerserve.experiments.tables import write_samples, write_summary
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from steerserve.experiments.experiment import Experiment
+    from steerserve.experiments.figures import Figures
+    from steerserve.experiments.samples import Record, ResultsFolder
+
+REPORT_FILE = "report.html"
+
+
+def wanted_records(experiment: Experiment, folder: ResultsFolder) -> list[Record]:
+    """Return the samples of an experiment that there are, in the order of its file."""
+    plan = planned(experiment)
+    size = len(experiment.content.arms) * experiment.content.n
+    found = folder.repaired({one.key: size for one in plan})
+    return [record for one in plan for record in found.get(one.key, [])]
+
+
+def write_outputs(experiment: Experiment, folder: ResultsFolder, run: Mapping[str, Any]) -> Figures:
+    """Write the tables and the report of the samples that there are.
+
+    Raises:
+        ConfigError: there are none.
+    """
+    records = wanted_records(experiment, folder)
+    if not records:
+        raise ConfigError(f"{folder.path} has no samples of {experiment.name!r} yet. Run it first.")
+    arms = [arm.name for arm in experiment.content.arms]
+    figures = summarise(records, arms)
+    judge, pairs = experiment.content.judge, find_pairs(records, arms)
+    rates = win_rates(judge, pairs, folder.path, arms) if judge is not None else []
+    summary = {"experiment": experiment.name, "digest": run["digest"], **figures_json(figures)}
+    if judge is not None:
+        summary["judge"] = win_rates_json(judge, rates)
+    write_samples(folder.path / "samples.csv", records, figures)
+    write_summary(folder.path / "summary.csv", figures)
+    write_json(folder.path / "summary.json", summary)
+    write_text(folder.path / REPORT_FILE, render_report(Results(experiment, run, records, figures, rates)))
+    return figures
