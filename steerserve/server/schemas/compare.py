@@ -20,6 +20,7 @@ MAX_NAME_CHARS = 128
 COMPARE: Mapping[str, Unsupported] = {
     **{name: rule for name, rule in CHAT.items() if name != "store"},
     "steering": Unsupported("Each arm has its own: arms[0].steering."),
+    "features": Unsupported("Watch one arm with /v1/chat/completions and the same seed.", (False,)),
     "logprobs": Unsupported("Ask for those of one arm with /v1/chat/completions and the same seed.", (False,)),
     "top_logprobs": Unsupported("Ask for those of one arm with /v1/chat/completions and the same seed.", (0,)),
 }
