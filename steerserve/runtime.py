@@ -90,6 +90,7 @@ class Runtime:
         self.loads = Pool("loads", 4)
         self.stores = FeatureStores(settings.dictionary_dirs, settings.allowed_dictionary_dirs)
         """What is known of the features of each dictionary."""
+        self.stores.serve(self.model_id, loader.model_names)
         self._is_started = False
         self._is_stopping = False
         self._widths = {hook_name: lens.width(hook_name) for hook_name in lens.hook_names}

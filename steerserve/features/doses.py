@@ -57,7 +57,6 @@ class Doses:
         """
         self._lens = lens
         self._stores = stores
-        stores.serve(lens.id)
         self._norms = norms
         self._run_exclusive = run_exclusive
         self._lock = threading.Lock()
