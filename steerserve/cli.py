@@ -30,6 +30,7 @@ from steerserve.commands.shared import environment_settings, print_table, read_c
 from steerserve.commands.sweep import sweep_command
 from steerserve.commands.train import train_command
 from steerserve.commands.vectors import vectors_app
+from steerserve.commands.watch import watch_command
 from steerserve.core.errors import ConfigError, StartupError
 from steerserve.core.openmp import limit_spinning
 
@@ -202,6 +203,7 @@ app.command("sweep")(sweep_command)
 app.command("train")(train_command)
 app.command("interpret")(interpret_command)
 app.command("bench")(bench_command)
+app.command("watch")(watch_command)
 
 
 @models_app.command("fetch")
