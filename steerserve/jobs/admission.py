@@ -35,8 +35,8 @@ _SAMPLED_ROWS = 200_000
 _LOGIT_COPIES = 5
 """Of a batch's logits that lie side by side while held-out text is measured."""
 _LOGIT_ROWS = 512
-_TEXT_COPIES = 2
-"""A corpus is held in memory, and a file of it twice while it is read."""
+_INDEX_SHARE = 0.5
+"""Of a corpus's size: some 200 bytes a document while all are found, and most have over 400. None is held in memory."""
 MAX_CORPUS_BYTES = 4 * 10**9
 """Of the files that one job reads."""
 _TEXT_BYTES_PER_TOKEN = 16
@@ -168,7 +168,7 @@ def room_for(options: TrainOptions, model: ModelSize) -> Room:
     logits = _LOGIT_ROWS * model.vocab_size * _FLOAT32_BYTES * _LOGIT_COPIES
     computing = model.weight_bytes + weights * _TRAINING_COPIES + batch * _BATCH_COPIES + logits
     rows = min(options.tokens, _SAMPLED_ROWS) * max(widths[hook] for hook in options.hooks) * _FLOAT32_BYTES
-    holding = buffer + rows + corpus_bytes(options.corpus, options.tokens) * _TEXT_COPIES
+    holding = buffer + rows + int(corpus_bytes(options.corpus, options.tokens) * _INDEX_SHARE)
     return Room(disk, holding + computing) if model.is_on_cpu else Room(disk, holding, computing)
 
 
@@ -198,7 +198,7 @@ def check_interpretation_room(
     # The checkpoint before stays until the new one is whole, and so does the store.
     disk = num_features * 2 * (TALLY_BYTES + _STORE_BYTES) + tokens * _TEXT_BYTES_PER_TOKEN
     memory = num_features * TALLY_BYTES + 2 * sum(d_in * d_sae for d_in, d_sae in sizes) * _FLOAT32_BYTES
-    memory += weight_bytes + corpus_bytes(corpus, tokens) * _TEXT_COPIES
+    memory += weight_bytes + int(corpus_bytes(corpus, tokens) * _INDEX_SHARE)
     advice = "Send fewer dictionaries at once."
     free = shutil.disk_usage(_existing(folder)).free - _DISK_MARGIN_BYTES - promised_bytes
     if disk > free:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from steerserve.model.tokenizer import Tokenizer
-    from steerserve.training.corpus import Document
+    from steerserve.training.corpus import Document, StoredDocument
 
 MIN_TOKENS = 8
 """A shorter rest of a document is not worth a row."""
@@ -61,13 +61,14 @@ class Windower:
         self._prefix: tuple[int, ...] | None = None
         self._num_prefixes = 0
 
-    def windows(self, documents: Iterable[Document]) -> Iterator[Window]:
-        """Yield the windows of each document in turn.
+    def windows(self, documents: Iterable[Document | StoredDocument]) -> Iterator[Window]:
+        """Yield the windows of each document in turn; each is read when it is due.
 
         Raises:
-            CorpusError: a conversation that the model's template refuses.
+            CorpusError: a conversation that the model's template refuses, or a file that has changed.
         """
-        for document in documents:
+        for found in documents:
+            document = found.read()
             if document.messages is None:
                 yield from self._cut([*self.bos, *self._tokenizer.encode_plain(document.text or "")], 0)
             else:
@@ -111,7 +112,10 @@ def constant_start(tokenizer: Tokenizer) -> tuple[int, ...]:
 
 
 def batch_documents(
-    tokenizer: Tokenizer, documents: Iterable[Document], context_size: int, batch_tokens: int = BATCH_TOKENS
+    tokenizer: Tokenizer,
+    documents: Iterable[Document | StoredDocument],
+    context_size: int,
+    batch_tokens: int = BATCH_TOKENS,
 ) -> Iterator[WindowBatch]:
     """Yield the batches of a text, from its start."""
     windows = Windower(tokenizer, context_size).windows(documents)

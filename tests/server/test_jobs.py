@@ -501,7 +501,7 @@ def test_all_that_a_run_holds_is_counted(job_runtime: Runtime, folder: Path) -> 
     )
     weights, buffer = 2 * 48 * 64 * 4, options.buffer_mb * 1_000_000
     computing = 1_000_000 + 4 * weights + 3 * 32 * 64 * 4 + 512 * 259 * 4 * 5
-    holding = buffer + 100_000 * 48 * 4 + 2 * 10_000
+    holding = buffer + 100_000 * 48 * 4 + 10_000 // 2
     on_cpu = admission.room_for(options, admission.ModelSize(1_000_000, 259, {LATE: 48}))
     assert on_cpu == admission.Room(6 * weights + 2 * buffer, holding + computing)
     elsewhere = admission.room_for(options, admission.ModelSize(1_000_000, 259, {LATE: 48}, is_on_cpu=False))

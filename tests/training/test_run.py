@@ -179,7 +179,7 @@ def test_held_out_documents_are_never_trained_on(
     rows = np.memmap(asked.run_dir / "activations" / "blocks.0.hook_resid_pre.bin", np.float16, "r", shape=(6000, 48))
     rows = rows[np.abs(rows).sum(axis=1) > 0]
     seen = {chr(int(np.abs(embeddings - row.astype(np.float32)).sum(axis=1).argmin())) for row in rows}
-    held = {(document.text or "")[0] for document in corpus.heldout}
+    held = {(document.read().text or "")[0] for document in corpus.heldout}
     assert held
     assert seen == set(letters) - held
 
