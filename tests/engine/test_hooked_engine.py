@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from sae_lens import SAE
 
 from steerserve.core.config import Settings
+from steerserve.engine.request import Watch
 from steerserve.model.hooked_lens import HookedLens
 from steerserve.runtime import build_runtime
 from steerserve.server.app import create_app
@@ -121,6 +123,29 @@ def test_a_request_gives_the_same_bits_alone_and_among_others(served: Served) ->
     assert answers([0, 1, 2, 3, 4]) == alone
     assert answers([4, 2, 0]) == [alone[4], alone[2], alone[0]]
     assert answers([3, 3, 1, 0]) == [alone[3], alone[3], alone[1], alone[0]]
+
+
+@torch.no_grad()
+def test_watched_tokens_carry_what_the_dictionary_encodes_of_hooked_transformers_own_stream(served: Served) -> None:
+    name, runtime, root = served
+    model = hooked_model(name)
+    watch = Watch(tuple(runtime.dictionaries()), top=3, features=tuple(range(40)))
+    plain = ask(runtime, PROMPTS[0], None, **SAMPLING)
+    with fresh_engine(runtime, chunk=16, start=False) as engine:
+        stepper = Stepper(engine)
+        stepper.submit(plain, replace(plain, watch=watch), ask(runtime, PROMPTS[1], EDITS[1], **SAMPLING))
+        stepper.finish()
+        assert stepper.answer(0) == stepper.answer(1)
+        entries = [entry for event in stepper.events[1] for entry in getattr(event, "features", ())]
+    ids = [*plain.prompt_ids, *(entry.token_id for entry in entries)]
+    _, seen = model.run_with_cache(torch.tensor([ids]), names_filter=list(HOOKS.values()))
+    for dictionary in runtime.dictionaries():
+        sae: Any = SAE.load_from_disk(root / dictionary.id, dtype="float32")
+        acts = sae.encode(seen[HOOKS[dictionary.id]][0].flatten(1))
+        for entry in entries:
+            reading = entry.readings[dictionary.id]
+            if reading.skipped is None:
+                assert reading.watch == pytest.approx(acts[entry.position, :40].tolist(), abs=1e-4)
 
 
 async def test_the_routes_answer_and_a_model_without_a_chat_template_says_so(served: Served) -> None:

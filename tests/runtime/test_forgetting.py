@@ -24,11 +24,14 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 STEERING = [{"feature": 3, "scale": 8.0, "dictionary": "x"}]
+WATCHED = {"dictionaries": ["x"], "watch": [3]}
 REQUESTS: dict[str, tuple[str, dict[str, Any], int]] = {
     "plain": (CHAT, chat(steering=STEERING), 200),
     "stream": (CHAT, chat(steering=STEERING, stream=True), 200),
     "several choices": (CHAT, chat(steering=STEERING, n=6, max_tokens=1), 200),
     "prompt alone": (COMPLETIONS, completion(steering=STEERING, max_tokens=0, echo=True, logprobs=1), 200),
+    "watched": (CHAT, chat(features=WATCHED, steering=STEERING, n=6), 200),
+    "watched stream": (COMPLETIONS, completion(features=WATCHED | {"prompt": True}, stream=True), 200),
     "refused": (CHAT, chat(steering=[{"feature": 10**6, "scale": 1.0, "dictionary": "x"}]), 400),
     "refused late": (CHAT, chat(steering=STEERING, max_tokens=10**6), 400),
 }

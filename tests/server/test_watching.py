@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import starmap
+import random
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -10,6 +10,7 @@ import torch
 
 from steerserve.features.records import Label
 from tests.server.asking import CHAT, COMPLETIONS, chat, completion, events_of
+from tests.server.test_malformed import any_json
 from tests.tiny import IM_END_ID, tiny_sae_folder
 
 if TYPE_CHECKING:
@@ -233,6 +234,23 @@ async def test_what_cannot_be_watched_is_refused_where_it_is_written(
         assert all(one in error["message"] for one in said), error["message"]
 
 
+async def test_no_value_is_answered_with_a_5xx(client: httpx.AsyncClient) -> None:
+    source = random.Random(8)
+    statuses = set()
+    for _ in range(300):
+        keys = ["top", "watch", "dictionaries", "prompt", "x"]
+        whole_value = any_json(source) if source.random() < 0.2 else {}
+        value = whole_value or {source.choice(keys): any_json(source) for _ in range(source.choice([1, 1, 2]))}
+        body = chat(features=value, max_tokens=2, stream=source.random() < 0.3)
+        response = await client.post(CHAT, json=body)
+        assert response.status_code in {200, 400}, body
+        assert 'data: {"error"' not in response.text, body
+        if response.status_code == 400:
+            assert str(response.json()["error"]["param"]).startswith("features"), body
+        statuses.add(response.status_code)
+    assert statuses == {200, 400}
+
+
 async def test_a_feature_must_be_one_of_every_dictionary_that_is_named(client: httpx.AsyncClient, second: str) -> None:
     response = await client.post(CHAT, json=chat(features={"dictionaries": ["res0", second], "watch": [5, 40]}))
     error = response.json()["error"]
@@ -260,4 +278,4 @@ async def test_the_document_describes_what_is_asked_and_what_is_answered(client:
     assert schemas["FeatureOptions"]["additionalProperties"] is False
     for name in ("ChatChoice", "CompletionChoice"):
         assert {"features", "prompt_features"} <= schemas[name]["properties"].keys()
-    assert list(starmap(len, [(schemas["WatchedToken"]["properties"],)])) == [4]
+    assert schemas["WatchedToken"]["properties"].keys() == {"token", "token_id", "position", "dictionaries"}
