@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from steerserve.core.errors import ConfigError
-from steerserve.experiments.samples import append_lines, digest, read_lines
+from steerserve.experiments.samples import append_lines, digest, read_lines, repaired_lines
 from steerserve.experiments.statistics import estimate
 from steerserve.features.endpoint import ChatEndpoint, EndpointError
 from steerserve.training.observer import StoppedError
@@ -83,7 +83,7 @@ async def judge_pairs(
         StoppedError: the observer asked for it; the same.
     """
     file = folder / JUDGEMENTS_FILE
-    known = _known(file)
+    known = {one["key"] for one in repaired_lines(file)}
     waiting = list(
         {one.key(judge): one for one in pairs if one.text != one.first and one.key(judge) not in known}.items()
     )

@@ -102,11 +102,11 @@ class ResultsFolder:
             sizes: The number of samples of the comparisons that are wanted; others are kept as they are.
         """
         found: dict[str, list[Record]] = {}
-        lines, is_whole = read_lines(self._samples)
+        lines = repaired_lines(self._samples)
         for record in lines:
             found.setdefault(record["key"], []).append(record)
         partial = {key for key, records in found.items() if key in sizes and len(records) != sizes[key]}
-        if partial or not is_whole:
+        if partial:
             kept = [record for record in lines if record["key"] not in partial]
             write_text(self._samples, "".join(map(_line, kept)))
         return {key: records for key, records in found.items() if key in sizes and key not in partial}
@@ -118,6 +118,18 @@ def append_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
         file.write("".join(map(_line, records)))
         file.flush()
         os.fsync(file.fileno())
+
+
+def repaired_lines(path: Path) -> list[Record]:
+    """Return the lines of a file, and take off it what a crash left of one: else the next would be added to that.
+
+    Raises:
+        ConfigError: the file cannot be read.
+    """
+    lines, is_whole = read_lines(path)
+    if not is_whole:
+        write_text(path, "".join(map(_line, lines)))
+    return lines
 
 
 def read_lines(path: Path) -> tuple[list[Record], bool]:
