@@ -6,6 +6,8 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
+import steerserve
+from steerserve.core import errors
 from steerserve.jobs.job import STATES, EventType
 from steerserve.server.schemas.jobs import InterpretRequest, JobObject, TrainRequest
 from steerserve.server.schemas.sampling import GenerationFields
@@ -15,6 +17,7 @@ from tests.server.asking import client_of
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
+PACKAGE = Path(steerserve.__file__).parent
 PAGE_FILE = Path(__file__).parents[2] / "docs" / "http.md"
 PAGE = PAGE_FILE.read_text()
 NAMES = set(re.findall(r"[A-Za-z0-9_]+", " ".join(re.findall(r"`([^`]+)`", PAGE))))
@@ -23,6 +26,9 @@ OPENAIS_OWN = {
     *("seed", "n", "stop", "stream", "stream_options", "user"),
 }
 
+OF_BASES = {"not_found", "conflict"}
+"""Classes that are raised with a code of the case."""
+
 
 def test_every_refused_field_is_documented() -> None:
     assert {*CHAT, *COMPLETIONS} <= NAMES
@@ -30,6 +36,14 @@ def test_every_refused_field_is_documented() -> None:
 
 def test_every_field_beyond_openais_is_documented() -> None:
     assert set(GenerationFields.model_fields) - OPENAIS_OWN <= NAMES
+
+
+def test_every_error_code_is_documented() -> None:
+    own = {one.default_code for one in vars(errors).values() if isinstance(one, type) and hasattr(one, "default_code")}
+    given = {code for file in PACKAGE.rglob("*.py") for code in re.findall(r'\bcode="(\w+)"', file.read_text("utf-8"))}
+    (table,) = re.findall(r"^## Errors\n(.*?)^## ", PAGE, re.MULTILINE | re.DOTALL)
+    documented = set(re.findall(r"`(\w+)`", table))
+    assert (own | given) - {None, *OF_BASES} <= documented
 
 
 def test_every_route_is_documented(app: FastAPI) -> None:
