@@ -55,7 +55,11 @@ def training_spec(body: TrainRequest, runtime: Runtime) -> dict[str, Any]:
 
 def _options(body: TrainRequest, runtime: Runtime) -> TrainOptions:
     settings = runtime.settings
-    corpus = [body.corpus] if isinstance(body.corpus, str) else body.corpus
+    corpus = (
+        {"corpus": body.corpus}
+        if isinstance(body.corpus, str)
+        else {f"corpus[{place}]": entry for place, entry in enumerate(body.corpus)}
+    )
     widths = _widths(body)
     hooks = _hooks(body, runtime)
     if body.context_size > runtime.lens.max_context:
@@ -70,7 +74,7 @@ def _options(body: TrainRequest, runtime: Runtime) -> TrainOptions:
     try:
         return TrainOptions(
             out=settings.dictionary_dirs[0].resolve() / body.id,
-            corpus=tuple(check_corpus(entry, settings.corpus_dirs) for entry in corpus),
+            corpus=tuple(check_corpus(entry, settings.corpus_dirs, param) for param, entry in corpus.items()),
             corpus_dirs=tuple(folder.resolve() for folder in settings.corpus_dirs),
             dictionaries=Grid(body.id, hooks, widths, _shared(body)).dictionaries(),
             model=absolute_source(settings.model.source),
