@@ -84,6 +84,20 @@ def test_a_label_is_given_and_taken_away(interpreted: str) -> None:
     assert printed("label", interpreted, "0") == "0: no label\n"
 
 
+def test_a_label_is_kept_without_what_cannot_be_shown(interpreted: str) -> None:
+    assert printed("label", interpreted, "1", "red\x1b[31m\nbridges\u202e") == "1: red [31m bridges\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"), [(" \t", "needs words"), ("\x1b\u200b", "needs words"), ("x" * 201, "201")]
+)
+def test_a_label_that_cannot_be_kept_is_refused(
+    interpreted: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, text: str, reason: str
+) -> None:
+    assert reason in refused(capsys, monkeypatch, "label", interpreted, "1", text)
+    assert printed("show", interpreted, "1").splitlines()[0].startswith("label         bridges (words")
+
+
 def test_labels_need_no_harvest(source: str) -> None:
     assert printed("label", source, "7", "mine") == "7: mine\n"
     assert printed("show", source, "7") == "label         mine (person)\n"

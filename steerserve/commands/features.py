@@ -133,10 +133,7 @@ def features_label(
     """Give a feature a label, which wins over all others, or take it away."""
     from steerserve.features.records import Label
 
-    if text is not None and not text.strip():
-        message = "A label needs words; leave it out to take yours away."
-        raise ConfigError(message, param="text")
-    label = Label(" ".join(text.split()), "person") if text is not None else None
+    label = Label(_label_words(text), "person") if text is not None else None
     place = _locate(source)
     _check(place, feature)
     store = place.writable()
@@ -276,6 +273,20 @@ def _check(place: _Place, feature: int) -> None:
     if not 0 <= feature < place.d_sae:
         message = f"{place.source} has features 0 to {place.d_sae - 1}, and not {feature}."
         raise ConfigError(message, param="feature")
+
+
+def _label_words(text: str) -> str:
+    """Return what a person wrote as a label holds it."""
+    from steerserve.features.label_text import MAX_LABEL_CHARS, clean_label
+
+    words = clean_label(text, len(text))
+    if not words:
+        message = "A label needs words that can be seen; leave it out to take yours away."
+        raise ConfigError(message, param="text")
+    if len(words) > MAX_LABEL_CHARS:
+        message = f"The label has {len(words)} characters; it may have {MAX_LABEL_CHARS}."
+        raise ConfigError(message, param="text")
+    return words
 
 
 def _show_history(store: FeatureStore, feature: int) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import unicodedata
 
+MAX_LABEL_CHARS = 200
+"""Of what a person writes."""
 _JOINERS = "\u200c\u200d"
 """Zero-width, but spelling: Persian and the scripts of India need them, and so do many emoji."""
 

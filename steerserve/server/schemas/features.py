@@ -7,11 +7,9 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from steerserve.core.errors import InvalidRequestError
-from steerserve.features.label_text import clean_label, is_one_line
+from steerserve.features.label_text import MAX_LABEL_CHARS, clean_label, is_one_line
 from steerserve.features.records import LabelOrigin, Role
 from steerserve.server.schemas.base import ResponseModel, StrictRequestModel
-
-MAX_LABEL_CHARS = 200
 
 
 class LabelRequest(StrictRequestModel):
