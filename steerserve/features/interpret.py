@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 import time
@@ -150,7 +151,8 @@ def _harvest(
     observer: Observer,
 ) -> None:
     """Read the text, and write what was found into new stores that take the place of the old ones."""
-    batches = batch_documents(lens.tokenizer, (*corpus.training, *corpus.heldout), options.context_size)
+    documents = itertools.chain(corpus.training, corpus.heldout)
+    batches = batch_documents(lens.tokenizer, documents, options.context_size)
     tallies = harvest(lens, dictionaries, batches, options.tokens, options.run_dir / "tally.safetensors", observer)
     for name, dictionary in dictionaries.items():
         tally = tallies.pop(name)
