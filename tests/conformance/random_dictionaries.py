@@ -67,11 +67,13 @@ def write_random(
 def _draw(name: str, like: torch.Tensor, size: float, generator: torch.Generator) -> torch.Tensor:
     noise = torch.randn(like.shape, generator=generator)
     if name == "W_enc":
-        return noise / noise.norm(dim=0) / size
+        reading: torch.Tensor = noise / noise.norm(dim=0) / size
+        return reading
     if name == "W_dec":
         # Of various lengths, which only matching pursuit, tied as it is, cannot have.
         lengths = 0.5 + 1.5 * torch.rand(len(like), 1, generator=generator)
-        return noise / noise.norm(dim=1, keepdim=True) * lengths
+        writing: torch.Tensor = noise / noise.norm(dim=1, keepdim=True) * lengths
+        return writing
     if name == "threshold":
         return 0.1 + 0.7 * torch.rand(like.shape, generator=generator)
     return {"b_dec": 0.2, "W_skip": 0.1}.get(name, 0.3) * noise

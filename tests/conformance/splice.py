@@ -119,7 +119,7 @@ def load_sae(folder: Path) -> Any:  # noqa: ANN401
     sae: Any = SAE.load_from_disk(folder)
     if isinstance(sae, MatchingPursuitSAE):
         encode = sae.encode
-        sae.encode = lambda x: sae.hook_sae_acts_post(encode(x))  # type: ignore[method-assign]
+        sae.encode = lambda x: sae.hook_sae_acts_post(encode(x))
     return sae
 
 

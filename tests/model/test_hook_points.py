@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from steerserve.model.hook_points import HookFn
+
 GPT2 = {"n_positions": 128, "n_embd": 48, "n_layer": 2, "n_head": 4}
 SEQUENTIAL: dict[str, dict[str, Any]] = {
     **{name: SERVED[name] for name in ("Mistral", "Qwen2", "Qwen3", "Gemma2", "Gemma3", "Phi3", "OPT")},
@@ -94,12 +96,13 @@ def test_what_an_mlp_reads_is_the_edited_stream(both: tuple[LensModel, Any], is_
     if lens.id in PARALLEL:
         pytest.skip("there the MLP reads the stream before the block")
     put = torch.randn(2, 5, 48, generator=torch.Generator().manual_seed(1))
-    mid, found = "blocks.1.hook_resid_mid", {}
+    mid = "blocks.1.hook_resid_mid"
+    found: dict[str, Tensor] = {}
     wanted = [name for name in lens.readable if name.startswith("blocks.1.") and name.endswith(READ_KINDS)]
     plain = lens.read(IDS, wanted)
     with contextlib.ExitStack() as stack:
-        hooks = {name: functools.partial(found.__setitem__, name) for name in wanted}
-        edits = {mid: lambda _: put.clone()}
+        hooks: dict[str, HookFn] = {name: functools.partial(found.__setitem__, name) for name in wanted}
+        edits: dict[str, HookFn] = {mid: lambda _: put.clone()}
         for name, fn in ({**hooks, **edits} if is_read_first else {**edits, **hooks}).items():
             stack.enter_context(lens.hooked(name, fn))
         lens.forward(IDS, use_cache=False)
