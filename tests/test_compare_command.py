@@ -71,7 +71,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
     from steerserve.runtime import build_runtime
 
     folder = tmp_path_factory.mktemp("server")
-    settings = tiny_settings(folder, engine={"threads": 1}, server={"api_keys": [KEY]})
+    settings = tiny_settings(folder, context=2048, engine={"threads": 1}, server={"api_keys": [KEY]})
     with serving(build_runtime(settings)) as started:
         yield started
 
@@ -137,6 +137,30 @@ def test_a_sweep_writes_its_experiment_and_draws_a_curve(
     assert len((folder / "samples.jsonl").read_text().splitlines()) == 2 * 4
 
 
+def test_a_judge_can_be_added_and_samples_of_another_experiment_replaced(
+    here: Path, server: LiveServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("STEERSERVE_API_KEY", KEY)
+    run = ("compare", "little.yaml", "--url", server.url)
+    assert ran(*run).exit_code == 0
+    folder = here / "runs" / "little"
+    before = (folder / "samples.jsonl").read_bytes()
+    judge = f"judge: {{url: {server.url}, model: tiny, criterion: Which is louder, key_env: JUDGE_KEY}}\n"
+    (here / "little.yaml").write_text(EXPERIMENT + judge)
+    assert "refuses requests" in refused(capsys, monkeypatch, *run)
+    monkeypatch.setenv("JUDGE_KEY", KEY)
+    result = ran(*run)
+    assert result.exit_code == 0, result.output
+    assert (folder / "samples.jsonl").read_bytes() == before
+    judged = json.loads((folder / "summary.json").read_text())["judge"]
+    assert [arm["num_pairs"] + arm["num_unreadable"] for arm in judged["arms"]] == [4, 4]
+    assert "Which is louder" in (folder / "report.html").read_text()
+    (here / "little.yaml").write_text(EXPERIMENT.replace("scale: 30", "scale: 40"))
+    assert "arms differs" in refused(capsys, monkeypatch, *run)
+    assert ran(*run, "--replace").exit_code == 0
+    assert not (folder / "judgements.jsonl").exists()
+
+
 def test_mistakes_are_one_line(here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     (here / "bad.yaml").write_text(EXPERIMENT.replace("seeds", "sedes"))
     said = "steerserve: bad.yaml:7:1: sedes is not known; did you mean seeds?"
@@ -174,6 +198,8 @@ def test_ctrl_c_ends_with_a_sentence_and_the_same_command_goes_on(here: Path, en
     assert "Traceback" not in said
     num_kept = len(samples.read_text().splitlines())
     assert num_kept % 3 == 0
+    assert ran("compare", "long.yaml", "--report-only").exit_code == 0
+    assert f"{num_kept // 3} of 800 comparisons" in samples.with_name("report.html").read_text()
     before = samples.read_text()
     (here / "long.yaml").write_text(EXPERIMENT.replace("little", "long"))
     assert ran("compare", "long.yaml").exit_code == 0

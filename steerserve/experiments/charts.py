@@ -63,9 +63,9 @@ class _Axis:
     """Numbers to places along one side of the chart."""
 
     def __init__(self, low: float, high: float, length: int, *, flips: bool) -> None:
-        spread = (high - low) or abs(high) or 1.0
-        room = spread * _ROOM
-        self._low, self._high = low - (room if low else 0 if flips else room), high + room
+        room = _ROOM * ((high - low) or abs(high) or 1.0)
+        stands_on_zero = flips and low == 0
+        self._low, self._high = low if stands_on_zero else low - room, high + room
         self._length, self._flips = length, flips
 
     def at(self, value: float) -> float:

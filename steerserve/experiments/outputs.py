@@ -34,8 +34,9 @@ def write_outputs(experiment: Experiment, folder: ResultsFolder, run: Mapping[st
     """Write the tables and the report of the samples that there are.
 
     Raises:
-        ConfigError: there are none.
+        ConfigError: there are none, or they are of another experiment; nothing is changed then.
     """
+    _check_same(experiment, folder, run["setup"])
     records = wanted_records(experiment, folder)
     if not records:
         raise ConfigError(f"{folder.path} has no samples of {experiment.name!r} yet. Run it first.")
@@ -51,3 +52,18 @@ def write_outputs(experiment: Experiment, folder: ResultsFolder, run: Mapping[st
     write_json(folder.path / "summary.json", summary)
     write_text(folder.path / REPORT_FILE, render_report(Results(experiment, run, records, figures, rates)))
     return figures
+
+
+def _check_same(experiment: Experiment, folder: ResultsFolder, setup: Mapping[str, Any]) -> None:
+    """Refuse to read samples as those of another experiment: comparisons of other sizes would be dropped as broken."""
+    names = ("name", "system", "control_of")
+    asked = [tuple(arm.get(name) for name in names) for arm in experiment.arms]
+    made = [tuple(arm[name] for name in names) for arm in setup["arms"]]
+    content = experiment.content
+    limits = {"n": content.n, "max_tokens": content.max_tokens, **experiment.sampling}
+    if asked != made or any(setup[name] != value for name, value in limits.items()):
+        message = (
+            f"{folder.path} has samples of another experiment than this file now asks for: other arms, sampling or "
+            "limits. Give the folder of its own with --out, or leave --report-only out."
+        )
+        raise ConfigError(message)

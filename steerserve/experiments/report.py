@@ -13,6 +13,7 @@ from jinja2 import Environment, FileSystemLoader
 from steerserve.experiments.charts import HEIGHT, WIDTH, Point, chart
 from steerserve.experiments.curves import find_curves
 from steerserve.experiments.figures import BROKEN_REPETITION
+from steerserve.experiments.samples import planned
 from steerserve.experiments.statistics import NUM_RESAMPLES, SEED
 from steerserve.experiments.texts import LEVELS, Shades, pieces_of, plain
 
@@ -76,6 +77,8 @@ def render_report(results: Results) -> str:
         curves=[_curve(curve, figures, labels) for curve in find_curves(experiment)],
         comparisons=comparisons,
         num_left_out=max(0, len({(one["key"], one["index"]) for one in records}) - len(comparisons)),
+        num_done=len({record["key"] for record in records}),
+        num_planned=len(planned(experiment)),
         side_effects=_side_effects(records, figures.arms),
         judge=experiment.content.judge,
         rates=results.rates,

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
 
+    from fastapi import FastAPI
+
 TEXT = """\
 name: little
 model: tiny
@@ -174,11 +176,58 @@ async def test_what_the_server_refuses_is_told_with_the_files_line(
     assert not (tmp_path / SAMPLES_FILE).exists()
 
 
+class Failing:
+    """An application before another, which answers some of the comparisons itself."""
+
+    def __init__(self, app: FastAPI, statuses: list[int | None]) -> None:
+        self._app = app
+        self._statuses = statuses
+        self.num_asked = 0
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:  # noqa: ANN401 as ASGI has them
+        status = None
+        if scope["path"] == "/v1/compare":
+            self.num_asked += 1
+            status = self._statuses.pop(0) if self._statuses else None
+        if status is None:
+            await self._app(scope, receive, send)
+            return
+        headers = [(b"content-type", b"application/json"), (b"retry-after", b"0.1")]
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        await send({"type": "http.response.body", "body": b'{"error": {"message": "Too much."}}'})
+
+
+async def test_a_busy_server_is_asked_again_and_a_failing_one_ends_the_run_which_can_go_on(
+    tiny: Runtime, tmp_path: Path
+) -> None:
+    failing = Failing(create_app(tiny), [429, None, 503, 409, None, None, 500])
+    client, experiment = CompareClient.inside(failing, None), experiment_of()
+    with pytest.raises(ConfigError, match=r"Too much\. 2 of 4 comparisons are kept; the same command goes on"):
+        await run_experiment(experiment, client, ResultsFolder(tmp_path), Follower(), command="x")
+    await run_experiment(experiment, client, ResultsFolder(tmp_path), Follower(), command="x")
+    await client.close()
+    assert failing.num_asked == 7 + 1 + 2
+    assert len(lines(tmp_path)) == 32
+
+
 async def test_a_server_that_is_not_there_is_named(tmp_path: Path) -> None:
     client = CompareClient.at("http://127.0.0.1:9/v1", None)
     with pytest.raises(ConfigError, match=r"http://127\.0\.0\.1:9 cannot be reached"):
         await run_experiment(experiment_of(), client, ResultsFolder(tmp_path), Follower(), command="x")
     await client.close()
+
+
+@pytest.mark.parametrize(("there", "instead"), [("n: 2", "n: 1"), ("name: prompted", "name: other")])
+async def test_a_report_never_drops_samples_of_another_experiment(
+    there: str, instead: str, tiny: Runtime, tmp_path: Path
+) -> None:
+    await run(tiny, tmp_path, experiment_of())
+    before, folder = (tmp_path / SAMPLES_FILE).read_bytes(), ResultsFolder(tmp_path)
+    stored = folder.run()
+    assert stored is not None
+    with pytest.raises(ConfigError, match="samples of another experiment"):
+        write_outputs(experiment_of(TEXT.replace(there, instead)), folder, stored)
+    assert (tmp_path / SAMPLES_FILE).read_bytes() == before
 
 
 async def test_tables_pair_samples_with_the_first_arms(tiny: Runtime, tmp_path: Path) -> None:
