@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from steerserve.model.tokenizer import Tokenizer
-    from steerserve.training.corpus import Document, StoredDocument
+    from steerserve.training.corpus import StoredDocument
+    from steerserve.training.text_files import Document
 
 MIN_TOKENS = 8
 """A shorter rest of a document is not worth a row."""

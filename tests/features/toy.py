@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from steerserve.dictionaries.loader import DictionaryLoader
 from steerserve.model.norms import SINK_RATIO, measure_norms
-from steerserve.training.corpus import Document
+from steerserve.training.text_files import Document
 from steerserve.training.windows import Windower, batch_windows
 from tests.tiny import HOOK_NAME, planted_sae_folder, tiny_llama_folder, tiny_sae_folder
 

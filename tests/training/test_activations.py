@@ -13,8 +13,8 @@ from steerserve.core.errors import CorpusError
 from steerserve.training.activations import ActivationReader, CachedActivations, statistics
 from steerserve.training.buffer import BufferedBatches
 from steerserve.training.cache import fill_cache
-from steerserve.training.corpus import Document
 from steerserve.training.observer import StoppedError
+from steerserve.training.text_files import Document
 from steerserve.training.windows import Windower, batch_windows
 from tests.training.quiet import Quiet
 

@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from steerserve.core.errors import CorpusError
-from steerserve.training import corpus as corpus_module
-from steerserve.training.corpus import Document, Documents, load_corpus
+from steerserve.training import text_files
+from steerserve.training.corpus import Documents, load_corpus
+from steerserve.training.text_files import Document
 
 
 def records(path: Path, *rows: object) -> Path:
@@ -131,7 +132,7 @@ def by_hand(sources: list[Path]) -> tuple[list[str], list[str], str]:
             found, piece = [], []
             for paragraph in re.split(r"\n\s*\n", content):
                 piece.append(paragraph)
-                if sum(map(len, piece)) >= corpus_module._MAX_CHARS:
+                if sum(map(len, piece)) >= text_files._MAX_CHARS:
                     found.append("\n\n".join(piece))
                     piece = []
             found += ["\n\n".join(piece)] if "".join(piece).strip() else []
@@ -152,8 +153,8 @@ def test_what_is_read_a_line_at_a_time_is_what_the_whole_files_give(
     tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     draw = random.Random(seed)
-    monkeypatch.setattr(corpus_module, "_MAX_CHARS", draw.choice([1, 8, 40]))
-    monkeypatch.setattr(corpus_module, "MAX_DOCUMENT_BYTES", draw.choice([200, 1 << 20]))
+    monkeypatch.setattr(text_files, "_MAX_CHARS", draw.choice([1, 8, 40]))
+    monkeypatch.setattr(text_files, "MAX_DOCUMENT_BYTES", draw.choice([200, 1 << 20]))
     parts = [
         "a",
         "b",
@@ -185,7 +186,7 @@ def test_what_is_read_a_line_at_a_time_is_what_the_whole_files_give(
 def test_a_file_that_changes_meanwhile_is_a_corpus_error(
     tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(corpus_module, "_MAX_CHARS", 1)
+    monkeypatch.setattr(text_files, "_MAX_CHARS", 1)
     lines = [json.dumps({"text": f"document {number}"}) for number in range(20)]
     file = tmp_path / name
     file.write_text("\n\n".join(lines), encoding="utf-8")
@@ -222,7 +223,7 @@ def test_a_document_that_is_too_long_is_refused(
     tmp_path: Path, name: str, content: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / name).write_text(content, encoding="utf-8", newline="")
-    monkeypatch.setattr(corpus_module, "MAX_DOCUMENT_BYTES", 200)
+    monkeypatch.setattr(text_files, "MAX_DOCUMENT_BYTES", 200)
     with pytest.raises(CorpusError, match="has a document of over"):
         load_corpus([tmp_path])
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from steerserve.model.tokenizer import Tokenizer
-from steerserve.training.corpus import Document
+from steerserve.training.text_files import Document
 from steerserve.training.windows import Window, Windower, batch_windows
 from tests.tiny import IM_END_ID, IM_START_ID, byte_tokenizer
 
