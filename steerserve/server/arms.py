@@ -16,10 +16,12 @@ from steerserve.engine.request import GenerationRequest
 from steerserve.features.reading import text_ids
 from steerserve.server.prepare import Asked, asked_for, chat_prompt, check_context, check_served, choice_limit
 from steerserve.server.sampling import sampling_params
+from steerserve.server.watching import check_size, resolve_watch
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from steerserve.engine.request import Watch
     from steerserve.runtime import Runtime
     from steerserve.server.schemas.compare import ArmRequest, ComparisonRequest
 
@@ -40,6 +42,8 @@ class PreparedComparison:
     """Of each arm."""
     requests: tuple[GenerationRequest, ...]
     """Those of the first arm, then those of the second."""
+    watch: Watch | None
+    """What every arm watches."""
     edited: tuple[EditedFeatures, ...]
     empty_ids: tuple[int, ...]
     """The prompt that says nothing, for relevance."""
@@ -68,6 +72,8 @@ async def prepare_comparison(runtime: Runtime, body: ComparisonRequest) -> Prepa
     seed = body.seed if body.seed is not None else secrets.randbits(_SEED_BITS)
     asked = await _all_asked(runtime, body, sources, seed)
     prompts = await _prompts(runtime, body, sources, asked)
+    watch = resolve_watch(runtime, body.features)
+    check_size(watch, body.n * sum(map(len, prompts)))
     comparison_id = f"cmp-{uuid.uuid4().hex}"
     arms, requests = [], []
     for place, (arm, one, prompt_ids) in enumerate(zip(body.arms, asked, prompts, strict=True)):
@@ -85,7 +91,8 @@ async def prepare_comparison(runtime: Runtime, body: ComparisonRequest) -> Prepa
         )
         arms.append(Arm(arm.name, prompt_ids, one.steering, arm.control_of))
         requests += [
-            GenerationRequest(comparison_id, prompt_ids, sampling, one.steering, sample) for sample in range(body.n)
+            GenerationRequest(comparison_id, prompt_ids, sampling, one.steering, sample, watch=watch)
+            for sample in range(body.n)
         ]
     return PreparedComparison(
         id=comparison_id,
@@ -94,6 +101,7 @@ async def prepare_comparison(runtime: Runtime, body: ComparisonRequest) -> Prepa
         arms=tuple(arms),
         num_samples=body.n,
         requests=tuple(requests),
+        watch=watch,
         edited=tuple(edited_features(one.steering for one in asked)),
         empty_ids=await _empty_prompt(runtime, body, prompts[0]) if body.metrics else (),
     )

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Coroutine, Sequence
 
     from steerserve.compare.metrics import Reading
-    from steerserve.engine.request import TokenEvent
+    from steerserve.engine.request import TokenEvent, TokenFeatures
     from steerserve.engine.stream import TokenStream
     from steerserve.runtime import Runtime
     from steerserve.server.arms import PreparedComparison
@@ -29,6 +29,8 @@ class NewText:
     arm: int
     index: int
     text: str
+    features: tuple[TokenFeatures, ...]
+    """What was read of each new token, where that is watched."""
 
 
 @dataclass(slots=True)
@@ -40,6 +42,8 @@ class GrownSample:
     text: str = ""
     token_ids: list[int] = field(default_factory=list)
     token_texts: list[str] = field(default_factory=list)
+    features: list[TokenFeatures] = field(default_factory=list)
+    prompt_features: tuple[TokenFeatures, ...] | None = None
     last: TokenEvent | None = None
     """Of the generation, once it has ended."""
     reading: Reading | None = None
@@ -144,8 +148,11 @@ class ComparisonGeneration(Generation):
         sample.text += event.text
         sample.token_ids += event.token_ids
         sample.token_texts += event.token_texts
-        if event.text:
-            self._happened.put_nowait(NewText(sample.arm, sample.index, event.text))
+        sample.features += event.features
+        if event.prompt_features is not None:
+            sample.prompt_features = event.prompt_features
+        if event.text or event.features:
+            self._happened.put_nowait(NewText(sample.arm, sample.index, event.text, event.features))
         if event.finish_reason is None:
             return
         sample.last = event

@@ -23,6 +23,7 @@ from steerserve.server.schemas.compare import (
     SideEffect,
 )
 from steerserve.server.schemas.usage import PromptTokensDetails, Usage
+from steerserve.server.watching import FeatureWriter
 
 if TYPE_CHECKING:
     from steerserve.compare.metrics import Reading
@@ -52,11 +53,13 @@ class ComparisonWriter:
         self._body = body
         self._prepared = prepared
         self._generation = generation
+        self._features = FeatureWriter(runtime, prepared.watch)
         self._samples: dict[tuple[int, int], Sample] = {}
 
     def delta(self, new: NewText) -> ArmDelta:
         """Write new text."""
-        return ArmDelta(arm=self._prepared.arms[new.arm].name, index=new.index, delta=new.text)
+        features = self._features.entries(new.features) if new.features else None
+        return ArmDelta(arm=self._prepared.arms[new.arm].name, index=new.index, delta=new.text, features=features)
 
     def done(self, grown: GrownSample) -> ArmDone:
         """Write a complete sample, and keep it for the whole."""
@@ -114,6 +117,10 @@ class ComparisonWriter:
             usage=_usage(last),
             steering=last.receipt.as_json(self._runtime.stores.label) if last.receipt is not None else None,
             metrics=self._metrics(grown),
+            features=self._features.entries(grown.features) if self._prepared.watch is not None else None,
+            prompt_features=(
+                self._features.entries(grown.prompt_features) if grown.prompt_features is not None else None
+            ),
         )
 
     def _metrics(self, grown: GrownSample) -> SampleMetrics | None:

@@ -115,6 +115,41 @@ async def test_an_arm_does_not_depend_on_the_others_nor_on_other_traffic(client:
             assert one["metrics"]["kl"] == pytest.approx(other["metrics"]["kl"], abs=1e-5)
 
 
+def active(entries: list[dict[str, Any]]) -> list[tuple[int, int, list[int]]]:
+    """Return what entries say but for the numbers, whose last digit depends on how many rows are read at once."""
+    return [
+        (
+            entry["token_id"],
+            entry["position"],
+            [one["feature"] for one in entry["dictionaries"]["res0"]["top"]],
+        )
+        for entry in entries
+    ]
+
+
+async def test_every_arm_is_watched(client: httpx.AsyncClient) -> None:
+    watching = {"top": 2, "watch": [3], "prompt": True}
+    found = await ask(client, features=watching)
+    assert texts(found) == texts(await ask(client))
+    for samples in by_name(found).values():
+        for sample in samples:
+            assert len(sample["features"]) == sample["usage"]["completion_tokens"]
+            assert len(sample["prompt_features"]) == sample["usage"]["prompt_tokens"]
+    steered = by_name(found)["steered"][0]["features"]
+    assert all(entry["dictionaries"]["res0"]["edited"].keys() == {"3"} for entry in steered[1:])
+    request = {"messages": chat()["messages"], "seed": found["seed"], "temperature": 1.0, "max_tokens": 10}
+    alone = await client.post(CHAT, json=chat(**request, features=watching))
+    assert active(alone.json()["choices"][0]["features"]) == active(by_name(found)["baseline"][0]["features"])
+    events = named_events(await client.post(COMPARE, json=compare(features=watching, stream=True)))
+    streamed = [
+        entry
+        for name, event in events
+        if name == "arm.delta" and (event["arm"], event["index"]) == ("steered", 0)
+        for entry in event["features"]
+    ]
+    assert active(streamed) == active(steered)
+
+
 async def test_a_comparison_is_repeated_by_its_seed(client: httpx.AsyncClient) -> None:
     drawn = await ask(client, seed=None)
     assert texts(await ask(client, seed=drawn["seed"])) == texts(drawn)
@@ -305,7 +340,7 @@ def choose_until_the_third_of_a_steered(logits: Tensor, sequences: Sequence[Engi
         ({"n": 129}, "n"),
         ({"n": 100}, "n"),
         ({"steering": ADD}, "steering"),
-        ({"features": True}, "features"),
+        ({"features": {"watch": [9999]}}, "features.watch[0]"),
         ({"logprobs": True}, "logprobs"),
         ({"tools": [{}]}, "tools"),
         ({"metrics": 1}, "metrics"),

@@ -13,6 +13,7 @@ from steerserve.server.schemas.base import RequestModel, ResponseModel, absent_i
 from steerserve.server.schemas.chat import ChatCompletionRequest
 from steerserve.server.schemas.unsupported import CHAT, Unsupported, documented, refuse_unsupported
 from steerserve.server.schemas.usage import Usage
+from steerserve.server.schemas.watching import WatchedToken, features_field, prompt_features_field
 
 MAX_ARMS = 16
 MAX_NAME_CHARS = 128
@@ -20,7 +21,6 @@ MAX_NAME_CHARS = 128
 COMPARE: Mapping[str, Unsupported] = {
     **{name: rule for name, rule in CHAT.items() if name != "store"},
     "steering": Unsupported("Each arm has its own: arms[0].steering."),
-    "features": Unsupported("Watch one arm with /v1/chat/completions and the same seed.", (False,)),
     "logprobs": Unsupported("Ask for those of one arm with /v1/chat/completions and the same seed.", (False,)),
     "top_logprobs": Unsupported("Ask for those of one arm with /v1/chat/completions and the same seed.", (0,)),
 }
@@ -141,6 +141,8 @@ class Sample(ResponseModel):
     usage: Usage = Field(description="Its tokens.")
     steering: dict[str, Any] | None = absent_if_none("What was really done; absent without steering.")
     metrics: SampleMetrics | None = absent_if_none("Unless `metrics` was false.")
+    features: list[WatchedToken] | None = features_field()
+    prompt_features: list[WatchedToken] | None = prompt_features_field()
 
 
 class ArmResult(ResponseModel):
@@ -171,6 +173,7 @@ class ArmDelta(ResponseModel):
     arm: str = Field(description="The arm's name.")
     index: int = Field(description="The sample.")
     delta: str = Field(description="New text, never half a character.")
+    features: list[WatchedToken] | None = features_field()
 
 
 class ArmDone(ResponseModel):
