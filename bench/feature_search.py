@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from steerserve.bench.machine import load_average, this_machine
+from steerserve.features.placement import replacing
 from steerserve.features.records import (
     NUM_INTERVALS,
     NUM_TOP_WINDOWS,
@@ -120,7 +121,7 @@ def main() -> None:
         }
         if not path.exists():
             start = time.perf_counter()
-            with FeatureStore.replacing(path, StoreMeta("0" * 64, arguments.features, "made up", _TOKENS)) as fresh:
+            with replacing(path, StoreMeta("0" * 64, arguments.features, "made up", _TOKENS)) as fresh:
                 fresh.write_features(features(arguments.features, generator, names), names.__getitem__)
                 scores = generator.random(arguments.features) ** 8
                 fresh.write_calibrations({place: Calibration(40.0, float(score)) for place, score in enumerate(scores)})

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 from steerserve.cli import app, main
 from steerserve.dictionaries.sources import read_source
 from steerserve.dictionaries.weights import Room
+from steerserve.features.placement import replacing
 from steerserve.features.records import Calibration
 from steerserve.features.store import FeatureStore
 from steerserve.features.stored import StoreMeta
@@ -33,7 +34,7 @@ def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 def interpreted(source: str, tmp_path: Path) -> str:
     sha256 = read_source(source, [tmp_path], Room(2**30)).sha256
     meta = StoreMeta(sha256, 96, "tiny", 1000)
-    with FeatureStore.replacing(tmp_path / "dict" / "features.sqlite3", meta) as store:
+    with replacing(tmp_path / "dict" / "features.sqlite3", meta) as store:
         features = [
             feature(0, ["the river"], maximum=4.0, promoted="ab"),
             feature(1, ["a [b]\nridge"], label="bridges"),

@@ -155,6 +155,7 @@ def features_export(
 ) -> None:
     """Write all that is known as JSON Lines, one object a feature, or copy the whole store."""
     from steerserve.features.export import export_lines
+    from steerserve.features.placement import copy_store
 
     store = _store(source)
     if whole is not None:
@@ -162,7 +163,7 @@ def features_export(
             message = "Lines (--out) and the whole store (--store) are two exports; give one of them."
             raise ConfigError(message, param="store")
         try:
-            store.copy_to(whole)
+            copy_store(store.path, whole)
         except FileExistsError as error:
             message = f"{whole} is there already."
             raise ConfigError(message, param="store") from error

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from steerserve.core.errors import DictionarySourceError, FeatureStoreError
 from steerserve.dictionaries.layouts import find_layout
 from steerserve.dictionaries.sources import locate_dictionary
+from steerserve.features.placement import place_copy, replacing
 from steerserve.features.schema import BUSY_S, StoreUnreachableError, unusable
 from steerserve.features.store import FeatureStore
 from steerserve.features.stored import Subject
@@ -86,7 +87,7 @@ class StoreLocation:
         elsewhere = [self.shipped] if self.shipped is not None else []
         for store in self._stores((*elsewhere, *self._kept()), []):
             if store.is_about(self.subject):
-                FeatureStore.place_copy(store.path, target, self.subject)
+                place_copy(store.path, target, self.subject)
                 return target
         if for_harvest and self.own not in free and self._lies_beside():
             return self.own
@@ -100,19 +101,19 @@ class StoreLocation:
         """
         path = self.prepare()
         if not path.exists() or not FeatureStore.open(path).is_about(self.subject):
-            with FeatureStore.replacing(path, meta, self.subject) as fresh:
+            with replacing(path, meta, self.subject) as fresh:
                 self._take_labels(fresh)
         return FeatureStore.open(path)
 
     @contextlib.contextmanager
     def replacing(self, meta: StoreMeta) -> Iterator[FeatureStore]:
-        """Give an empty store for a harvest, as `FeatureStore.replacing` does.
+        """Give an empty store for a harvest, as `placement.replacing` does.
 
         Raises:
             FeatureStoreError: it cannot be made, or what is in its place is no feature store.
         """
         path = self.prepare(for_harvest=True)
-        with FeatureStore.replacing(path, meta, self.subject) as fresh:
+        with replacing(path, meta, self.subject) as fresh:
             yield fresh
             if not path.exists():
                 self._take_labels(fresh)
@@ -133,7 +134,7 @@ class StoreLocation:
             )
             raise FeatureStoreError(message)
         path = self.prepare(for_harvest=True)
-        FeatureStore.place_copy(file, path, meta.subject)
+        place_copy(file, path, meta.subject)
         return path
 
     def _take_labels(self, fresh: FeatureStore) -> None:

@@ -25,6 +25,8 @@ _PAGE_BYTES = 16384
 """Several features to a page: with the usual 4,096 half a page is lost on most of them."""
 BUSY_S = 30.0
 """How long to wait for others."""
+GLANCE_S = 0.05
+"""The longest that an event loop waits for a file."""
 _POLL_S = 0.01
 _PASSING = frozenset(
     {

@@ -9,16 +9,12 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
-import os
-import threading
 import time
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
-import psutil
-
-from steerserve.core.errors import FeatureStoreError
 from steerserve.features.details import details_of
+from steerserve.features.label_memory import LabelMemory
 from steerserve.features.labels import (
     kept_labels,
     label_histories,
@@ -29,19 +25,7 @@ from steerserve.features.labels import (
 )
 from steerserve.features.records import Calibration
 from steerserve.features.rows import calibration_of, found_features, put_calibrations, put_feature, stored_feature
-from steerserve.features.schema import (
-    BUSY_S,
-    check_file,
-    compact,
-    copy_file,
-    make_file,
-    reading,
-    told,
-    turn,
-    turn_file,
-    unusable,
-    writing,
-)
+from steerserve.features.schema import BUSY_S, check_file, make_file, reading, unusable, writing
 from steerserve.features.search import search
 from steerserve.features.stored import StoreCounts, StoreMeta
 from steerserve.features.vocabulary import Vocabulary
@@ -57,10 +41,6 @@ if TYPE_CHECKING:
 
 _BATCH = 256
 """Features that are held while they are written; from the first ones comes the order of the vocabulary."""
-_COUNTER = slice(24, 28)
-"""Place in SQLite's header of a number that changes with every transaction."""
-GLANCE_S = 0.05
-"""The longest that an event loop waits for a file."""
 _IS_HARVESTED = "SELECT EXISTS (SELECT 1 FROM features WHERE num_active IS NOT NULL)"
 _IS_MEASURED = "SELECT EXISTS (SELECT 1 FROM features WHERE num_active IS NOT NULL OR dose IS NOT NULL)"
 
@@ -71,10 +51,7 @@ class FeatureStore:
     def __init__(self, path: Path) -> None:
         """Take a file that `open` has checked or `create` has made."""
         self.path = path
-        self._labels: dict[int, str | None] = {}
-        """Of the features that were asked for."""
-        self._labels_stamp: tuple[int, int, bytes] | None = None
-        self._labels_lock = threading.Lock()
+        self._labels = LabelMemory(path)
 
     @classmethod
     def open(cls, path: Path, *, timeout_s: float = BUSY_S) -> FeatureStore:
@@ -102,69 +79,6 @@ class FeatureStore:
         with make_file(path) as connection:
             connection.executemany("INSERT INTO meta VALUES (?, ?)", values)
         return cls(path)
-
-    @classmethod
-    @contextlib.contextmanager
-    def replacing(cls, path: Path, meta: StoreMeta, subject: Subject | None = None) -> Iterator[FeatureStore]:
-        """Give an empty store to be filled; when the block ends well it takes the place of the one at `path`.
-
-        Labels by people and language models and the calibrations of that one are kept. One that was about something
-        else gets another name. A block that fails, or a process that is killed, leaves the old one as it is.
-
-        Args:
-            path: Where it will be.
-            meta: What it is about.
-            subject: The same, with all names of the model.
-
-        Raises:
-            FeatureStoreError: it cannot be made, or something that is no feature store is in its place.
-        """
-        with cls._taking_the_place_of(path, subject or meta.subject) as aside:
-            yield cls.create(aside, meta)
-            compact(aside)
-
-    @classmethod
-    def place_copy(cls, source: Path, path: Path, subject: Subject) -> None:
-        """Put a copy of a whole store at `path`, as `replacing` does with a new one.
-
-        Raises:
-            FeatureStoreError: it cannot be read or written.
-        """
-        with cls._taking_the_place_of(path, subject) as aside:
-            copy_file(source, aside)
-
-    @classmethod
-    @contextlib.contextmanager
-    def _taking_the_place_of(cls, path: Path, subject: Subject) -> Iterator[Path]:
-        _remove_leftovers(path)
-        if path.exists():
-            cls.open(path)
-        aside = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}")
-        with contextlib.ExitStack() as stack:
-            stack.callback(aside.unlink, missing_ok=True)
-            stack.callback(turn_file(aside).unlink, missing_ok=True)
-            with told(path):
-                path.parent.mkdir(parents=True, exist_ok=True)
-            yield aside
-            cls(aside).take_place(path, subject)
-
-    def copy_to(self, path: Path) -> None:
-        """Copy the store, as it is at this moment, to a file that is not there yet.
-
-        Raises:
-            FeatureStoreError: it cannot be read or written.
-            FileExistsError: there is a file.
-        """
-        if path.exists():
-            raise FileExistsError(path)
-        aside = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}")
-        try:
-            with told(path):
-                path.parent.mkdir(parents=True, exist_ok=True)
-                copy_file(self.path, aside)
-            _link(aside, path)
-        finally:
-            aside.unlink(missing_ok=True)
 
     def meta(self, *, timeout_s: float = BUSY_S) -> StoreMeta:
         """Return which dictionary the store is about, and what it was made from."""
@@ -312,20 +226,7 @@ class FeatureStore:
         What was asked for before is in memory until the file changes. What cannot be read within a moment, because
         another process is writing it, is as it was before, and shows in a later call.
         """
-        wanted = list(features)
-        with self._labels_lock:
-            stamp = self._stamp()
-            known = self._labels if stamp == self._labels_stamp else {}
-            missing = [feature for feature in wanted if feature not in known]
-            if missing:
-                try:
-                    known |= self._read_labels(missing)
-                except FeatureStoreError:
-                    known = self._labels | known
-                else:
-                    self._labels, self._labels_stamp = known, stamp
-            found = {feature: known.get(feature) for feature in wanted}
-        return {feature: label for feature, label in found.items() if label is not None}
+        return self._labels.labels(features)
 
     def search(
         self, query: str = "", sort: Sort = "relevance", limit: int = 20, offset: int = 0
@@ -352,36 +253,6 @@ class FeatureStore:
             put_calibrations(connection, {one: calibrations[one] for one in calibrations.keys() - own})
             take_labels(connection, labels)
 
-    def take_place(self, path: Path, subject: Subject) -> None:
-        """Move the file to `path`, and take over from the one there as `replacing` says.
-
-        Whoever sets a label there meanwhile waits for its turn, and then finds this file.
-        """
-        with turn(path):
-            if not path.exists():
-                with told(path):
-                    # Of a file that was moved away: SQLite would take it for this one's.
-                    path.with_name(f"{path.name}-journal").unlink(missing_ok=True)
-                    self.path.replace(path)
-                return
-        with writing(path):
-            self._follow(FeatureStore(path), subject)
-            with told(path):
-                self.path.replace(path)
-
-    def _follow(self, older: FeatureStore, subject: Subject) -> None:
-        """Take over from the store whose place this one takes; one about something else is kept beside it."""
-        is_same, sha256 = older.is_about(subject), older.meta().dictionary_sha256
-        if sha256 == subject.sha256:
-            self.carry_over(older, labels_alone=not is_same)
-        if not is_same:
-            _keep(older.path, sha256)
-
-    def _read_labels(self, features: Sequence[int]) -> dict[int, str | None]:
-        query = "SELECT value, text FROM json_each(?) LEFT JOIN labels ON feature = value AND is_best"
-        with reading(self.path, timeout_s=GLANCE_S) as connection:
-            return dict(connection.execute(query, (json.dumps(features),)))
-
     @contextlib.contextmanager
     def _reading(self) -> Iterator[sqlite3.Connection]:
         with reading(self.path) as connection:
@@ -389,15 +260,6 @@ class FeatureStore:
                 yield connection
             except ValueError as error:
                 raise unusable(self.path, f"a feature in it cannot be read ({error})") from error
-
-    def _stamp(self) -> tuple[int, int, bytes]:
-        """Return what changes whenever the file does."""
-        try:
-            with self.path.open("rb") as file:
-                status = os.fstat(file.fileno())
-                return status.st_ino, status.st_mtime_ns, file.read(_COUNTER.stop)[_COUNTER]
-        except OSError:
-            return 0, 0, b""
 
 
 def _holds(connection: sqlite3.Connection, query: str) -> bool:
@@ -411,38 +273,3 @@ def _meta(connection: sqlite3.Connection, path: Path) -> StoreMeta:
         return StoreMeta(**{**values, "sources": tuple(values["sources"])})
     except (ValueError, KeyError, TypeError) as error:
         raise unusable(path, f"it does not say what it is about ({error!r})") from error
-
-
-def _keep(path: Path, sha256: str) -> None:
-    """Give a store another name, after the weights that it is about; one that has that name already is spared."""
-    for number in itertools.count(1):
-        kept = path.with_name(f"{path.stem}-{sha256[:12]}{'' if number == 1 else f'-{number}'}{path.suffix}")
-        with contextlib.suppress(FileExistsError):
-            _link(path, kept)
-            return
-
-
-def _link(file: Path, name: Path) -> None:
-    """Give a file another name; where it cannot have two, it has that one alone.
-
-    Raises:
-        FeatureStoreError: it cannot be renamed.
-        FileExistsError: there is a file of that name.
-    """
-    try:
-        os.link(file, name)
-    except FileExistsError:
-        raise
-    except OSError:  # no links on this file system
-        if name.exists():
-            raise FileExistsError(name) from None
-        with told(name):
-            file.replace(name)
-
-
-def _remove_leftovers(path: Path) -> None:
-    """Remove what processes that were killed left aside."""
-    for file in (*path.parent.glob(f".{path.name}.*-*"), *path.parent.glob(f"..{path.name}.*-*.lock")):
-        owner = file.name.lstrip(".").removeprefix(f"{path.name}.").partition("-")[0]
-        if owner.isdecimal() and not psutil.pid_exists(int(owner)):
-            file.unlink(missing_ok=True)

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from steerserve.core.errors import DictionarySourceError, FeatureStoreError
 from steerserve.features.location import StoreLocation, locate_store, own_location
-from steerserve.features.schema import BUSY_S, StoreUnreachableError
-from steerserve.features.store import GLANCE_S, FeatureStore
+from steerserve.features.schema import BUSY_S, GLANCE_S, StoreUnreachableError
+from steerserve.features.store import FeatureStore
 from steerserve.features.stored import StoreMeta, Subject
 from steerserve.model.lens import official_name
 

@@ -16,6 +16,7 @@ import pytest
 
 from steerserve.core.errors import FeatureStoreError
 from steerserve.features import schema
+from steerserve.features.placement import replacing
 from steerserve.features.records import Calibration, Label
 from steerserve.features.store import FeatureStore
 from tests.features.known import META, byte_of, feature
@@ -120,7 +121,7 @@ def test_what_was_half_done_is_undone_and_everything_works_on(store: FeatureStor
     assert hot.labels([3]) == {3: "old words"}
     hot.set_label(3, Label("mine", "person"))
     hot.write_calibrations({3: Calibration(1.0, 0.5)})
-    with FeatureStore.replacing(hot.path, META) as fresh:
+    with replacing(hot.path, META) as fresh:
         fresh.write_features([feature(3)], byte_of)
     assert (hot.labels([3]), hot.calibration(3)) == ({3: "mine"}, Calibration(1.0, 0.5))
 

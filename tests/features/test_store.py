@@ -15,6 +15,7 @@ import pytest
 
 from steerserve.core.errors import FeatureStoreError
 from steerserve.features import schema
+from steerserve.features.placement import copy_store, place_copy, replacing
 from steerserve.features.records import Calibration, Label
 from steerserve.features.store import FeatureStore
 from tests.features.known import META, SHA, byte_of, feature
@@ -100,7 +101,7 @@ def test_labels_are_seen_at_once_however_they_were_written(store: FeatureStore) 
     for text in ("one", "two", "three"):
         store.set_label(3, replace(PERSON, text=text))
         assert reader.labels([3]) == {3: text}
-    with FeatureStore.replacing(store.path, META) as fresh:
+    with replacing(store.path, META) as fresh:
         fresh.write_features([feature(0, label="new words")], byte_of)
     assert reader.labels([0, 3]) == {0: "new words", 3: "three"}
 
@@ -119,7 +120,7 @@ def test_labels_do_not_wait_for_a_writer(store: FeatureStore) -> None:
 def test_the_history_is_in_the_order_in_which_labels_were_made_also_after_a_harvest(store: FeatureStore) -> None:
     store.set_label(3, replace(PERSON, text="first", created=1.0))
     store.set_label(3, replace(PERSON, text="second", created=9.0))
-    with FeatureStore.replacing(store.path, META) as fresh:
+    with replacing(store.path, META) as fresh:
         fresh.write_features([feature(3, label="new words")], byte_of)  # at 3.0
     assert [label.text for label in store.label_history(3)] == ["second", "new words", "first"]
     assert store.label_histories()[3] == store.label_history(3)
@@ -149,35 +150,35 @@ def test_a_whole_store_takes_the_place_of_another_and_keeps_what_people_said_her
 ) -> None:
     store.set_labels(dict.fromkeys((0, 1, 2), PERSON))
     store.write_calibrations({0: Calibration(1.0, 0.5)})
-    store.copy_to(tmp_path / "copy.sqlite3")
+    copy_store(store.path, tmp_path / "copy.sqlite3")
     copy = FeatureStore.open(tmp_path / "copy.sqlite3")
     store.set_label(1, None)
     store.set_labels({2: replace(PERSON, text="later here", created=9.0), 5: PERSON})
     copy.set_labels({0: replace(PERSON, text="later there", created=9.0), 6: PERSON})
     copy.write_calibrations({0: Calibration(2.0, 0.5)})
-    FeatureStore.place_copy(copy.path, store.path, META.subject)
+    place_copy(copy.path, store.path, META.subject)
     assert store.labels(range(16)) == {0: "later there", 2: "later here", 5: "bridges", 6: "bridges"}
     assert store.calibrations() == {0: Calibration(2.0, 0.5)}
     assert [label.text for label in store.label_history(2)] == ["later here", "bridges"]
     before = store.label_histories()
-    FeatureStore.place_copy(copy.path, store.path, META.subject)
+    place_copy(copy.path, store.path, META.subject)
     assert store.label_histories() == before
     with pytest.raises(FileExistsError):
-        store.copy_to(copy.path)
+        copy_store(store.path, copy.path)
 
 
 def test_labels_are_looked_up_one_by_one_and_once(store: FeatureStore, monkeypatch: pytest.MonkeyPatch) -> None:
     store.set_labels(dict.fromkeys(range(16), PERSON))
     assert store.labels([1, 2]) == {1: "bridges", 2: "bridges"}
-    assert store._labels.keys() == {1, 2}
-    monkeypatch.setattr(store, "_read_labels", None)
+    assert store._labels._known.keys() == {1, 2}
+    monkeypatch.setattr(store._labels, "_read", None)
     assert store.labels([2, 1]) == {1: "bridges", 2: "bridges"}
 
 
 def test_a_journal_of_a_file_that_was_moved_away_is_not_taken_for_the_next_ones(tmp_path: Path) -> None:
     path = tmp_path / "features.sqlite3"
     path.with_name(f"{path.name}-journal").write_bytes(b"\xd9\xd5\x05\xf9\x20\xa1\x63\xd7" + b"\x01" * 4096)
-    with FeatureStore.replacing(path, META) as fresh:
+    with replacing(path, META) as fresh:
         fresh.write_features([feature(0, label="words")], byte_of)
     assert FeatureStore.open(path).labels([0]) == {0: "words"}
 
@@ -190,7 +191,7 @@ def test_a_label_without_a_time_gets_the_present_one(store: FeatureStore) -> Non
 def test_a_new_harvest_keeps_what_people_and_models_said_and_the_calibrations(store: FeatureStore) -> None:
     store.set_labels({0: LLM, 3: PERSON, 9: PERSON})
     store.write_calibrations({0: Calibration(1.0, 0.5), 3: Calibration(2.0, 0.5)})
-    with FeatureStore.replacing(store.path, replace(META, num_tokens=2000)) as fresh:
+    with replacing(store.path, replace(META, num_tokens=2000)) as fresh:
         fresh.write_features([feature(0, label="new words"), feature(3, label="newer words")], byte_of)
         fresh.write_calibrations({0: Calibration(3.0, 0.5)})
     assert store.meta().num_tokens == 2000
@@ -204,7 +205,7 @@ def test_a_new_harvest_keeps_what_people_and_models_said_and_the_calibrations(st
 
 def test_a_harvest_that_fails_leaves_everything_as_it_was(store: FeatureStore) -> None:
     before = store.path.read_bytes()
-    with contextlib.suppress(KeyError), FeatureStore.replacing(store.path, META) as fresh:
+    with contextlib.suppress(KeyError), replacing(store.path, META) as fresh:
         fresh.write_features([feature(0)], byte_of)
         raise KeyError
     assert store.path.read_bytes() == before
@@ -212,13 +213,13 @@ def test_a_harvest_that_fails_leaves_everything_as_it_was(store: FeatureStore) -
 
 
 def test_a_label_set_while_a_harvest_takes_the_files_place_is_kept(store: FeatureStore) -> None:
-    with FeatureStore.replacing(store.path, META) as fresh:
+    with replacing(store.path, META) as fresh:
         fresh.write_features([feature(number) for number in range(16)], byte_of)
         with ThreadPoolExecutor(1) as pool:
             pool.submit(store.set_label, 3, PERSON).result()
     with ThreadPoolExecutor(8) as pool:
         writers = [pool.submit(store.set_label, number, PERSON) for number in range(16)]
-        with FeatureStore.replacing(store.path, META) as fresh:
+        with replacing(store.path, META) as fresh:
             fresh.write_features([feature(number) for number in range(16)], byte_of)
         for one in writers:
             one.result()
@@ -227,7 +228,7 @@ def test_a_label_set_while_a_harvest_takes_the_files_place_is_kept(store: Featur
 
 def test_a_store_of_other_weights_gets_out_of_the_way(store: FeatureStore) -> None:
     store.set_label(3, PERSON)
-    with FeatureStore.replacing(store.path, replace(META, dictionary_sha256="b" * 64)):
+    with replacing(store.path, replace(META, dictionary_sha256="b" * 64)):
         pass
     assert store.labels([3]) == {}
     aside = FeatureStore.open(store.path.with_name(f"features-{SHA[:12]}.sqlite3"))
@@ -237,6 +238,7 @@ def test_a_store_of_other_weights_gets_out_of_the_way(store: FeatureStore) -> No
 WRITE = """
 import sys
 from pathlib import Path
+from steerserve.features.placement import replacing
 from steerserve.features.store import FeatureStore
 from steerserve.features.records import Label
 from tests.features.known import META, byte_of, feature
@@ -247,7 +249,7 @@ if sys.argv[1] == "labels":
         text = f"label {number}"
         FeatureStore(path).set_labels({one: Label(text, "person") for one in range(16)})
 else:
-    with FeatureStore.replacing(path, META) as fresh:
+    with replacing(path, META) as fresh:
         fresh.write_features((feature(number) for number in range(10**9)), byte_of)
 """
 
@@ -281,7 +283,7 @@ def test_a_killed_harvest_leaves_the_old_store_and_the_next_one_cleans_up(store:
     killed_writer("harvest", store.path, lambda: any(folder.glob(f".{store.path.name}.*-*")))
     assert store.path.read_bytes() == before
     assert any(folder.glob(f".{store.path.name}.*-*"))
-    with FeatureStore.replacing(store.path, META):
+    with replacing(store.path, META):
         pass
     assert set(folder.iterdir()) == {store.path, schema.turn_file(store.path)}
 
@@ -335,7 +337,7 @@ def test_what_is_no_store_is_refused(tmp_path: Path, content: bytes, reason: str
     path.write_bytes(content)
     with pytest.raises(FeatureStoreError, match=reason):
         FeatureStore.open(path)
-    with pytest.raises(FeatureStoreError, match=reason), FeatureStore.replacing(path, META):
+    with pytest.raises(FeatureStoreError, match=reason), replacing(path, META):
         pass
     with pytest.raises(FeatureStoreError, match="there is a file already"):
         FeatureStore.create(path, META)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from steerserve.features.placement import replacing
 from steerserve.features.records import Calibration, Label, Window
 from steerserve.features.store import FeatureStore
 from steerserve.features.stored import StoreMeta
@@ -39,7 +40,7 @@ def known(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runtime]:
 def interpret(runtime: Runtime) -> None:
     dictionary = runtime.dictionaries()[0]
     meta = StoreMeta(dictionary.sha256, dictionary.d_sae, "tiny", 1000, ("path:corpus",), {}, 1.0)
-    with FeatureStore.replacing(runtime.stores.location(dictionary).prepare(), meta) as store:
+    with replacing(runtime.stores.location(dictionary).prepare(), meta) as store:
         features = [
             feature(0, ["the river", "a bridge"], maximum=4.0, active=20, promoted="ab"),
             feature(1, ["a b€"], label="bridges"),
@@ -208,7 +209,7 @@ async def test_a_harvest_and_another_version_of_a_dictionary_are_seen_at_once(kn
         dictionary = known.registry.snapshot().dictionaries["swapped"]
         meta = StoreMeta(dictionary.sha256, 96, "tiny", 10)
         for label in ("one", "two"):
-            with FeatureStore.replacing(folder / "swapped" / "features.sqlite3", meta) as store:
+            with replacing(folder / "swapped" / "features.sqlite3", meta) as store:
                 store.write_features([feature(0, label=label)], byte_of)
             assert (await asked.get(path)).json()["label"] == label
         tiny_sae_folder(folder / "swapped", seed=4)
@@ -301,7 +302,7 @@ async def test_a_store_that_came_with_a_dictionary_is_read_there_and_written_els
     monkeypatch.setattr("steerserve.dictionaries.sources.BUNDLED_DIR", folder / "shipped")
     dictionary = known.load_dictionary("shipped", "bundled:model/dict")
     shipped = folder / "shipped" / "model" / "dict" / "features.sqlite3"
-    with FeatureStore.replacing(shipped, StoreMeta(dictionary.sha256, 96, "tiny", 10)) as store:
+    with replacing(shipped, StoreMeta(dictionary.sha256, 96, "tiny", 10)) as store:
         store.write_features([feature(0, label="as shipped")], byte_of)
     before = shipped.read_bytes()
     async with client_of(create_app(known)) as asked:
