@@ -33,6 +33,7 @@ from steerserve.dictionaries.sources import locate_dictionary
 from steerserve.engine.engine import Engine
 from steerserve.engine.runner import Runner, default_chunk
 from steerserve.engine.selfcheck import check_cache
+from steerserve.features.contrast import ContrastLine
 from steerserve.features.doses import Doses
 from steerserve.features.stores import FeatureStores
 from steerserve.features.vectors import FOLDER as VECTORS_FOLDER
@@ -98,6 +99,7 @@ class Runtime:
         self.comparisons = ComparisonStore(settings.dictionary_dirs[0] / COMPARISONS_FOLDER)
         self.scoring = ScoringLine(engine.run_exclusive)
         """Measures what was generated, beside generation."""
+        self.contrast_line = ContrastLine()
         self._doses = Doses(lens, self.stores, loader.norms, engine.run_exclusive)
         self.presets = open_library(settings, self.model_id)
         self._preset_poll = PresetPoll(self.presets.snapshot)

@@ -77,7 +77,8 @@ def make_preset(
         try:
             dictionary = runtime.registry.snapshot().find(dictionary_id, "dictionary")
             sets = read_text_sets(runtime.tokenizer, leads_to, leads_from, runtime.context_length)
-            candidates = asyncio.run(contrast(runtime.engine, dictionary, sets, _MAX_CANDIDATES))
+            work = contrast(runtime.engine, dictionary, sets, _MAX_CANDIDATES, runtime.contrast_line)
+            candidates = asyncio.run(work)
         except InvalidRequestError as error:
             raise ConfigError(error.message) from error
         calibrations = _calibrations(runtime, dictionary, candidates)

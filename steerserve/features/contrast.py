@@ -7,7 +7,6 @@ import contextlib
 import math
 import threading
 from typing import TYPE_CHECKING, Any
-from weakref import WeakKeyDictionary
 
 import torch
 
@@ -43,17 +42,18 @@ _ROUNDING = 1e-9
 """What a product of two decimals may lack of the next one."""
 
 
-async def contrast(engine: Engine, dictionary: Dictionary, sets: TextSets, limit: int) -> list[Candidate]:
+async def contrast(
+    engine: Engine, dictionary: Dictionary, sets: TextSets, limit: int, line: ContrastLine
+) -> list[Candidate]:
     """Return the features that tell the sets apart, the best first.
 
-    One contrast of an engine at a time: with a wide dictionary each takes hundreds of megabytes and all cores.
-    Cancelling this ends it within about a second.
+    It waits in `line`. Cancelling this ends it within about a second.
 
     Raises:
         InvalidRequestError: a text has no token that the dictionary reads.
         QueueFullError: too many others wait for that, or read activations.
     """
-    async with _LINES.setdefault(engine, _Line()).turn():
+    async with line.turn():
         acts = await pooled_activations(engine, dictionary, sets)
         is_left = threading.Event()
         work = asyncio.ensure_future(
@@ -66,10 +66,14 @@ async def contrast(engine: Engine, dictionary: Dictionary, sets: TextSets, limit
             await asyncio.gather(work, return_exceptions=True)
 
 
-class _Line:
-    """Lets one in at a time, a few wait. One event loop at a time uses it."""
+class ContrastLine:
+    """Lets one contrast in at a time, a few wait: with a wide dictionary each takes hundreds of megabytes, all cores.
+
+    One event loop at a time uses it.
+    """
 
     def __init__(self) -> None:
+        """Begin with nobody inside."""
         self._num_inside = 0
         self._lock = asyncio.Lock()
 
@@ -91,9 +95,6 @@ class _Line:
                 yield
         finally:
             self._num_inside -= 1
-
-
-_LINES: WeakKeyDictionary[Engine, _Line] = WeakKeyDictionary()
 
 
 async def pooled_activations(

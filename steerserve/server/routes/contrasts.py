@@ -49,7 +49,8 @@ async def contrast_texts(
     sets = await asyncio.to_thread(
         read_text_sets, runtime.tokenizer, body.positive, body.negative, runtime.context_length
     )
-    candidates = await unless_disconnected(request, contrast(runtime.engine, dictionary, sets, body.limit))
+    work = contrast(runtime.engine, dictionary, sets, body.limit, runtime.contrast_line)
+    candidates = await unless_disconnected(request, work)
     features = [candidate.feature for candidate in candidates]
     labels = await asyncio.to_thread(runtime.stores.labels, dictionary, features)
     calibrations = await asyncio.to_thread(_calibrations, runtime, dictionary, features)
