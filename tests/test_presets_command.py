@@ -154,6 +154,7 @@ def test_a_preset_is_made_of_what_tells_texts_apart(
     assert "at least 2" in refused(
         capsys, monkeypatch, "new", "x", "--positive", capital, "--negative", tmp_path / "one.txt"
     )
-    assert "better than chance" in refused(
-        capsys, monkeypatch, "new", "x", "--positive", capital, "--negative", capital
-    )
+    (tmp_path / "few.txt").write_text("one\ntwo\nsix\n")
+    (tmp_path / "others.txt").write_text("red\nblue\ngreen\n")
+    alike = ("--positive", tmp_path / "few.txt", "--negative", tmp_path / "others.txt")
+    assert "better than chance" in refused(capsys, monkeypatch, "new", "x", *alike)

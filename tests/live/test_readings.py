@@ -70,7 +70,7 @@ def test_a_client_that_leaves_stops_its_reading(live: LiveServer, log_lines: que
         is_held.set()
         assert may_go_on.wait(timeout=60)
 
-    body = {"positive": ["a" * 120] * 40, "negative": ["b" * 120] * 40}
+    body = {side: [f"{number:02}{side[0] * 118}" for number in range(40)] for side in ("positive", "negative")}
     with live.runtime.lens.hooked("blocks.0.hook_resid_post", count):
         holding = engine.run_exclusive(hold)
         assert is_held.wait(timeout=60)
