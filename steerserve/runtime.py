@@ -27,6 +27,7 @@ from steerserve.core.errors import (
 from steerserve.core.memory import give_back_freed
 from steerserve.core.pool import Pool
 from steerserve.core.progress import stage_bar
+from steerserve.core.sent_names import short_name
 from steerserve.dictionaries.loader import DictionaryLoader
 from steerserve.dictionaries.registry import DictionaryRegistry
 from steerserve.dictionaries.sources import locate_dictionary
@@ -43,7 +44,7 @@ from steerserve.model.lens import load_lens
 from steerserve.model.names import model_names
 from steerserve.model.norms import measure_norms
 from steerserve.model.source import fetch_model
-from steerserve.presets.fit import check_fit
+from steerserve.presets.fit import PresetFits, check_fit
 from steerserve.presets.library import open_library
 from steerserve.presets.naming import check_count, presets_in, split_model
 from steerserve.presets.poll import PresetPoll
@@ -56,6 +57,7 @@ if TYPE_CHECKING:
 
     from steerserve.core.config import Settings
     from steerserve.dictionaries.dictionary import Dictionary
+    from steerserve.dictionaries.registry import RegistrySnapshot
     from steerserve.engine.request import GenerationRequest
     from steerserve.engine.stats import EngineStats
     from steerserve.engine.stream import TokenStream
@@ -102,6 +104,7 @@ class Runtime:
         self.contrast_line = ContrastLine()
         self._doses = Doses(lens, self.stores, loader.norms, engine.run_exclusive)
         self.presets = open_library(settings, self.model_id)
+        self._preset_fits = PresetFits(self._check_fit)
         self._preset_poll = PresetPoll(self.presets.snapshot)
 
     def __enter__(self) -> Self:
@@ -156,7 +159,7 @@ class Runtime:
         """
         named = split_model(name, self.model_id)
         if named is None:
-            message = f"The model {name!r} does not exist. This server serves {self.model_id!r}."
+            message = f"The model {short_name(name)!r} does not exist. This server serves {self.model_id!r}."
             raise ModelNotFoundError(message, param="model")
         if named:
             check_count(named, self.settings.engine.max_edits, param="model")
@@ -174,7 +177,14 @@ class Runtime:
         Raises:
             PresetError: it cannot be used here.
         """
-        check_fit(preset, self._resolver(None), self.registry.snapshot(), self.model_id)
+        self._check_fit(preset, self.registry.snapshot())
+
+    def preset_problem(self, preset: Preset) -> str | None:
+        """Say why a preset cannot be used with what is loaded now; None where it can. Not for an event loop."""
+        return self._preset_fits.problem(preset, self.registry.snapshot())
+
+    def _check_fit(self, preset: Preset, snapshot: RegistrySnapshot) -> None:
+        check_fit(preset, self._resolver(None), snapshot, self.model_id)
 
     def resolve_steering(
         self, value: object, model_presets: Sequence[str] = (), presets: PresetSnapshot | None = None

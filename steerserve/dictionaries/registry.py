@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import threading
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from steerserve.core.errors import InvalidRequestError, NotFoundError
+from steerserve.core.sent_names import did_you_mean, short_name
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -88,7 +88,6 @@ class DictionaryRegistry:
 
 def unknown_dictionary_message(dictionary_id: str, dictionaries: Mapping[str, Dictionary]) -> str:
     """Say that there is no such dictionary, with the nearest name and the loaded ones."""
-    near = difflib.get_close_matches(dictionary_id, dictionaries, n=1)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
+    hint = did_you_mean(dictionary_id, dictionaries)
     loaded = ", ".join(repr(name) for name in dictionaries) or "none"
-    return f"There is no dictionary {dictionary_id!r}.{hint} Loaded: {loaded}."
+    return f"There is no dictionary {short_name(dictionary_id)!r}.{hint} Loaded: {loaded}."

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import base64
 import binascii
-import difflib
 import math
 import struct
 from typing import TYPE_CHECKING
 
 from steerserve.core.errors import InvalidRequestError, NotFoundError, VectorError
+from steerserve.core.sent_names import did_you_mean, short_name
 from steerserve.model.hook_names import describe_hook_names
 from steerserve.steering.edits import MAX_SCALE, InlineVector
 
@@ -42,6 +42,7 @@ class DirectionReader:
         return self._find(vector, path)
 
     def _find(self, name: str, path: str) -> Layers:
+        name = short_name(name)  # no stored vector has one so long
         if self._vectors is None:
             message = f"There is no stored vector {name!r}; this server stores none. Send the values inline."
             raise InvalidRequestError(message, param=path)
@@ -56,10 +57,9 @@ class DirectionReader:
     def _read_inline(self, vector: InlineVector, path: str) -> tuple[str, tuple[float, ...]]:
         width = self._widths.get(vector.hook)
         if width is None:
-            near = difflib.get_close_matches(vector.hook, self._widths, n=1)
-            hint = f" Did you mean {near[0]!r}?" if near else ""
+            hint = did_you_mean(vector.hook, self._widths)
             offered = describe_hook_names(self._widths)
-            message = f"There is no hook point {vector.hook!r}.{hint} The model offers {offered}."
+            message = f"There is no hook point {short_name(vector.hook)!r}.{hint} The model offers {offered}."
             raise InvalidRequestError(message, param=f"{path}.hook")
         values = tuple(vector.values) if vector.values is not None else _decode_values(vector, path)
         if len(values) != width:

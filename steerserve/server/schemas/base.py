@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from steerserve.core.errors import InvalidRequestError
+from steerserve.core.sent_names import nearest_name, short_name
 
 
 class RequestModel(BaseModel):
@@ -36,9 +36,9 @@ class StrictRequestModel(RequestModel):
     def _refuse_unknown(cls, data: Any) -> Any:  # noqa: ANN401 whatever the client sent
         unknown = next((key for key in data if key not in cls.model_fields), None) if isinstance(data, dict) else None
         if unknown is not None:
-            near = difflib.get_close_matches(unknown, cls.model_fields, n=1)
-            hint = f"Did you mean '{near[0]}'?" if near else f"Possible are {', '.join(cls.model_fields)}."
-            name = unknown[:200]
+            near = nearest_name(unknown, cls.model_fields)
+            hint = f"Did you mean '{near}'?" if near else f"Possible are {', '.join(cls.model_fields)}."
+            name = short_name(unknown)
             raise InvalidRequestError(f"Unknown parameter: '{name}'. {hint}", param=name, code="unknown_parameter")
         return data
 

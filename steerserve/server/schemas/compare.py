@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from typing import Any, Literal
 
 from pydantic import ConfigDict, Field, model_validator
 
 from steerserve.core.errors import InvalidRequestError, UnsupportedParameterError
+from steerserve.core.sent_names import nearest_name, short_name
 from steerserve.server.schemas.base import RequestModel, ResponseModel, absent_if_none
 from steerserve.server.schemas.chat import ChatCompletionRequest
 from steerserve.server.schemas.unsupported import CHAT, Unsupported, documented, refuse_unsupported
@@ -90,9 +90,9 @@ def _refuse_unknown_keys(arms: object) -> None:
         keys = arm if isinstance(arm, dict) else {}
         unknown = next((key for key in keys if key not in ArmRequest.model_fields), None)
         if unknown is not None:
-            near = difflib.get_close_matches(unknown, ArmRequest.model_fields, n=1)
-            hint = f"Did you mean '{near[0]}'?" if near else f"An arm has {', '.join(ArmRequest.model_fields)}."
-            param = f"arms[{place}].{unknown[:200]}"
+            near = nearest_name(unknown, ArmRequest.model_fields)
+            hint = f"Did you mean '{near}'?" if near else f"An arm has {', '.join(ArmRequest.model_fields)}."
+            param = f"arms[{place}].{short_name(unknown)}"
             raise InvalidRequestError(f"Unknown parameter: '{param}'. {hint}", param=param, code="unknown_parameter")
 
 

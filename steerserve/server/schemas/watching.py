@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from steerserve.core.errors import InvalidRequestError
+from steerserve.core.sent_names import nearest_name, short_name
 from steerserve.server.schemas.base import RequestModel, ResponseModel, absent_if_none
 from steerserve.server.schemas.readings import MAX_DICTIONARIES, MAX_TOP, MAX_WATCHED, TokenActivations
 
@@ -34,9 +34,9 @@ class FeatureOptions(RequestModel):
     def _refuse_unknown(cls, data: Any) -> Any:  # noqa: ANN401 whatever the client sent
         unknown = next((key for key in data if key not in cls.model_fields), None) if isinstance(data, dict) else None
         if unknown is not None:
-            near = difflib.get_close_matches(unknown, cls.model_fields, n=1)
-            hint = f"Did you mean '{near[0]}'?" if near else f"Possible are {', '.join(cls.model_fields)}."
-            param = f"features.{unknown[:200]}"
+            near = nearest_name(unknown, cls.model_fields)
+            hint = f"Did you mean '{near}'?" if near else f"Possible are {', '.join(cls.model_fields)}."
+            param = f"features.{short_name(unknown)}"
             raise InvalidRequestError(f"Unknown parameter: '{param}'. {hint}", param=param, code="unknown_parameter")
         return data
 
