@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
-import itertools
-import math
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
 from steerserve.core.errors import InvalidRequestError
+from steerserve.steering.refusals import refusal, shown
 
 Mode = Literal["add", "clamp", "multiply", "ablate", "floor", "ceiling", "remove"]
 Unit = Literal["raw", "max", "norm", "dose"]
@@ -37,6 +35,21 @@ Scale = Annotated[float, Field(ge=-MAX_SCALE, le=MAX_SCALE, allow_inf_nan=False)
 Values = Annotated[list[Scale], Field(max_length=MAX_VECTOR_VALUES, fail_fast=True)]
 
 
+class Problem(NamedTuple):
+    """What is wrong with an object that is right in each part."""
+
+    field: str | None
+    """The one that is wrong; None where it is the whole."""
+    sentence: str
+    is_missing: bool = False
+    """Whether something is left out that must be there."""
+
+
+def _complaint(problem: Problem) -> PydanticCustomError:
+    said = {"problem": problem.sentence, "field": problem.field, "is_missing": problem.is_missing}
+    return PydanticCustomError("edit", "{problem}", said)
+
+
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
@@ -57,11 +70,10 @@ class InlineVector(_Strict):
     @model_validator(mode="after")
     def _one_form(self) -> InlineVector:
         if (self.values is None) == (self.base64 is None):
-            message = "a vector has exactly one of values and base64"
-            raise ValueError(message)
+            is_missing = self.values is None
+            raise _complaint(Problem(None, "a vector has exactly one of values and base64", is_missing=is_missing))
         if self.dtype is not None and self.base64 is None:
-            message = "dtype goes with base64"
-            raise ValueError(message)
+            raise _complaint(Problem(None, "dtype goes with base64"))
         return self
 
 
@@ -76,8 +88,8 @@ class Gate(_Strict):
     @model_validator(mode="after")
     def _one_bound(self) -> Gate:
         if (self.above is None) == (self.below is None):
-            message = "a gate has exactly one of above and below"
-            raise ValueError(message)
+            is_missing = self.above is None
+            raise _complaint(Problem(None, "a gate has exactly one of above and below", is_missing=is_missing))
         return self
 
 
@@ -108,8 +120,7 @@ class Edit(_Strict):
     @model_validator(mode="after")
     def _fits_together(self) -> Edit:
         if (found := next(filter(None, (check(self) for check in _CHECKS)), None)) is not None:
-            field, problem = found
-            raise PydanticCustomError("edit", "{problem}", {"problem": problem, "field": field})
+            raise _complaint(found)
         return self
 
 
@@ -121,6 +132,9 @@ class Steering(_Strict):
     strength: float = Field(
         default=1.0, ge=-MAX_STRENGTH, le=MAX_STRENGTH, allow_inf_nan=False, description="Multiplies every change."
     )
+
+
+_MODELS: dict[str, type[BaseModel]] = {"steering": Steering, "edits": Edit, "vector": InlineVector, "when": Gate}
 
 
 def parse_steering(value: object, *, max_edits: int) -> Steering | None:
@@ -139,14 +153,14 @@ def parse_steering(value: object, *, max_edits: int) -> Steering | None:
         full = {"edits": [part for part in value if not isinstance(part, str)]}
         value = {**full, "presets": presets} if presets else full
     elif not isinstance(value, dict):
-        message = f"steering must be a list of edits, a preset's name, an object or null, not {_kind(value)}."
+        message = f"steering must be a list of edits, a preset's name, an object or null, not {shown(value)}."
         raise InvalidRequestError(message, param="steering", code="invalid_type")
     elif isinstance(value.get("edits"), list):
         _check_count(value["edits"], max_edits)
     try:
         return Steering.model_validate(_without_nulls(value))
     except ValidationError as error:
-        raise _as_request_error(error) from error
+        raise refusal(error, _MODELS) from error
     except RecursionError as error:
         message = "steering is nested too deeply."
         raise InvalidRequestError(message, param="steering") from error
@@ -167,24 +181,23 @@ def _check_count(edits: list[Any], max_edits: int) -> None:
         raise InvalidRequestError(message, param="steering.edits")
 
 
-Problem = tuple[str, str]
-"""The field that is wrong, and what is wrong with it."""
-
-
 def _target(edit: Edit) -> Problem | None:
     if (edit.feature is None) == (edit.vector is None):
-        return "feature", "an edit names exactly one of feature and vector"
+        is_missing = edit.feature is None
+        return Problem("feature", "an edit names exactly one of feature and vector", is_missing=is_missing)
     if edit.vector is not None and edit.mode not in VECTOR_MODES:
-        return "mode", f"a vector takes mode add or remove, not {edit.mode}"
+        return Problem("mode", f"a vector takes mode add or remove, not {edit.mode}")
     if edit.vector is not None and edit.dictionary is not None:
-        return "dictionary", "dictionary goes with feature, not with vector"
+        return Problem("dictionary", "dictionary goes with feature, not with vector")
     return None
 
 
 def _scale(edit: Edit) -> Problem | None:
     if edit.mode in SCALELESS_MODES:
-        return ("scale", f"mode {edit.mode} takes no scale") if edit.scale is not None else None
-    return ("scale", f"mode {edit.mode} needs a scale, a finite number") if edit.scale is None else None
+        return Problem("scale", f"mode {edit.mode} takes no scale") if edit.scale is not None else None
+    if edit.scale is None:
+        return Problem("scale", f"mode {edit.mode} needs a scale, a finite number", is_missing=True)
+    return None
 
 
 def _unit(edit: Edit) -> Problem | None:
@@ -192,70 +205,20 @@ def _unit(edit: Edit) -> Problem | None:
         return None
     units = UNITS.get(edit.mode)
     if units is None:
-        return "unit", f"mode {edit.mode} takes no unit"
+        return Problem("unit", f"mode {edit.mode} takes no unit")
     if edit.unit not in units:
-        return "unit", f"mode {edit.mode} takes unit {', '.join(units[:-1])} or {units[-1]}, not {edit.unit}"
+        return Problem("unit", f"mode {edit.mode} takes unit {', '.join(units[:-1])} or {units[-1]}, not {edit.unit}")
     if edit.unit == "max" and edit.vector is not None:
-        return "unit", "a vector has no activations that unit max could count; take unit raw, norm or dose"
+        return Problem("unit", "a vector has no activations that unit max could count; take unit raw, norm or dose")
     return None
 
 
 def _window(edit: Edit) -> Problem | None:
     if edit.positions != "generated" and (edit.start or edit.stop is not None or edit.ramp):
-        return "positions", "start, stop and ramp go with positions: generated"
+        return Problem("positions", "start, stop and ramp go with positions: generated")
     if edit.stop is not None and edit.stop <= edit.start:
-        return "stop", f"stop ({edit.stop}) must lie after start ({edit.start})"
+        return Problem("stop", f"stop ({edit.stop}) must lie after start ({edit.start})")
     return None
 
 
 _CHECKS = (_target, _scale, _unit, _window)
-
-
-def _as_request_error(error: ValidationError) -> InvalidRequestError:
-    # Of a union's branches the deepest complaint is the one that means what the client wrote.
-    found = max(error.errors(include_url=False), key=lambda detail: len(detail["loc"]))
-    param = "steering"
-    for before, part in itertools.pairwise((None, *found["loc"])):
-        if isinstance(part, int):
-            param += f"[{part}]"
-        elif before != "vector":  # there a branch of its union follows, in pydantic's words
-            param += f".{part}"
-    name = param.rpartition(".")[2]
-    value = found.get("input")
-    reason = found["msg"].removeprefix("Value error, ")
-    if found["type"] == "extra_forbidden":
-        return _unknown_key(param)
-    if found["type"] == "edit":
-        param = f"{param}.{found['ctx']['field']}"
-        return InvalidRequestError(f"{param}: {reason}.", param=param)
-    code = "invalid_type" if found["type"].endswith(("_type", "_from_float")) else None
-    shown = f" (got {_shown(value)})" if name else ""
-    return InvalidRequestError(f"{param}: {reason[0].lower()}{reason[1:]}{shown}.", param=param, code=code)
-
-
-def _unknown_key(param: str) -> InvalidRequestError:
-    parent, _, key = param.rpartition(".")
-    inner: dict[str, type[BaseModel]] = {"vector": InlineVector, "when": Gate}
-    kind = inner.get(parent.rpartition("].")[2], Edit if "[" in parent else Steering)
-    if kind is Steering and key in Edit.model_fields:
-        message = f'{param}: an edit goes into a list, such as "steering": [{{"feature": 17, "scale": 8}}].'
-        return InvalidRequestError(message, param=param, code="unknown_parameter")
-    known = list(kind.model_fields)
-    near = difflib.get_close_matches(key, known, n=1)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
-    message = f"{param[:200]} is not known.{hint} Known here: {', '.join(known)}."
-    return InvalidRequestError(message, param=param, code="unknown_parameter")
-
-
-def _shown(value: object) -> str:
-    if isinstance(value, float) and not math.isfinite(value):
-        return "a number that is not finite"
-    try:
-        text = repr(value)
-    except (RecursionError, ValueError):  # nested beyond Python's limit, or an integer of thousands of digits
-        return "a value too large to show"
-    return text if len(text) <= 60 else text[:57] + "..."  # noqa: PLR2004 as much as reads well
-
-
-def _kind(value: object) -> str:
-    return {bool: "a boolean", int: "a number", float: "a number"}.get(type(value), type(value).__name__)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from steerserve.core.errors import InvalidRequestError, NotFoundError, PresetError
+from steerserve.core.sent_names import short_name
 from steerserve.steering.directions import DirectionReader
 from steerserve.steering.edits import SETTING_MODES, UNITS, Edit, Mode, Positions, Steering, Unit, parse_steering
 from steerserve.steering.gates import check_feature, resolve_gate
@@ -198,13 +199,15 @@ class SteeringResolver:
             )
             raise InvalidRequestError(message, param="steering.edits")
         converter.check_known()
+        if not placed:  # presets may carry no more than a system prompt or sampling
+            return None
         return ResolvedSteering(tuple(one.edit for one in placed), steering.strength)
 
     def _resolve_preset(
         self, name: str, param: str, snapshot: RegistrySnapshot, converter: UnitConverter
     ) -> list[_Placed]:
         if self._presets is None:
-            message = f"There is no preset {name!r}; this server has no presets. Send the edits themselves."
+            message = f"There is no preset {short_name(name)!r}; this server has no presets. Send the edits themselves."
             raise InvalidRequestError(message, param=param)
         try:
             preset = self._presets.find(name)
@@ -286,16 +289,19 @@ def _resolved(
 
 
 def _refuse_contradictions(placed: Iterable[_Placed]) -> None:
-    setters: dict[tuple[str, int | None], _Placed] = {}
+    # By contents: one dictionary may be loaded under two ids.
+    setters: dict[tuple[str, str, int | None], _Placed] = {}
     for one in placed:
         edit = one.edit
         if edit.dictionary is None or edit.mode not in SETTING_MODES:
             continue
-        first = setters.setdefault((edit.dictionary.id, edit.feature), one)
+        first = setters.setdefault((edit.contents, edit.hook_name, edit.feature), one)
         if first is not one:
+            other = first.edit.dictionary.id if first.edit.dictionary is not None else ""
+            same = f", which has the same contents as {other!r}" if other != edit.dictionary.id else ""
             message = (
                 f"{first.where} and {one.where} both set feature {edit.feature} of "
-                f"{edit.dictionary.id!r} (clamp, ablate, floor and ceiling set); keep one of them."
+                f"{edit.dictionary.id!r}{same} (clamp, ablate, floor and ceiling set); keep one of them."
             )
             raise InvalidRequestError(message, param=one.param)
 

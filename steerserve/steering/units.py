@@ -19,12 +19,16 @@ _LEAST_NORM = 1e-6
 
 
 def asks_lookup(value: object) -> bool:
-    """Tell whether the JSON value of `steering` means files: a preset, or a unit that a dictionary's store knows."""
+    """Tell whether the JSON value of `steering` means files: a preset, a stored vector, or a unit of a store."""
     if isinstance(value, dict):
         return bool(value.get("presets")) or asks_lookup(value.get("edits"))
     if not isinstance(value, list):
         return isinstance(value, str)
-    return any(isinstance(one, str) or (isinstance(one, dict) and one.get("unit") in _LOOKED_UP) for one in value)
+    return any(isinstance(one, str) or (isinstance(one, dict) and _edit_asks_lookup(one)) for one in value)
+
+
+def _edit_asks_lookup(edit: dict[str, object]) -> bool:
+    return edit.get("unit") in _LOOKED_UP or isinstance(edit.get("vector"), str)
 
 
 class UnitConverter:

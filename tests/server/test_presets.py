@@ -193,7 +193,9 @@ async def test_the_system_prompt_is_used_where_the_request_brings_none(client: h
     brief = await asked(client, model="tiny@brief", max_tokens=12)
     assert brief["choices"] == (await asked(client, messages=with_system("Be brief."), max_tokens=12))["choices"]
     assert brief["choices"] != (await asked(client, max_tokens=12))["choices"]
-    assert brief["steering"]["edits"] == []
+    plain = await asked(client)
+    assert "steering" not in brief
+    assert brief["system_fingerprint"] == plain["system_fingerprint"]
     for role in ("system", "developer"):
         own = with_system("Mine.", role)
         assert await prompt_tokens(client, model="tiny@brief", messages=own) == await prompt_tokens(

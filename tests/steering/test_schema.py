@@ -7,6 +7,9 @@ import json
 import math
 import random
 import struct
+import time
+from dataclasses import replace
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -14,6 +17,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from steerserve.core.errors import InvalidRequestError
+from steerserve.dictionaries.registry import RegistrySnapshot
+from steerserve.steering.units import asks_lookup
 from tests.tiny import D_MODEL, HOOK_NAME
 
 if TYPE_CHECKING:
@@ -201,10 +206,82 @@ def test_a_refusal_says_what_would_be_right(llama: Runtime, steering: Any, hint:
     assert hint in caught.value.message
 
 
-def test_a_refusal_never_repeats_a_long_value_whole(llama: Runtime) -> None:
+LONG = "x" * (4 << 20)
+
+
+@pytest.mark.parametrize(
+    "steering",
+    [
+        edit(mode=LONG),
+        edit(dictionary=LONG),
+        edit(**{LONG: 1}),
+        edit(when={"feature": 1, "above": 0.5, "dictionary": LONG}),
+        edit(when={"feature": 1, LONG: 0.5}),
+        [{"vector": LONG, "scale": 1.0}],
+        [{"vector": {"hook": LONG, "values": VALUES}, "scale": 1.0}],
+        vector(**{LONG: 1}),
+        edit(feature=[LONG]),
+        {LONG: 1},
+        LONG,
+        [LONG],
+        {"presets": [LONG]},
+    ],
+)
+def test_a_refusal_of_a_long_name_is_quick_and_short(llama: Runtime, steering: Any) -> None:  # noqa: ANN401
+    began = time.perf_counter()
     with pytest.raises(InvalidRequestError) as caught:
-        llama.resolve_steering(edit(mode="x" * 10_000))
+        llama.resolve_steering(steering)
+    assert time.perf_counter() - began < 1  # matched whole, a name of 4 MB takes many seconds
     assert len(caught.value.message) < 1000
+    assert len(caught.value.param or "") < 200
+
+
+@pytest.mark.parametrize(
+    ("steering", "message"),
+    [
+        ([{"vector": {"hook": "x"}, "scale": 1}], f"{E0}.vector: a vector has exactly one of values and base64."),
+        ([{"vector": 5, "scale": 1}], f"{E0}.vector must be a stored vector's name or an object, not 5."),
+        ([{"vector": {"hook": 5, "values": VALUES}}], f"{E0}.vector.hook must be a string, not 5."),
+        ([True], f"{E0} must be an object, not true."),
+        ([None], f"{E0} must be an object, not null."),
+        (edit(feature=True), f"{E0}.feature must be an integer, not true."),
+        (edit(feature={"x": 1}), f"{E0}.feature must be an integer, not an object."),
+        (edit(scale="1"), f"{E0}.scale must be a number, not '1'."),
+        (edit(scale=1e300), f"{E0}.scale must be at most 1000000, not 1e+300."),
+        (edit(positions="x"), f"{E0}.positions must be 'all', 'prompt' or 'generated', not 'x'."),
+        (edit(when=5), f"{E0}.when must be an object, not 5."),
+        (True, "steering must be a list of edits, a preset's name, an object or null, not true."),
+    ],
+)
+def test_a_refusal_speaks_of_json(llama: Runtime, steering: Any, message: str) -> None:  # noqa: ANN401
+    with pytest.raises(InvalidRequestError) as caught:
+        llama.resolve_steering(steering)
+    assert caught.value.message == message
+
+
+@pytest.mark.parametrize(
+    ("steering", "code"),
+    [
+        (edit(when={"above": 1}), "missing_required_parameter"),
+        (edit(when={"feature": 1}), "missing_required_parameter"),
+        (edit(when={"feature": 1, "above": 1, "below": 2}), "invalid_value"),
+        ([{"feature": 1}], "missing_required_parameter"),
+        ([{}], "missing_required_parameter"),
+        (edit(vector={"hook": HOOK_NAME, "values": VALUES}), "invalid_value"),
+        ([{"vector": {"values": VALUES}, "scale": 1}], "missing_required_parameter"),
+        ([{"vector": {"hook": HOOK_NAME}, "scale": 1}], "missing_required_parameter"),
+        (vector(values=VALUES, base64=encoded(VALUES)), "invalid_value"),
+        (edit(mode="ablate"), "invalid_value"),
+        (edit(scale=True), "invalid_type"),
+        ([{"vector": 5, "scale": 1}], "invalid_type"),
+        ([5], "invalid_type"),
+        (edit(scal=1), "unknown_parameter"),
+    ],
+)
+def test_a_refusal_has_the_code_of_its_kind(llama: Runtime, steering: Any, code: str) -> None:  # noqa: ANN401
+    with pytest.raises(InvalidRequestError) as caught:
+        llama.resolve_steering(steering)
+    assert caught.value.code == code
 
 
 WELL_FORMED: list[Any] = [
@@ -250,6 +327,31 @@ def test_adding_to_a_feature_that_is_set_is_no_contradiction(llama: Runtime) -> 
     assert llama.resolve_steering(steering) is not None
     other_dictionary = [{"feature": 3, "mode": "ablate", "dictionary": name} for name in ("standard", "topk")]
     assert llama.resolve_steering(other_dictionary) is not None
+
+
+def test_one_dictionary_under_two_ids_contradicts_itself(llama: Runtime) -> None:
+    loaded = llama.registry.snapshot().dictionaries
+    twice = {**loaded, "again": replace(loaded["standard"], id="again", is_default=False)}
+    snapshot = RegistrySnapshot(MappingProxyType(twice))
+    steering = [{"feature": 3, "mode": "ablate", "dictionary": name} for name in ("standard", "again")]
+    with pytest.raises(InvalidRequestError, match="the same contents as 'standard'") as caught:
+        llama._resolver(None).resolve(steering, snapshot)
+    assert caught.value.param == "steering.edits[1]"
+
+
+@pytest.mark.parametrize(
+    ("steering", "expected"),
+    [
+        ([ADD], False),
+        (vector(values=VALUES), False),
+        ([ADD, {"vector": "formal", "scale": 1.0}], True),
+        ({"edits": [{"vector": "formal", "scale": 1.0}]}, True),
+        (edit(unit="max"), True),
+        (["formal"], True),
+    ],
+)
+def test_what_is_read_from_files_is_known_before(steering: Any, expected: bool) -> None:  # noqa: ANN401
+    assert asks_lookup(steering) is expected
 
 
 SEVERAL = [
