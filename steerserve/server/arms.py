@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import secrets
 import time
@@ -12,16 +13,19 @@ from typing import TYPE_CHECKING
 from steerserve.compare.arms import Arm, EditedFeatures, edited_features
 from steerserve.compare.control import NamedArm, control_sources, control_steering, controlled
 from steerserve.core.errors import InvalidRequestError, ModelNotFoundError
+from steerserve.core.sent_names import short_name
 from steerserve.engine.request import GenerationRequest
 from steerserve.features.reading import text_ids
 from steerserve.server.prepare import Asked, asked_for, chat_prompt, check_context, check_served, choice_limit
 from steerserve.server.sampling import sampling_params
+from steerserve.server.schemas.compare import MAX_NAME_CHARS
 from steerserve.server.watching import check_size, resolve_watch
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from steerserve.engine.request import Watch
+    from steerserve.presets.library import PresetSnapshot
     from steerserve.runtime import Runtime
     from steerserve.server.schemas.compare import ArmRequest, ComparisonRequest
 
@@ -61,7 +65,8 @@ async def prepare_comparison(runtime: Runtime, body: ComparisonRequest) -> Prepa
         SteerserveError: it cannot be served; `param` is a path such as `arms[1].steering.edits[0].feature`.
     """
     check_served(runtime, None)
-    sources = control_sources([_named(arm) for arm in body.arms])
+    named = await _named(runtime, body)
+    sources = control_sources(named)
     limit = choice_limit(runtime)
     if len(body.arms) * body.n > limit:
         message = (
@@ -70,7 +75,7 @@ async def prepare_comparison(runtime: Runtime, body: ComparisonRequest) -> Prepa
         )
         raise InvalidRequestError(message, param="n")
     seed = body.seed if body.seed is not None else secrets.randbits(_SEED_BITS)
-    asked = await _all_asked(runtime, body, sources, seed)
+    asked = await _all_asked(runtime, body, named, sources, seed)
     prompts = await _prompts(runtime, body, sources, asked)
     watch = resolve_watch(runtime, body.features)
     check_size(watch, body.n * sum(map(len, prompts)))
@@ -107,13 +112,24 @@ async def prepare_comparison(runtime: Runtime, body: ComparisonRequest) -> Prepa
     )
 
 
-def _named(arm: ArmRequest) -> NamedArm:
-    has_presets = arm.model is not None and "@" in arm.model
-    return NamedArm(arm.name, arm.control_of, arm.steering is not None or has_presets)
+async def _named(runtime: Runtime, body: ComparisonRequest) -> list[NamedArm]:
+    """Return what decides which arm is whose control; a model's own id may have an `@` that names no preset."""
+    others = [arm.model for arm in body.arms if arm.model not in {None, runtime.model_id}]
+    presets = await asyncio.to_thread(runtime.presets.snapshot) if others else None
+    return [_named_arm(runtime, arm, place, presets) for place, arm in enumerate(body.arms)]
+
+
+def _named_arm(runtime: Runtime, arm: ArmRequest, place: int, presets: PresetSnapshot | None) -> NamedArm:
+    try:
+        has_presets = arm.model is not None and bool(runtime.check_model(arm.model, presets))
+    except (InvalidRequestError, ModelNotFoundError) as error:
+        raise _of_arm(error, place, has_model=True) from error
+    control_of = short_name(arm.control_of, MAX_NAME_CHARS) if arm.control_of is not None else None
+    return NamedArm(arm.name, control_of, arm.steering is not None or has_presets)
 
 
 async def _all_asked(
-    runtime: Runtime, body: ComparisonRequest, sources: Sequence[int | None], seed: int
+    runtime: Runtime, body: ComparisonRequest, named: Sequence[NamedArm], sources: Sequence[int | None], seed: int
 ) -> list[Asked]:
     """Return what each arm asks for; a control, what its source does with the change turned."""
     found: dict[int, Asked] = {}
@@ -125,10 +141,10 @@ async def _all_asked(
             found[place] = await asked_for(runtime, model, arm.steering)
         except (InvalidRequestError, ModelNotFoundError) as error:
             raise _of_arm(error, place, has_model=arm.model is not None) from error
-    for place, (arm, source) in enumerate(zip(body.arms, sources, strict=True)):
+    for place, (control, source) in enumerate(zip(named, sources, strict=True)):
         if source is not None:
-            steering = controlled(_named(arm), place, found[source].steering)
-            found[place] = replace(found[source], steering=control_steering(steering, seed, arm.name))
+            steering = controlled(control, place, found[source].steering)
+            found[place] = replace(found[source], steering=control_steering(steering, seed, control.name))
     return [found[place] for place in range(len(body.arms))]
 
 

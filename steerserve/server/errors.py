@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
+from starlette.routing import Match
 
 from steerserve.core import errors
 from steerserve.server.schemas.status import ErrorBody, ErrorDetail
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 INVALID_REQUEST = "invalid_request_error"
 SERVER_ERROR = "server_error"
+_METHODS = ("DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT")
 
 _STATUSES: Mapping[type[errors.SteerserveError], tuple[int, str]] = {
     errors.InvalidRequestError: (400, INVALID_REQUEST),
@@ -100,11 +102,19 @@ async def _answer_http_error(request: Request, error: Exception) -> Response:
         message = f"Unknown request URL: {where}. The routes are listed in /openapi.json."
         code = "unknown_url"
     elif status == http.HTTPStatus.METHOD_NOT_ALLOWED:
-        allowed = (headers or {}).get("Allow") or (headers or {}).get("allow") or "another method"
+        allowed = ", ".join(_methods_of(request))
         message = f"Not allowed: {where}. This URL takes {allowed}."
+        headers = {**(headers or {}), "Allow": allowed}
         code = "method_not_supported"
     else:
         message, code = http.HTTPStatus(status).phrase, None
     kind = INVALID_REQUEST if status < http.HTTPStatus.INTERNAL_SERVER_ERROR else SERVER_ERROR
     body = ErrorBody(error=ErrorDetail(message=message, type=kind, param=None, code=code))
     return _response(status, body, headers)
+
+
+def _methods_of(request: Request) -> list[str]:
+    """Return what the URL takes: routes of one path have a method each, and Starlette tells of the first alone."""
+    scopes = {method: {**request.scope, "method": method} for method in _METHODS}
+    routes = request.app.routes
+    return [name for name in _METHODS if any(route.matches(scopes[name])[0] is Match.FULL for route in routes)]

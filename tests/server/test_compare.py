@@ -252,6 +252,17 @@ async def test_a_preset_gives_an_arm_what_it_gives_a_chat_request(
     assert by_name(found)["control"][0]["steering"]["edits"][0]["preset"] == "odd"
 
 
+async def test_a_model_with_an_at_sign_in_its_id_names_no_preset(
+    client: httpx.AsyncClient, runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runtime, "model_id", "tiny@v2")
+    arms = [{"name": "a", "steering": ADD}, {"name": "b", "model": "tiny@v2", "control_of": "a"}]
+    assert by_name(await ask(client, model="tiny@v2", arms=arms)).keys() == {"a", "b"}
+    arms[1]["model"] = "tiny@v3"
+    refused = await client.post(COMPARE, json=compare(model="tiny@v2", arms=arms))
+    assert (refused.status_code, refused.json()["error"]["param"]) == (404, "arms[1].model")
+
+
 async def test_no_arms_are_answered_with_a_5xx(client: httpx.AsyncClient) -> None:
     source = random.Random(3)
     statuses = set()

@@ -239,6 +239,7 @@ async def test_an_unknown_url_is_404(client: httpx.AsyncClient, path: str) -> No
         ("DELETE", "/v1/models", "GET"),
         ("OPTIONS", "/v1/models", "GET"),
         ("BREW", "/v1/dictionaries", "GET"),
+        ("POST", "/admin/presets/x", "DELETE, GET, PUT"),
     ],
 )
 async def test_another_method_is_405_and_says_which_are_allowed(
@@ -247,6 +248,7 @@ async def test_another_method_is_405_and_says_which_are_allowed(
     response = await client.request(method, path)
     assert check(response, 405)["code"] == "method_not_supported"
     assert response.headers["allow"] == allowed
+    assert response.json()["error"]["message"].endswith(f"This URL takes {allowed}.")
 
 
 @pytest.mark.parametrize("path", ["/v1/models/gpt", "/v1/models/org/name", "/v1/models/"])
