@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from steerserve.dictionaries.dictionary import Dictionary
 
 _TINY = 1e-12
+_LARGEST = torch.finfo(torch.float32).max
 NUM_SUMS = 7
 """Of each edit: tokens edited, special, sinks, stopped by the gate, passed by it; activation, relative change."""
 
@@ -93,7 +94,6 @@ class Decision(NamedTuple):
 
     delta: Float[Tensor, "lines edits"]
     edited: Tensor
-    norm: Float[Tensor, "lines 1"]
     counts: tuple[Tensor, ...]
 
 
@@ -131,7 +131,7 @@ def decide(x: Float[Tensor, "lines d_out"], rules: Rules, acts: Tensor, gate_act
     delta = torch.minimum(torch.maximum(rules.slope * acts + rules.offset, rules.low), rules.high)
     delta = torch.where(edited, delta * ((since + 1) / rules.ramp).clamp(max=1), 0.0)
     counts = (edited, meant & ~may_edit, meant & may_edit & ~is_usual, touchable & ~passes, meant & passes)
-    return Decision(delta, edited, norm, counts)
+    return Decision(delta, edited, counts)
 
 
 def apply_edits(x: Float[Tensor, "lines d_out"], edits: Edits, acts: Tensor, gate_acts: Tensor, lines: Lines) -> Change:
@@ -141,7 +141,8 @@ def apply_edits(x: Float[Tensor, "lines d_out"], edits: Edits, acts: Tensor, gat
     dx = delta[:, 0, None] * edits.direction[:, 0]
     for place in range(1, delta.shape[1]):
         dx = torch.addcmul(dx, delta[:, place, None], edits.direction[:, place])
-    return Change(dx, _tally(decision, acts, delta.abs() * edits.direction_norm), delta)
+    change = delta.abs().double() * edits.direction_norm
+    return Change(dx, _tally(decision, acts, _relative(change, x)), delta)
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,10 +178,12 @@ def apply_full(
     dx = torch.where(decision.edited.any(-1, keepdim=True), dx, 0.0)
     # Decoders are affine, so each edit's part of the change is its share of the sum, whatever scale the decoder adds.
     directions = edits.dictionary.directions(edits.features)
-    scale = dx.norm(dim=-1) / (delta @ directions).norm(dim=-1).clamp(min=_TINY)
+    together = delta @ directions
+    change = (_norm(dx) / _norm(together).clamp(min=_TINY))[:, None] * delta.abs() * directions.norm(dim=-1)
     if edits.written is not None:
+        scale = dx.norm(dim=-1) / together.norm(dim=-1).clamp(min=_TINY)
         dx = math.copysign(1.0, edits.strength) * scale[:, None] * (delta @ edits.written)
-    return Change(dx, _tally(decision, acts, scale[:, None] * delta.abs() * directions.norm(dim=-1)), delta)
+    return Change(dx, _tally(decision, acts, _relative(change, x)), delta)
 
 
 def changed(x: Tensor, dx: Tensor) -> Tensor:
@@ -188,10 +191,21 @@ def changed(x: Tensor, dx: Tensor) -> Tensor:
     return torch.where(dx == 0, x, x + dx)
 
 
+def _relative(change: Float[Tensor, "lines edits"], x: Float[Tensor, "lines d_out"]) -> Float[Tensor, "lines edits"]:
+    """Return lengths over that of `x`, in float64: the square of `x` overflows float32 long before `x` does."""
+    return change / _norm(x)[:, None].clamp(min=_TINY)
+
+
+def _norm(x: Float[Tensor, "lines d_out"]) -> Float[Tensor, " lines"]:
+    norm: Tensor = torch.linalg.vector_norm(x, dim=-1, dtype=torch.float64)
+    return norm
+
+
 def _tally(decision: Decision, acts: Tensor, change: Tensor) -> Float[Tensor, "lines edits sums"]:
     activation = torch.where(decision.edited, acts, 0.0)
-    parts = (*decision.counts, activation, change / decision.norm.clamp(min=_TINY))
-    return torch.stack(parts, dim=-1).double()
+    parts = torch.stack((*decision.counts, activation, change), dim=-1)
+    # Sums stay finite even where a value is not: JSON has no word for what is not.
+    return torch.nan_to_num(parts, nan=0.0, posinf=_LARGEST, neginf=-_LARGEST)
 
 
 def stack_rows(rows: list[Any]) -> Any:  # noqa: ANN401 Reads or Edits, whichever is given

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from typing import TYPE_CHECKING, Any
 
@@ -262,3 +263,34 @@ def test_low_precision_streams_are_edited_in_float32_and_stay_what_they_were(lla
     assert out is not None
     assert out.dtype is torch.bfloat16
     assert float(out[0, 0, 4]) == 3.5
+
+
+@pytest.mark.parametrize("name", ["standard", "topk"])
+@torch.no_grad()
+def test_a_receipt_is_right_where_the_square_of_the_stream_overflows(llama: Runtime, name: str) -> None:
+    edit = {"feature": 3, "dictionary": name, "mode": "remove", "special_tokens": True}
+    sequence = opened(llama, {"edits": [edit], "strength": -1000})
+    assert sequence is not None
+    x = stream(1) * 1e22
+    out = sequence.prompt_hooks([PROMPT_TOKEN] * len(x))[HOOK_NAME](x[None])
+    assert out is not None
+    expected = ((out[0].double() - x.double()).norm(dim=-1) / x.double().norm(dim=-1)).mean()
+    [found] = sequence.receipt().as_json(lambda *_: None)["edits"]
+    assert found["mean_change"] == pytest.approx(float(expected), rel=1e-4)
+    assert found["mean_change"] > 10
+
+
+@pytest.mark.parametrize("mode", ["remove", "multiply"])
+@pytest.mark.parametrize("name", ["standard", "topk"])
+@torch.no_grad()
+def test_a_receipt_stays_finite_where_the_stream_does_not(llama: Runtime, name: str, mode: str) -> None:
+    edit = {"feature": 3, "dictionary": name, "mode": mode, "special_tokens": True}
+    edit |= {"scale": 1e6} if mode == "multiply" else {}
+    for start in (1e30, 1e37, math.inf):
+        sequence = opened(llama, {"edits": [edit], "strength": -1000})
+        assert sequence is not None
+        for x in (stream(1) * start, stream(2) * 1e-30, torch.full((5, D_MODEL), math.nan)):
+            sequence.prompt_hooks([PROMPT_TOKEN] * len(x))[HOOK_NAME](x[None])
+        [found] = sequence.receipt().as_json(lambda *_: None)["edits"]
+        assert math.isfinite(found["mean_change"])
+        assert math.isfinite(found["mean_activation"])
