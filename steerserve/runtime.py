@@ -65,7 +65,7 @@ if TYPE_CHECKING:
     from steerserve.model.source import ModelFiles
     from steerserve.presets.library import PresetSnapshot
     from steerserve.presets.preset import Preset
-    from steerserve.steering.resolve import ResolvedSteering
+    from steerserve.steering.resolved import ResolvedSteering
 
 _log = logging.getLogger(__name__)
 

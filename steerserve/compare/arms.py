@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from steerserve.dictionaries.dictionary import Dictionary
-    from steerserve.steering.resolve import ResolvedSteering
+    from steerserve.steering.resolved import ResolvedSteering
 
 
 @dataclass(frozen=True, slots=True)

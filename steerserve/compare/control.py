@@ -12,7 +12,7 @@ from steerserve.core.errors import InvalidRequestError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from steerserve.steering.resolve import ResolvedSteering
+    from steerserve.steering.resolved import ResolvedSteering
 
 _SEED_BYTES = 6
 """So that every JSON reader holds the seed exactly."""

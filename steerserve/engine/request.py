@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from steerserve.dictionaries.dictionary import Dictionary
     from steerserve.steering.receipt import Receipt
-    from steerserve.steering.resolve import ResolvedSteering
+    from steerserve.steering.resolved import ResolvedSteering
 
 FinishReason = Literal["stop", "length"]
 NO_BIAS: Mapping[int, float] = MappingProxyType({})

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from steerserve.dictionaries.dictionary import Dictionary
     from steerserve.engine.engine import Engine
     from steerserve.engine.runner import Runner
-    from steerserve.steering.resolve import ResolvedSteering
+    from steerserve.steering.resolved import ResolvedSteering
 
     Hook = Callable[[Tensor], Tensor | None]
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from steerserve.server.schemas.chat import ChatCompletionRequest
     from steerserve.server.schemas.completions import CompletionRequest, Prompt
     from steerserve.server.schemas.sampling import GenerationFields
-    from steerserve.steering.resolve import ResolvedSteering
+    from steerserve.steering.resolved import ResolvedSteering
 
 _LARGE_PROMPT_CHARS = 16_384
 """Longer prompts are tokenised in a thread, so that nobody else's stream stalls."""

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from steerserve.dictionaries.dictionary import Dictionary
-    from steerserve.steering.resolve import ResolvedEdit
+    from steerserve.steering.resolved import ResolvedEdit
 
 _NOTHING = 1
 """A column that is always 0, for what goes by no activation. Before it lies one for the padding of shorter rows."""

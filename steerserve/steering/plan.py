@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from steerserve.dictionaries.dictionary import Dictionary
     from steerserve.steering.positions import TokenPlace
-    from steerserve.steering.resolve import ResolvedSteering
+    from steerserve.steering.resolved import ResolvedSteering
 
     PromptSums = dict[str, Tensor]
     HookFns = dict[str, Callable[[Tensor], Tensor | None]]

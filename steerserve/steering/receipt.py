@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
     from steerserve.dictionaries.dictionary import Dictionary
     from steerserve.steering.gates import ResolvedGate
-    from steerserve.steering.resolve import ResolvedEdit, ResolvedSteering
+    from steerserve.steering.resolved import ResolvedEdit, ResolvedSteering
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from steerserve.dictionaries.dictionary import FeatureColumns
-    from steerserve.steering.resolve import ResolvedEdit
+    from steerserve.steering.resolved import ResolvedEdit
 
 _INF = float("inf")
 

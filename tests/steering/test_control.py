@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from steerserve.runtime import Runtime
-    from steerserve.steering.resolve import ResolvedSteering
+    from steerserve.steering.resolved import ResolvedSteering
 
 HOOK_NAME = "blocks.0.hook_resid_post"
 NUM_TOKENS = 6

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from steerserve.dictionaries.dictionary import Dictionary
-    from steerserve.steering.resolve import ResolvedEdit
+    from steerserve.steering.resolved import ResolvedEdit
 
 E0 = "steering.edits[0]"
 VECTOR = {"hook": HOOK_NAME, "values": [0.5] * D_MODEL}
