@@ -1,11 +1,14 @@
 """A YAML file read strictly, with the line and column of everything in it.
 
 Knows nothing of what the data mean. Duplicate keys, aliases, several documents in a file and tags that would build
-objects are refused; nothing but plain data comes out.
+objects are refused; nothing but plain data comes out. So are numbers that YAML reads in another way than people do
+(`0123` is 83 to it), and texts so large or so deeply nested that reading them would hold up a server.
 """
 
 from __future__ import annotations
 
+import math
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NoReturn
 
@@ -19,6 +22,12 @@ if TYPE_CHECKING:
 
 YamlPath = tuple[str | int, ...]
 """The keys and list indices that lead to a value; `()` is the whole document."""
+
+MAX_DEPTH = 20
+"""Lists and mappings in one another."""
+MAX_VALUES = 20_000
+"""Keys, values, lists and mappings of one text: some seconds of reading at most."""
+_NUMBER = re.compile(r"[-+]?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][-+]?[0-9]+)?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,10 +82,30 @@ def parse_yaml(text: str, *, name: str) -> YamlDocument:
     except yaml.YAMLError as error:
         message = f"{name}: not valid YAML: {str(error).splitlines()[0]}."
         raise ConfigError(message) from error
-    except RecursionError as error:
-        message = f"{name}: not valid YAML: it is nested too deeply."
-        raise ConfigError(message) from error
     return YamlDocument(name, data, reader.marks)
+
+
+class _Loader(yaml.SafeLoader):
+    """Composes nodes until there are too many, before anything else is done with them."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self._depth = 0
+        self._num_values = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        self._depth += 1
+        self._num_values += 1
+        if self._depth > MAX_DEPTH + 1:  # the values in the innermost lists count as a level too
+            self._refuse(f"it is nested too deeply: at most {MAX_DEPTH} lists and mappings may be in one another")
+        if self._num_values > MAX_VALUES:
+            self._refuse(f"it is too much: a text may have {MAX_VALUES} keys and values at most")
+        node: yaml.Node | None = super().compose_node(parent, index)
+        self._depth -= 1
+        return node
+
+    def _refuse(self, problem: str) -> NoReturn:
+        raise yaml.MarkedYAMLError(problem=problem, problem_mark=self.peek_event().start_mark)  # type: ignore[no-untyped-call]
 
 
 class _Reader:
@@ -84,7 +113,7 @@ class _Reader:
 
     def __init__(self, text: str) -> None:
         self.marks: dict[YamlPath, tuple[int, int]] = {(): (1, 1)}
-        self._loader = yaml.SafeLoader(text)
+        self._loader = _Loader(text)
         self._seen: set[int] = set()
 
     def read(self) -> object:
@@ -106,7 +135,18 @@ class _Reader:
         scalar = self._scalar(node)
         if not isinstance(scalar, str | int | float | None):
             self._refuse(node, f"{node.tag} is no plain value (put text that looks like a date in quotes)")
+        if isinstance(scalar, int | float) and not isinstance(scalar, bool):
+            self._check_number(node, scalar)
         return scalar
+
+    def _check_number(self, node: yaml.Node, number: float) -> None:
+        """Refuse what YAML 1.1 reads as a number that is not the one it looks like: 0123, 1:30, 1_0, 0b11, 0x1f."""
+        is_endless = node.tag.endswith(":float") and not math.isfinite(number)  # which looks like nothing else
+        if is_endless or _NUMBER.fullmatch(node.value):
+            return
+        meant = f"{node.value[:40]!r} is no plain number (YAML reads {_written(number)})"
+        advice = "write plain digits, such as 12, -0.5 or 1.5e+3, or put quotes around it if it is text"
+        self._refuse(node, f"{meant}: {advice}")
 
     def _scalar(self, node: yaml.Node) -> object:
         """Return the value of a single word; a collection is returned as the node it is."""
@@ -139,3 +179,10 @@ class _Reader:
 
     def _refuse(self, node: yaml.Node, problem: str) -> NoReturn:
         raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
+
+
+def _written(number: float) -> str:
+    try:
+        return str(number)[:40]
+    except ValueError:  # thousands of digits
+        return "a number of thousands of digits"

@@ -53,7 +53,9 @@ def test_an_empty_text_is_no_data() -> None:
         ('!!int "": a\n', "f.yaml:1:1: not valid YAML: '' is no int"),
         ("a: \x07\n", "not valid YAML"),
         ("<<: {a: 1}\n", "f.yaml:1:1"),
-        ("[" * 5000, "nested too deeply"),
+        ("[" * 5000, "f.yaml:1:22: not valid YAML: it is nested too deeply"),
+        ("[" * 20 + "[1]" + "]" * 20, "nested too deeply"),
+        ("a: [" + "0," * 20_000 + "0]", "may have 20000 keys and values"),
         ("a:\n\t- b\n", "f.yaml:2:1"),
     ],
 )
@@ -62,6 +64,47 @@ def test_what_is_not_plain_yaml_is_refused_with_its_place(text: str, complaint: 
         parse_yaml(text, name="f.yaml")
     assert complaint in caught.value.message
     assert "\n" not in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("number", "meant"),
+    [
+        ("0123", "83"),
+        ("1:30", "90"),
+        ("1_0", "10"),
+        ("0b11", "3"),
+        ("0x1f", "31"),
+        ("-017", "-15"),
+        ("1:30.5", "90.5"),
+        (".5", "0.5"),
+        ("1.", "1.0"),
+        ("1_0.5", "10.5"),
+        ("08.5", "8.5"),
+    ],
+)
+def test_a_number_that_yaml_reads_in_its_own_way_is_refused(number: str, meant: str) -> None:
+    for text, place in ((f"a: {number}\n", "1:4"), (f"a:\n- [1, {number}]\n", "2:7")):
+        with pytest.raises(ConfigError) as caught:
+            parse_yaml(text, name="f.yaml")
+        said = f"f.yaml:{place}: not valid YAML: {number!r} is no plain number (YAML reads {meant}): write plain digits"
+        assert caught.value.message.startswith(said)
+    assert parse_yaml(f"a: '{number}'\n", name="f.yaml").data == {"a": number}
+
+
+def test_a_number_of_thousands_of_digits_is_refused_in_a_line() -> None:
+    with pytest.raises(ConfigError, match="is no plain number") as caught:
+        parse_yaml("a: 0b" + "1" * 20_000 + "\n", name="f.yaml")
+    assert len(caught.value.message) < 300
+
+
+def test_plain_numbers_are_numbers() -> None:
+    document = parse_yaml("[0, -0, 12, +3, -4, 0.5, -1.25, 1.5e+3, 1.0e-07, 1e3]\n", name="f.yaml")
+    assert document.data == [0, 0, 12, 3, -4, 0.5, -1.25, 1500.0, 1e-7, "1e3"]
+
+
+def test_what_is_deep_or_long_within_reason_is_read() -> None:
+    assert parse_yaml("[" * 20 + "1" + "]" * 20, name="f.yaml").data
+    assert parse_yaml("[" + "0," * 19_000 + "]", name="f.yaml").data == [0] * 19_000
 
 
 def test_files_that_cannot_be_read_say_why(tmp_path: Path) -> None:
