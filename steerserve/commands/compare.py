@@ -189,4 +189,4 @@ def _show(figures: Figures) -> None:
             cells.append(mean + interval)
         table.add_row(escape(arm), str(figures.num_samples[arm]), *cells)
     print_table(table)
-    typer.echo(f"In brackets: the difference from {figures.arms[0]!r}, 95 % bootstrap interval.")
+    typer.echo(f"In brackets: the difference from {figures.arms[0]!r}, 95 % interval.")

@@ -7,13 +7,13 @@ from collections import defaultdict
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from steerserve.experiments.statistics import LEVEL, NUM_RESAMPLES, SEED, estimate
+from steerserve.experiments.statistics import ANY_NUMBER, LEVEL, NUM_RESAMPLES, SEED, estimate
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from steerserve.experiments.samples import Record
-    from steerserve.experiments.statistics import Estimate
+    from steerserve.experiments.statistics import Estimate, Method
 
 BROKEN_REPETITION = 0.2
 
@@ -26,6 +26,8 @@ class Metric:
     title: str
     about: str
     digits: int = 2
+    bounds: tuple[float, float] = (0.0, math.inf)
+    """Of a sample's value."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,9 +55,9 @@ class Figures:
         return self.cells[arm, metric]
 
     @property
-    def resampled(self) -> str | None:
-        """What intervals were made by drawing; None where there are none."""
-        found = (cell.mean.resampled for cell in self.cells.values() if cell.mean is not None)
+    def method(self) -> Method | None:
+        """How intervals were made; None where there are none."""
+        found = (cell.mean.method for cell in self.cells.values() if cell.mean is not None)
         return next((one for one in found if one is not None), None)
 
 
@@ -67,10 +69,21 @@ METRICS = (
         3,
     ),
     Metric("surprise", "surprise", "negative log-likelihood of the text under the unsteered model, nats a token"),
-    Metric("repetition", "repetition", "share of 3-grams that were there before; over 0.2 a text reads as broken", 3),
-    Metric("relevance", "relevance", "how much likelier the prompt makes the text, unsteered, nats a token"),
-    Metric("broken", "broken", "share of texts whose repetition is over 0.2"),
-    Metric("distinct_2", "distinct 2", "different 2-grams over all", 3),
+    Metric(
+        "repetition",
+        "repetition",
+        "share of 3-grams that were there before; over 0.2 a text reads as broken",
+        3,
+        (0, 1),
+    ),
+    Metric(
+        "relevance",
+        "relevance",
+        "how much likelier the prompt makes the text, unsteered, nats a token",
+        bounds=ANY_NUMBER,
+    ),
+    Metric("broken", "broken", "share of texts whose repetition is over 0.2", bounds=(0, 1)),
+    Metric("distinct_2", "distinct 2", "different 2-grams over all", 3, (0, 1)),
     Metric("kl_p95", "KL p95", "95th percentile of that divergence over the tokens of a text"),
     Metric("tokens", "tokens", "generated tokens", 1),
 )
@@ -100,7 +113,7 @@ def summarise(records: Iterable[Record], arms: Sequence[str]) -> Figures:
             own = values[arm]
             pairs = [place for place in own if place in first]
             difference = estimate([own[at] - first[at] for at in pairs], [prompts[key] for key, _ in pairs])
-            mean = estimate(list(own.values()), [prompts[key] for key, _ in own])
+            mean = estimate(list(own.values()), [prompts[key] for key, _ in own], bounds=metric.bounds)
             cells[arm, metric.name] = Cell(mean, None if arm == arms[0] else difference)
     counts = {arm: len(found) for arm, found in rows.items()}
     return Figures(tuple(arms), metrics, cells, counts, len(set(prompts.values())))
@@ -152,8 +165,13 @@ def figures_json(figures: Figures) -> dict[str, Any]:
         }
     return {
         "first_arm": figures.arms[0],
-        "resampling": {"unit": figures.resampled, "resamples": NUM_RESAMPLES, "level": LEVEL, "seed": SEED},
+        "intervals": _intervals_json(figures),
         "arms": [
             {"name": arm, "num_samples": figures.num_samples[arm], "metrics": by_arm[arm]} for arm in figures.arms
         ],
     }
+
+
+def _intervals_json(figures: Figures) -> dict[str, Any]:
+    drawn = {"resamples": NUM_RESAMPLES, "seed": SEED} if figures.method == "bootstrap" else {}
+    return {"method": figures.method, "prompts": figures.num_prompts, "level": LEVEL, **drawn}

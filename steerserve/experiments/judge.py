@@ -140,7 +140,7 @@ def _rate(
         prompts.append(repr(pair.prompt))
         agreed.append(first == second)
     agreement = sum(agreed) / len(agreed) if agreed else None
-    return WinRate(arm, estimate(scores, prompts), len(scores), num_equal, num_unreadable, agreement)
+    return WinRate(arm, estimate(scores, prompts, bounds=(0, 1)), len(scores), num_equal, num_unreadable, agreement)
 
 
 def _known(file: Path) -> dict[str, tuple[float | None, float | None]]:

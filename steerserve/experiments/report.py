@@ -14,7 +14,7 @@ from steerserve.experiments.charts import HEIGHT, WIDTH, Point, chart
 from steerserve.experiments.curves import find_curves
 from steerserve.experiments.figures import BROKEN_REPETITION
 from steerserve.experiments.samples import planned
-from steerserve.experiments.statistics import NUM_RESAMPLES, SEED
+from steerserve.experiments.statistics import MIN_BOOTSTRAPPED, MIN_PROMPTS, NUM_RESAMPLES, SEED
 from steerserve.experiments.texts import LEVELS, Shades, pieces_of, plain
 
 if TYPE_CHECKING:
@@ -94,6 +94,8 @@ def render_report(results: Results) -> str:
         levels=range(1, LEVELS + 1),
         num_resamples=NUM_RESAMPLES,
         bootstrap_seed=SEED,
+        min_prompts=MIN_PROMPTS,
+        min_bootstrapped=MIN_BOOTSTRAPPED,
     )
 
 

@@ -146,7 +146,7 @@ def test_everything_to_run_it_again_is_there_and_the_judges_win_rates() -> None:
 def test_colour_is_only_where_an_interval_leaves_out_zero() -> None:
     records = []
     for seed in range(6):
-        shared = {"key": f"k{seed}", "seed": seed}
+        shared = {"key": f"k{seed}", "prompt": f"Tell me of {seed}."}
         records += [
             record("baseline", ["a"], [0.0], **shared),
             record(
@@ -165,3 +165,16 @@ def test_colour_is_only_where_an_interval_leaves_out_zero() -> None:
     assert len(coloured) == 1
     assert "+1.250" in coloured[0]
     assert sum("the same" in cell for cell in cells) == 7
+    assert "t on the means of the 6 prompts" in page
+
+
+def test_the_report_says_how_its_intervals_were_made() -> None:
+    for num_prompts, said in ((1, "there is 1"), (2, "there are 2"), (4, "of the 4 prompts"), (20, "prompts, 20 of")):
+        records = [
+            record(arm, [arm], [float(place)], key=f"k{place}", prompt=f"Tell me of {place}.")
+            for place in range(num_prompts)
+            for arm in ("baseline", "pushed")
+        ]
+        page, tags = page_of(EXPERIMENT.format(hostile="pushed"), records)
+        assert said in tags.text
+        assert ("of the bootstrap" in page) == (num_prompts == 20)

@@ -244,7 +244,7 @@ async def test_tables_pair_samples_with_the_first_arms(tiny: Runtime, tmp_path: 
     difference = figures.cell("pushed", "surprise").difference
     assert difference is not None
     assert difference.mean == pytest.approx(sum(pairs) / len(pairs))
-    assert (difference.num_values, difference.resampled) == (8, "samples")
+    assert (difference.num_values, difference.num_prompts, difference.method) == (8, 2, None)
     assert figures.cell("baseline", "surprise").difference is None
     assert figures.cell("prompted", "kl").difference is not None
     summary = json.loads((tmp_path / "summary.json").read_text())
