@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import TYPE_CHECKING, Annotated, Any
 
 import pytest
@@ -249,6 +250,33 @@ async def test_another_method_is_405_and_says_which_are_allowed(
     assert check(response, 405)["code"] == "method_not_supported"
     assert response.headers["allow"] == allowed
     assert response.json()["error"]["message"].endswith(f"This URL takes {allowed}.")
+
+
+LONG = "x" * 1_000_000
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        (CHAT, {"model": LONG}),
+        (CHAT, {"features": {LONG: 1}}),
+        (CHAT, {"features": {"dictionaries": [LONG]}}),
+        (CHAT, {"steering": [{LONG: 1}]}),
+        ("/v1/compare", {"arms": [{"name": "a", LONG: 1}]}),
+        ("/v1/compare", {"arms": [{"name": "a", "model": LONG}]}),
+        ("/v1/compare", {"arms": [{"name": "a", "control_of": LONG}]}),
+        ("/admin/train", {LONG: 1}),
+    ],
+)
+async def test_a_long_name_is_refused_quickly_and_never_repeated_whole(
+    client: httpx.AsyncClient, path: str, body: dict[str, Any]
+) -> None:
+    began = time.perf_counter()
+    response = await client.post(path, json=chat(**body) if path != "/admin/train" else body)
+    assert response.status_code in {400, 404}
+    assert time.perf_counter() - began < 2  # matched whole, such a name takes many seconds
+    assert len(response.json()["error"]["param"]) < 200
+    assert len(response.content) < 2000
 
 
 @pytest.mark.parametrize("path", ["/v1/models/gpt", "/v1/models/org/name", "/v1/models/"])
