@@ -62,9 +62,11 @@ class Experiment:
         return list(range(seeds)) if isinstance(seeds, int) else list(seeds)
 
     @property
-    def sampling(self) -> dict[str, float]:
-        """How tokens are drawn, the same for every arm."""
-        return {name: getattr(self.content, name) for name in Sampling.model_fields}
+    def sampling(self) -> dict[str, Any]:
+        """How tokens are drawn and what ends a text, the same for every arm."""
+        stop = self.content.stop
+        said = {name: getattr(self.content, name) for name in Sampling.model_fields}
+        return {**said, "stop": [stop] if isinstance(stop, str) else stop}
 
     @property
     def arms(self) -> list[dict[str, Any]]:

@@ -61,7 +61,7 @@ def _check_same(experiment: Experiment, folder: ResultsFolder, setup: Mapping[st
     made = [tuple(arm[name] for name in names) for arm in setup["arms"]]
     content = experiment.content
     limits = {"n": content.n, "max_tokens": content.max_tokens, **experiment.sampling}
-    if asked != made or any(setup[name] != value for name, value in limits.items()):
+    if asked != made or any(setup.get(name) != value for name, value in limits.items()):
         message = (
             f"{folder.path} has samples of another experiment than this file now asks for: other arms, sampling or "
             "limits. Give the folder of its own with --out, or leave --report-only out."

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from steerserve.presets.schema import PRESET_NAME, Number, Prompt
+from steerserve.presets.schema import MAX_STOPS, PRESET_NAME, Number, Prompt, StopText
 
 SCHEMA_FILE = Path(__file__).with_name("experiment.schema.json")
 """What editors check experiments with; `steerserve compare --schema` prints the same."""
@@ -84,7 +84,12 @@ class Sampling(_Strict):
     top_p: Number = Field(default=1.0, ge=0, le=1, description="Likeliest tokens with this share.")
     top_k: int = Field(default=0, ge=0, le=1_000_000, description="Number of candidates; 0 is all.")
     min_p: Number = Field(default=0.0, ge=0, le=1, description="Least share of the likeliest token's.")
+    presence_penalty: Number = Field(default=0.0, ge=-2, le=2, description="As in OpenAI's API; 0 is none.")
+    frequency_penalty: Number = Field(default=0.0, ge=-2, le=2, description="As in OpenAI's API; 0 is none.")
     repetition_penalty: Number = Field(default=1.0, gt=0, le=10, description="1 is none.")
+    stop: StopText | Annotated[list[StopText], Field(max_length=MAX_STOPS)] = Field(
+        default=[], description="A text, or a list of them, before which a sample ends; none by default."
+    )
 
 
 class ExperimentFile(Sampling):

@@ -1,8 +1,8 @@
 """Means with 95 % intervals over prompts. Knows numbers, not experiments.
 
-Samples of one prompt are alike, so prompts are the units. From 20 of them on the interval is a percentile bootstrap that
-draws prompts. Of fewer it is Student's t on their means: a percentile bootstrap of 4 leaves out the truth in 18 % of
-the cases, for it has neither the variance's missing n / (n - 1) nor the t distribution's tails.
+Samples of one prompt are alike, so prompts are the units. From 20 of them on the interval is a percentile bootstrap
+that draws prompts. Of fewer it is Student's t on their means: a percentile bootstrap of 4 leaves out the truth in 18 %
+of the cases, for it has neither the variance's missing n / (n - 1) nor the t distribution's tails.
 
 Source: Efron and Tibshirani, An Introduction to the Bootstrap (1993), sections 13.3 (percentile interval) and 8.3
 (resampling the units that are independent, here prompts); Cochran, Sampling Techniques (1977), section 6.3 (the
@@ -37,7 +37,7 @@ _T_QUANTILES = (
     *(4.302653, 3.182446, 2.776445, 2.570582, 2.446912, 2.364624, 2.306004, 2.262157, 2.228139),
     *(2.200985, 2.178813, 2.160369, 2.144787, 2.131450, 2.119905, 2.109816, 2.100922),
 )
-"""Of 0.975, for `MIN_PROMPTS` - 1 degrees of freedom and more: a table, as numpy has none and scipy is no dependency."""
+"""Of 0.975, for `MIN_PROMPTS` - 1 degrees of freedom and more; numpy has none, and scipy is no dependency."""
 
 Method = Literal["t", "bootstrap"]
 

@@ -15,7 +15,10 @@ RUN: dict[str, Any] = {
         "top_p": 1.0,
         "top_k": 0,
         "min_p": 0.0,
+        "presence_penalty": 0.0,
+        "frequency_penalty": 0.0,
         "repetition_penalty": 1.0,
+        "stop": [],
     },
     "dictionaries": [
         {"id": "res0", "hook": "h", "architecture": "topk", "d_sae": 96, "source": "path:/x", "sha256": "5" * 64}

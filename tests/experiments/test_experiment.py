@@ -40,8 +40,18 @@ def test_a_good_file_is_what_is_sent() -> None:
         "top_p": 1.0,
         "top_k": 0,
         "min_p": 0.0,
+        "presence_penalty": 0.0,
+        "frequency_penalty": 0.0,
         "repetition_penalty": 1.0,
+        "stop": [],
     }
+
+
+@pytest.mark.parametrize(("stop", "sent"), [("Q:", ["Q:"]), ("[Q:, 'A:']", ["Q:", "A:"]), ("[]", [])])
+def test_a_stop_is_one_text_or_some(stop: str, sent: list[str]) -> None:
+    text = GOOD.replace("temperature: 0.5", f"stop: {stop}\npresence_penalty: -1").replace("Q:,", "'Q:',")
+    sampling = parse_experiment(text.replace("stop: Q:", "stop: 'Q:'"), file="x").sampling
+    assert (sampling["stop"], sampling["presence_penalty"]) == (sent, -1)
 
 
 def test_a_number_of_seeds_counts_from_zero() -> None:

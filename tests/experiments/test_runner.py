@@ -64,8 +64,14 @@ class Follower:
 
 
 @pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runtime]:
-    with build_runtime(tiny_settings(tmp_path_factory.mktemp("tiny"), engine={"threads": 1})) as runtime:
+def presets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("presets")
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory, presets: Path) -> Iterator[Runtime]:
+    settings = tiny_settings(tmp_path_factory.mktemp("tiny"), engine={"threads": 1})
+    with build_runtime(settings.model_copy(update={"presets_dir": presets})) as runtime:
         yield runtime
 
 
@@ -103,6 +109,24 @@ async def test_all_samples_are_made_and_every_arm_draws_the_same_noise(tiny: Run
     assert run_file["sessions"][0]["command"] == "x"
     assert run_file["sessions"][0]["versions"].keys() >= {"steerserve", "torch", "transformers", "sae_lens"}
     assert len(run_file["dictionaries"][0]["sha256"]) == 64
+
+
+async def test_arms_differ_by_nothing_that_a_preset_says_of_sampling(
+    tiny: Runtime, tmp_path: Path, presets: Path
+) -> None:
+    sampling = "temperature: 0, top_k: 1, presence_penalty: 2, frequency_penalty: 2, repetition_penalty: 5"
+    stops = json.dumps([chr(code) for code in range(ord("!"), ord("Z"))], ensure_ascii=False)[:2000]
+    (presets / "set.yaml").write_text(
+        f"name: set\nsampling: {{{sampling}, max_tokens: 1, min_p: 1, seed: 5, stop: {stops}}}\n"
+    )
+    text = TEXT.replace("n: 2\nmax_tokens: 6", "n: 2\nmax_tokens: 40") + "stop: []\n"
+    arms = text[text.index("arms:") : text.index("seeds:")]
+    await run(
+        tiny, tmp_path, experiment_of(text.replace(arms, "arms: [{{name: baseline}}, {{name: set, preset: set}}]\n"))
+    )
+    found = lines(tmp_path)
+    texts = [[one["text"] for one in found if one["arm"] == arm] for arm in ("baseline", "set")]
+    assert texts[0] == texts[1]
 
 
 async def test_a_run_that_was_stopped_anywhere_goes_on_to_the_same_samples(tiny: Runtime, tmp_path: Path) -> None:
