@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -136,12 +137,14 @@ def presets_schema() -> None:
 
 def _problem(file: Path) -> str | None:
     """Return what is wrong with a file, and where."""
-    from steerserve.presets.preset import SUFFIX, decode_preset, parse_preset
+    from steerserve.core.files import read_plain
+    from steerserve.presets.preset import MAX_FILE_BYTES, SUFFIX, decode_preset, parse_preset
 
     if file.suffix != SUFFIX:
         return f"{file}:1:1: a preset's file ends in {SUFFIX}; rename it to {file.stem}{SUFFIX}."
     try:
-        text = decode_preset(file.read_bytes(), file=str(file))
+        # Links are followed here, where somebody names the file; a pipe would keep the command waiting.
+        text = decode_preset(read_plain(Path(os.path.realpath(file)), MAX_FILE_BYTES + 1), file=str(file))
         parse_preset(text, file=str(file), name=file.stem)
     except OSError as error:
         return f"{file}:1:1: it cannot be read: {error.strerror}."

@@ -5,20 +5,19 @@ from __future__ import annotations
 import logging
 import os
 import re
-import stat
 import threading
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from steerserve.core.errors import PresetError
+from steerserve.core.files import read_plain
 from steerserve.presets.preset import MAX_FILE_BYTES, SUFFIX, Preset, decode_preset, parse_preset
 from steerserve.presets.schema import NAME_RULE, PRESET_NAME
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-_FLAGS = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
 _SETTLED_NS = 2_000_000_000
 """A file that changed a shorter time ago is read again: its next change could fall into the same tick of the clock."""
 _MISNAMED = frozenset({".yml"})
@@ -77,6 +76,13 @@ class PresetFolder:
                 _log.info("preset %s: its file is gone", name)
             self._seen = {name: self._look(name, file) for name, file in sorted(files.items())}
             return {name: seen.entry for name, seen in self._seen.items()}, None
+
+    def text(self, name: str) -> tuple[bool, str | None]:
+        """Return whether there is a file of that name, and its text where it can be read; parses nothing."""
+        file = self.path / f"{name}{SUFFIX}"
+        if not re.fullmatch(PRESET_NAME, name) or not os.path.lexists(file):
+            return False, None
+        return True, self._read(name, file)[0]
 
     def _files(self) -> dict[str, Path]:
         try:
@@ -137,11 +143,7 @@ class PresetFolder:
             target = file.resolve(strict=True)
             if not target.is_relative_to(self.path.resolve()):
                 raise PresetError(f"{where}: it is a link that leaves the folder; put the file itself there.")
-            descriptor = os.open(target, _FLAGS)
-            with os.fdopen(descriptor, "rb") as opened:
-                if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                    raise PresetError(f"{where}: it is no plain file.")
-                data = opened.read(MAX_FILE_BYTES + 1)
+            data = read_plain(target, MAX_FILE_BYTES + 1)
         except (OSError, RuntimeError) as error:  # a loop of links is a RuntimeError before Python 3.13
             reason = error.strerror if isinstance(error, OSError) else "its links go in a circle"
             raise PresetError(f"{where}: it cannot be read: {reason}.") from error

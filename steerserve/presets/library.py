@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
+import stat
 import threading
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,9 +14,9 @@ from typing import TYPE_CHECKING
 
 from steerserve.core.config import DEFAULT_MODEL
 from steerserve.core.errors import InvalidRequestError, NotFoundError, PresetError, PresetFolderError
-from steerserve.core.files import write_text
+from steerserve.core.files import read_plain, write_text, written_aside
 from steerserve.presets.folder import PresetFolder
-from steerserve.presets.preset import SUFFIX, Preset, PresetDefaults, defaults_of
+from steerserve.presets.preset import MAX_FILE_BYTES, SUFFIX, Preset, PresetDefaults, defaults_of
 from steerserve.presets.schema import NAME_RULE, PRESET_NAME
 
 if TYPE_CHECKING:
@@ -116,18 +117,22 @@ class PresetLibrary:
 
         Raises:
             InvalidRequestError: that is no name for a preset.
+            PresetError: a folder of that name is in the way.
             PresetFolderError: the folder cannot be written.
         """
         check_name(name)
         with self._writing:
-            before = self.text(name)
+            file, before = self._file(name), self.text(name)
+            _check_no_folder(file)
             try:
                 self.folder.mkdir(parents=True, exist_ok=True)
-                if before is not None and before != text:
-                    self._keep(name, before)
-                write_text(self._file(name), text)
+                # In this order: where the disk is full, the version that was kept before is not lost for nothing.
+                with written_aside(file, text) as aside:
+                    if before is not None and before != text:
+                        self._keep(name, before)
+                    aside.replace(file)
             except OSError as error:
-                raise self._unwritable(name, error) from error
+                raise _unwritable(name, error) from error
         return before is None
 
     def delete(self, name: str) -> None:
@@ -136,42 +141,57 @@ class PresetLibrary:
         Raises:
             NotFoundError: there is none of that name.
             InvalidRequestError: it comes with the package.
+            PresetError: what has that name is a folder.
             PresetFolderError: the folder cannot be written.
         """
         with self._writing:
             file = self._file(name) if re.fullmatch(PRESET_NAME, name) else None
             if file is None or not os.path.lexists(file):
                 raise self._undeletable(name)
+            _check_no_folder(file)
             try:
                 if (text := self.text(name)) is not None:
                     self._keep(name, text)
                 file.unlink()
+            except FileNotFoundError as error:  # somebody was quicker
+                raise self._undeletable(name) from error
             except OSError as error:
-                raise self._unwritable(name, error) from error
+                raise _unwritable(name, error) from error
 
     def text(self, name: str) -> str | None:
         """Return what is in a preset's file now, broken or not; None where there is none that can be read."""
-        if (own := self._own.scan()[0].get(name)) is not None:
-            return own.text
-        base = self._base.scan()[0].get(name) if self._base is not None else None
-        return base.text if base is not None else None
+        is_own, text = self._own.text(name)
+        return self._base.text(name)[1] if not is_own and self._base is not None else text
 
     def previous(self, name: str) -> str | None:
         """Return the version before the present one; None where none was kept."""
-        if not re.fullmatch(PRESET_NAME, name):
-            return None
-        file = self.folder / PREVIOUS_FOLDER / f"{name}{SUFFIX}"
-        if file.parent.is_symlink() or file.is_symlink():
-            return None
+        file = self._previous_file(name)
         try:
-            return file.read_bytes().decode("utf-8", errors="replace")
+            return read_plain(file, MAX_FILE_BYTES).decode("utf-8", errors="replace") if file is not None else None
         except OSError:
             return None
+
+    def has_previous(self, name: str) -> bool:
+        """Return whether a version before the present one was kept; reads none."""
+        file = self._previous_file(name)
+        try:
+            return file is not None and stat.S_ISREG(file.lstat().st_mode)
+        except OSError:
+            return False
+
+    def _previous_file(self, name: str) -> Path | None:
+        """Return where the version before is kept; None where no such place is to be trusted."""
+        folder = self.folder / PREVIOUS_FOLDER
+        is_fit = re.fullmatch(PRESET_NAME, name) is not None and not folder.is_symlink()
+        return folder / f"{name}{SUFFIX}" if is_fit else None
 
     def _keep(self, name: str, text: str) -> None:
         folder = self.folder / PREVIOUS_FOLDER
         if folder.is_symlink():
-            raise PresetFolderError(f"{folder} is a link, which could lead anywhere; make it a folder.")
+            message = (
+                f"{PREVIOUS_FOLDER} in the folder of presets is a link, which could lead anywhere; make it a folder."
+            )
+            raise PresetFolderError(message)
         folder.mkdir(exist_ok=True)
         write_text(folder / f"{name}{SUFFIX}", text)
 
@@ -187,9 +207,6 @@ class PresetLibrary:
             "set presets_dir: then only that folder's presets are served."
         )
         return InvalidRequestError(message, param="name")
-
-    def _unwritable(self, name: str, error: OSError) -> PresetFolderError:
-        return PresetFolderError(f"The preset {name!r} cannot be written to {self.folder}: {error.strerror}.")
 
 
 def check_name(name: str) -> None:
@@ -222,3 +239,14 @@ def bundled_folder() -> Path | None:
     if (inside := package / "bundled").is_dir():
         return inside
     return checkout / "presets" if (checkout / "pyproject.toml").is_file() else None
+
+
+def _check_no_folder(file: Path) -> None:
+    if file.is_dir() and not file.is_symlink():
+        message = f"{file.name} in the folder of presets is a folder itself, and not a file; move it away."
+        raise PresetError(message, param="name")
+
+
+def _unwritable(name: str, error: OSError) -> PresetFolderError:
+    message = f"The preset {name!r} cannot be written: the folder of presets says {error.strerror!r}."
+    return PresetFolderError(message)

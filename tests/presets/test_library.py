@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import threading
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 
 from steerserve.core.errors import InvalidRequestError, NotFoundError, PresetError, PresetFolderError
 from steerserve.presets.library import PresetLibrary
 from steerserve.presets.poll import PresetPoll
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 def text(name: str, scale: float = 1.0, **more: object) -> str:
@@ -207,6 +205,69 @@ def test_texts_put_at_once_never_mix(library: PresetLibrary) -> None:
         thread.join()
     assert seen | {library.text("formal"), library.previous("formal")} <= {None, *texts}
     assert [file.name for file in library.folder.iterdir() if file.name.startswith(".formal")] == []
+
+
+def test_a_put_that_fails_keeps_what_was_kept(
+    folder: Path, library: PresetLibrary, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for scale in (1.0, 2.0):
+        library.put("formal", text("formal", scale))
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(descriptor))
+
+    monkeypatch.setattr("steerserve.core.files.os.fsync", full)
+    with pytest.raises(PresetFolderError, match="No space left") as caught:
+        library.put("formal", text("formal", 3.0))
+    assert str(folder) not in caught.value.message
+    assert (library.text("formal"), library.previous("formal")) == (text("formal", 2.0), text("formal", 1.0))
+    assert sorted(file.name for file in folder.iterdir()) == [".previous", "formal.yaml"]
+
+
+def test_a_file_that_goes_while_it_is_deleted_is_not_there(
+    folder: Path, library: PresetLibrary, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    library.put("formal", text("formal"))
+    keep = PresetLibrary._keep
+
+    def slow(self: PresetLibrary, name: str, content: str) -> None:
+        keep(self, name, content)
+        (folder / "formal.yaml").unlink()
+
+    monkeypatch.setattr(PresetLibrary, "_keep", slow)
+    with pytest.raises(NotFoundError, match="no preset 'formal'"):
+        library.delete("formal")
+    assert library.previous("formal") == text("formal")
+
+
+def test_a_folder_in_place_of_a_file_is_said_and_costs_no_descriptor(folder: Path, library: PresetLibrary) -> None:
+    (folder / "formal.yaml").mkdir()
+    descriptors = Path("/proc/self/fd")
+    before = len(list(descriptors.iterdir()))
+    for _ in range(5):
+        assert "it is a folder" in PresetLibrary(folder).snapshot().broken["formal"]
+    assert len(list(descriptors.iterdir())) == before
+    for call in (lambda: library.put("formal", text("formal")), lambda: library.delete("formal")):
+        with pytest.raises(PresetError, match=r"^formal\.yaml in the folder of presets is a folder itself"):
+            call()
+    assert [file.name for file in folder.iterdir()] == ["formal.yaml"]
+
+
+def test_a_pipe_in_place_of_the_version_before_is_none(folder: Path, library: PresetLibrary) -> None:
+    library.put("formal", text("formal"))
+    (folder / ".previous").mkdir()
+    os.mkfifo(folder / ".previous" / "formal.yaml")
+    assert (library.has_previous("formal"), library.previous("formal")) == (False, None)
+    library.put("formal", text("formal", 2.0))
+    assert (library.has_previous("formal"), library.previous("formal")) == (True, text("formal"))
+
+
+def test_the_text_of_a_preset_is_read_without_parsing_any(
+    folder: Path, library: PresetLibrary, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "formal.yaml").write_text(text("formal"))
+    monkeypatch.setattr("steerserve.presets.folder.parse_preset", None)
+    assert library.text("formal") == text("formal")
 
 
 def test_a_poll_looks_until_it_is_stopped_whatever_goes_wrong(caplog: pytest.LogCaptureFixture) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from steerserve.core.config import ServerSettings
+from steerserve.presets.library import PresetLibrary
 from steerserve.runtime import build_runtime
 from steerserve.server.app import create_app
 from tests.presets.broken import broken_files
@@ -477,3 +478,79 @@ def test_the_document_says_that_yaml_is_read(presets_runtime: Runtime) -> None:
     content = document["paths"]["/admin/presets/{name}"]["put"]["requestBody"]["content"]
     assert set(content) == {"application/yaml", "application/json"}
     assert json.dumps(document["components"]["schemas"]["PresetFile"])
+
+
+async def test_a_put_answers_with_what_it_wrote_whatever_is_there_by_then(
+    client: httpx.AsyncClient, folder: Path, presets_runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_file = PresetLibrary.put
+
+    def put_and_lose(self: PresetLibrary, name: str, text: str) -> bool:
+        is_new = write_file(self, name, text)
+        (folder / f"{name}.yaml").unlink()
+        return is_new
+
+    monkeypatch.setattr(PresetLibrary, "put", put_and_lose)
+    text = STRONG.replace("{}", "mine", 1).replace("{{", "{").replace("}}", "}")
+    answer = await put(client, "mine", text)
+    assert (answer.status_code, answer.json()["text"], answer.json()["origin"]) == (201, text, "folder")
+    assert answer.json()["edits"] == [{"feature": 3, "scale": 9.0}]
+    assert not presets_runtime.presets.snapshot().presets
+
+
+async def test_presets_of_what_is_not_loaded_are_listed_with_why_and_not_as_models(
+    client: httpx.AsyncClient, folder: Path, presets_runtime: Runtime
+) -> None:
+    write(folder, "strong")
+    write(folder, "lost", "name: {}\nedits: [{{feature: 3, scale: 1, dictionary: res9}}]\n")
+    write(folder, "far", "name: {}\nedits: [{{feature: 300, scale: 1}}]\n")
+    write(folder, "unvectored", "name: {}\nedits: [{{vector: no-such, scale: 1}}]\n")
+
+    async def problems() -> dict[str, str | None]:
+        return {one["name"]: one.get("problem") for one in (await client.get(ADMIN)).json()["data"]}
+
+    async def models() -> list[str]:
+        return [one["id"] for one in (await client.get("/v1/models")).json()["data"]]
+
+    for _ in range(2):
+        found = await problems()
+        assert found["strong"] is None
+        assert str(found["lost"]).startswith("lost.yaml:2:32: There is no dictionary 'res9'")
+        assert str(found["far"]).startswith("far.yaml:2:10: ")
+        assert "no-such" in str(found["unvectored"])
+        assert await models() == ["tiny", "tiny@strong"]
+    gone = await client.get("/v1/models/tiny@lost")
+    assert (gone.status_code, gone.json()["error"]["code"]) == (404, "model_not_found")
+    assert "'res9'" in gone.json()["error"]["message"]
+    assert (await client.get("/ready")).json() == {"status": "ready", "reasons": []}
+    source = presets_runtime.registry.snapshot().find(None, "dictionary").source
+    presets_runtime.load_dictionary("res9", source)
+    try:
+        assert await models() == ["tiny", "tiny@lost", "tiny@strong"]
+    finally:
+        presets_runtime.unload_dictionary("res9")
+    assert await models() == ["tiny", "tiny@strong"]
+
+
+async def test_a_folder_in_place_of_a_preset_is_said_without_its_path(client: httpx.AsyncClient, folder: Path) -> None:
+    (folder / "mine.yaml").mkdir()
+    for answer in (await put(client, "mine", "name: mine\nsystem: x\n"), await client.delete(f"{ADMIN}/mine")):
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, "name")
+        assert answer.json()["error"]["message"].startswith("mine.yaml in the folder of presets is a folder itself")
+    (folder / "mine.yaml").rmdir()
+
+
+async def test_a_name_that_ends_in_a_line_break_is_not_the_name_without_it(
+    client: httpx.AsyncClient, folder: Path
+) -> None:
+    write(folder, "a")
+    url = f"{ADMIN}/a%0a"
+    for answer in (
+        await client.put(url, content=b"name: a\nsystem: x\n", headers=YAML),
+        await client.get(url),
+        await client.delete(url),
+    ):
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, "name")
+        assert "no name for a preset" in answer.json()["error"]["message"]
+    assert files_in(folder) == ["a.yaml"]
+    assert "9.0" in (folder / "a.yaml").read_text()

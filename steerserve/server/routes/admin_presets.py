@@ -32,7 +32,15 @@ Version = Annotated[
 _YAML = "application/yaml"
 _YAML_TYPES = frozenset({_YAML, "application/x-yaml", "text/yaml", "text/x-yaml", "text/plain"})
 
-router = APIRouter(tags=["Presets"], dependencies=[Depends(require_admin)])
+
+def _check_path(request: Request) -> None:
+    """Refuse a name that ends in a line break, which the router takes for the name without it."""
+    path: str = request.scope["path"]
+    if path.endswith("\n"):
+        check_name(path.rpartition("/")[2])
+
+
+router = APIRouter(tags=["Presets"], dependencies=[Depends(require_admin), Depends(_check_path)])
 
 
 @router.get("/admin/presets")
@@ -67,9 +75,8 @@ async def put_preset(name: PresetName, request: Request, runtime: RuntimeDep) ->
         raise InvalidRequestError(message)
     check_name(name)
     body = await read_body(request, min(runtime.settings.server.max_body_bytes, MAX_FILE_BYTES))
-    is_new = await asyncio.to_thread(_put, runtime, name, body, is_json=kind == "application/json")
-    found = await asyncio.to_thread(_found, runtime, name)
-    return Response(found.model_dump_json(), 201 if is_new else 200, media_type="application/json")
+    is_new, written = await asyncio.to_thread(_put, runtime, name, body, is_json=kind == "application/json")
+    return Response(written.model_dump_json(), 201 if is_new else 200, media_type="application/json")
 
 
 @router.delete("/admin/presets/{name:path}")
@@ -79,7 +86,8 @@ async def delete_preset(name: PresetName, runtime: RuntimeDep) -> DeletedPreset:
     return DeletedPreset(name=name)
 
 
-def _put(runtime: Runtime, name: str, body: bytes, *, is_json: bool) -> bool:
+def _put(runtime: Runtime, name: str, body: bytes, *, is_json: bool) -> tuple[bool, PresetObject]:
+    """Return whether it is new, and what was written; to look again could find what others wrote since."""
     file = f"{name}{SUFFIX}"
     if is_json:
         value, folder = parse_json(body), runtime.presets.folder
@@ -87,7 +95,8 @@ def _put(runtime: Runtime, name: str, body: bytes, *, is_json: bool) -> bool:
     else:
         preset = parse_preset(decode_preset(body, file=file), file=file, name=name)
     runtime.check_preset(preset)
-    return runtime.presets.put(name, preset.text)
+    is_new = runtime.presets.put(name, preset.text)
+    return is_new, _described(runtime, name, preset, None, preset.text)
 
 
 def _listed(runtime: Runtime) -> PresetList:
@@ -111,30 +120,35 @@ def _previous(runtime: Runtime, snapshot: PresetSnapshot, name: str) -> PresetOb
         message = f"No version before the present one is kept of the preset {name[:100]!r}."
         raise NotFoundError(message, param="version", code="preset_not_found")
     try:
-        preset, problem = parse_preset(text, file=f"{name}{SUFFIX}", name=name), None
+        preset = parse_preset(text, file=f"{name}{SUFFIX}", name=name)
+        problem = preset.misfit(runtime.model_id)
     except PresetError as error:
         preset, problem = None, error.message
-    return _described(runtime, snapshot, name, preset, problem, text)
+    return _described(runtime, name, preset, problem, text, is_bundled=name in snapshot.bundled)
 
 
 def _object(runtime: Runtime, snapshot: PresetSnapshot, name: str, *, text: str | None = None) -> PresetObject:
-    return _described(runtime, snapshot, name, snapshot.presets.get(name), snapshot.broken.get(name), text)
+    preset, problem = snapshot.presets.get(name), snapshot.broken.get(name)
+    if problem is None and preset is not None:
+        problem = preset.misfit(runtime.model_id) or runtime.preset_problem(preset)
+    return _described(runtime, name, preset, problem, text, is_bundled=name in snapshot.bundled)
 
 
 def _described(
     runtime: Runtime,
-    snapshot: PresetSnapshot,
     name: str,
     preset: Preset | None,
     problem: str | None,
     text: str | None,
+    *,
+    is_bundled: bool = False,
 ) -> PresetObject:
     content = preset.content if preset is not None else None
     dumped: dict[str, Any] = content.model_dump(mode="json", exclude_unset=True) if content is not None else {}
     return PresetObject(
         name=name,
         id=model_with(runtime.model_id, [name]),
-        origin="bundled" if name in snapshot.bundled else "folder",
+        origin="bundled" if is_bundled else "folder",
         version=content.version if content is not None else None,
         description=content.description if content is not None else None,
         model=content.model if content is not None else None,
@@ -142,7 +156,7 @@ def _described(
         sampling=dumped.get("sampling", {}),
         edits=dumped.get("edits", []),
         checks=dumped.get("checks", []),
-        has_previous=runtime.presets.previous(name) is not None,
-        problem=problem or (preset.misfit(runtime.model_id) if preset is not None else None),
+        has_previous=runtime.presets.has_previous(name),
+        problem=problem,
         text=text,
     )

@@ -24,8 +24,7 @@ router = APIRouter(tags=["OpenAI"], dependencies=[Depends(require_inference)])
 @router.get("/v1/models")
 async def list_models(runtime: RuntimeDep) -> ModelList:
     """List the models that can be asked for: the served one, then the same with each preset that it can use."""
-    presets = await asyncio.to_thread(runtime.presets.snapshot)
-    named = [model_with(runtime.model_id, [name]) for name in presets.usable()]
+    named = [model_with(runtime.model_id, [name]) for name in await asyncio.to_thread(_usable, runtime)]
     return ModelList(data=[_model_object(runtime, model_id) for model_id in (runtime.model_id, *named)])
 
 
@@ -33,10 +32,24 @@ async def list_models(runtime: RuntimeDep) -> ModelList:
 async def get_model(model_id: ModelId, runtime: RuntimeDep) -> ModelObject:
     """Describe one model; its id may contain slashes."""
     try:
-        await asyncio.to_thread(runtime.check_model, model_id)
+        await asyncio.to_thread(_check, runtime, model_id)
     except InvalidRequestError as error:  # here a preset that there is not is a model that there is not
         raise ModelNotFoundError(error.message, param="model") from error
     return _model_object(runtime, model_id)
+
+
+def _usable(runtime: Runtime) -> list[str]:
+    """Return the presets that go with the model and with the dictionaries that are loaded now."""
+    presets = runtime.presets.snapshot()
+    return [name for name in presets.usable() if runtime.preset_problem(presets.presets[name]) is None]
+
+
+def _check(runtime: Runtime, model_id: str) -> None:
+    presets = runtime.presets.snapshot()
+    for name in runtime.check_model(model_id, presets):
+        if (problem := runtime.preset_problem(presets.presets[name])) is not None:
+            message = f"The preset {name!r} cannot be used here: {problem}"
+            raise InvalidRequestError(message, param="model")
 
 
 def _model_object(runtime: Runtime, model_id: str) -> ModelObject:
