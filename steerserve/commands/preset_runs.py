@@ -206,7 +206,7 @@ def _yaml(
     chosen: Mapping[int, Candidate],
     labels: Mapping[int, str],
 ) -> str:
-    from steerserve.presets.writing import dump_preset, schema_line
+    from steerserve.presets.writing import dump_line, dump_preset, schema_line
 
     positive, negative = (file.name for file in files)
     content = {"name": name, "description": f"From the texts of {negative} to those of {positive}.", "model": model_id}
@@ -220,7 +220,7 @@ def _yaml(
         found = chosen[edit["feature"]]
         label = re.sub(r"[^\x20-\x7e]", " ", labels.get(found.feature, "no label"))
         lines.append(f"  # {label}; AUC {found.auc:.2f}, on texts left out {found.held_out_auc:.2f}")
-        lines.append(f"  - {{{', '.join(f'{key}: {value}' for key, value in edit.items())}}}")
+        lines.append(f"  - {dump_line(edit)}")
     lines += [
         "checks:",
         "  # `steerserve presets test` tries these; add what must be in the text (contains_any, activates).",

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 _WANTED = {
     "string_type": "text",
+    "string_unicode": "text of whole characters",
     "int_type": "a whole number",
     "int_from_float": "a whole number",
     "float_type": "a number",
@@ -77,7 +78,9 @@ def find_problem(details: Sequence[ErrorDetails], document: YamlDocument) -> Pro
     path, first = min(deepest, key=lambda pair: (pair[1]["type"] != "extra_forbidden", _place(pair[0], document)))
     if first["type"] == "extra_forbidden":
         return Problem(path, _unknown(path))
-    name = spelled(path)
+    # One that has the right type and contradicts itself got further than the union's other members.
+    first = next((detail for other, detail in deepest if other == path and detail["type"] in _OWN), first)
+    name = spelled(path) or "a key"
     if first["type"] == "missing":
         return Problem(path, f"{name} is missing")
     if first["type"] in _OWN:
@@ -174,8 +177,8 @@ def _models_in(annotation: object) -> list[type[BaseModel]]:
 
 
 def _shown(value: object) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
+    if value is None or isinstance(value, bool):
+        return "null" if value is None else str(value).lower()
     if isinstance(value, dict | list):
         return "a mapping" if isinstance(value, dict) else f"a list of {len(value)}"
     try:

@@ -124,7 +124,8 @@ class PresetFile(_Strict):
 
     @model_validator(mode="after")
     def _does_something(self) -> PresetFile:
-        if not self.edits and self.system is None and not self.sampling.model_fields_set:
+        sampling = self.sampling.model_dump(exclude_unset=True).values()
+        if not self.edits and self.system is None and all(value is None or value == [] for value in sampling):
             problem = "a preset does something: give it edits, a system prompt or sampling"
             raise PydanticCustomError("preset", "{problem}", {"problem": problem})
         return self
