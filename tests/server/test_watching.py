@@ -265,12 +265,6 @@ async def test_a_prompt_that_would_fill_the_memory_is_refused(client: httpx.Asyn
     assert (await client.post(COMPLETIONS, json=completion(prompt="x" * 100, features=features))).status_code == 200
 
 
-async def test_a_comparison_says_that_it_does_not_take_it(client: httpx.AsyncClient) -> None:
-    body = chat(arms=[{"name": "a"}], features=True)
-    response = await client.post("/v1/compare", json=body)
-    assert (response.status_code, response.json()["error"]["param"]) == (400, "features")
-
-
 async def test_the_document_describes_what_is_asked_and_what_is_answered(client: httpx.AsyncClient) -> None:
     schemas = (await client.get("/openapi.json")).json()["components"]["schemas"]
     field = schemas["ChatCompletionRequest"]["properties"]["features"]
