@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from typing import TYPE_CHECKING
 
@@ -89,6 +90,15 @@ def test_files_are_checked_with_places_and_an_exit_code(folder: Path, tmp_path: 
     found = ran("check", folder / "formal.yaml", folder / "bad.yaml", other, tmp_path / "absent.yaml", tmp_path)
     assert (found.exit_code, found.stdout) == (1, "1 good, 4 broken\n")
     assert [line.split(":")[1:3] for line in found.stderr.splitlines()] == [["2", "1"], *[["1", "1"]] * 3]
+
+
+def test_a_pipe_is_no_preset_and_nobody_waits_for_it(folder: Path, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.yaml")
+    (tmp_path / "formal.yaml").symlink_to(folder / "formal.yaml")
+    (folder / "formal.yaml").write_text(GOOD)
+    found = ran("check", tmp_path / "pipe.yaml", tmp_path / "formal.yaml")
+    assert (found.exit_code, found.stdout) == (1, "1 good, 1 broken\n")
+    assert "it cannot be read: it is no plain file" in found.stderr
 
 
 def test_the_schema_is_printed() -> None:
