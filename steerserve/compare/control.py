@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from steerserve.core.errors import InvalidRequestError
+from steerserve.core.sent_names import did_you_mean, short_name
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -70,10 +70,9 @@ def _source(arms: Sequence[NamedArm], places: dict[str, int], place: int) -> int
     param = f"arms[{place}].control_of"
     source = places.get(arm.control_of)
     if source is None:
-        near = difflib.get_close_matches(arm.control_of, places, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
+        hint = did_you_mean(arm.control_of, places)
         listed = ", ".join(repr(name) for name in places if name != arm.name) or "none but this"
-        message = f"There is no arm {arm.control_of[:100]!r}.{hint} The arms are {listed}."
+        message = f"There is no arm {short_name(arm.control_of)!r}.{hint} The arms are {listed}."
         raise InvalidRequestError(message, param=param)
     if source == place:
         message = f"{arm.name!r} cannot be the control of itself. Name the arm whose edits it is to repeat."

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import logging
 import os
 import re
@@ -11,6 +10,7 @@ import threading
 from typing import TYPE_CHECKING
 
 from steerserve.core.errors import ConflictError, NotFoundError, StartupError, VectorError
+from steerserve.core.sent_names import did_you_mean, short_name
 from steerserve.features.vector_file import dump_vector, read_vector
 
 if TYPE_CHECKING:
@@ -122,10 +122,8 @@ class VectorStore:
 
     def _unknown(self, name: str) -> NotFoundError:
         known = self.names()
-        near = difflib.get_close_matches(name, known, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
         shown = ", ".join(known[:_NUM_SHOWN]) or "none yet"
-        message = f"There is no stored vector {name[:100]!r}.{hint} There are: {shown}."
+        message = f"There is no stored vector {short_name(name)!r}.{did_you_mean(name, known)} There are: {shown}."
         return NotFoundError(message, param="name", code="vector_not_found")
 
 

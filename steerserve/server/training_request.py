@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 from typing import TYPE_CHECKING, Any
 
 from steerserve.core.errors import ConfigError, InvalidRequestError
+from steerserve.core.sent_names import did_you_mean, short_name
 from steerserve.jobs.admission import ModelSize, check_corpus, check_folder, check_room, room_for
 from steerserve.model.source import absolute_source
 from steerserve.server.prepare import check_plain_model
@@ -103,10 +103,9 @@ def _hooks(body: TrainRequest, runtime: Runtime) -> list[str]:
     hooks = [body.hook] if isinstance(body.hook, str) else body.hook
     for place, hook in enumerate(hooks):
         if hook not in known:
-            near = difflib.get_close_matches(hook, known, n=1)
-            hint = f" Did you mean {near[0]!r}?" if near else ""
+            hint = did_you_mean(hook, known)
             offered = runtime.lens.offered_hooks
-            message = f"The model {runtime.model_id} has no hook point {hook!r}.{hint} It has {offered}."
+            message = f"The model {runtime.model_id} has no hook point {short_name(hook)!r}.{hint} It has {offered}."
             raise InvalidRequestError(message, param="hook" if isinstance(body.hook, str) else f"hook[{place}]")
     return hooks
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from steerserve.core.errors import InvalidRequestError, UnsupportedParameterError
+from steerserve.core.sent_names import short_name
 from steerserve.server.schemas.unsupported import shown
 
 if TYPE_CHECKING:
@@ -94,4 +95,5 @@ def _path(finding: Mapping[str, Any], body: object) -> tuple[str | int, ...]:
 
 def _spelled(path: Sequence[str | int]) -> str:
     """Write a path as `messages[0].content`."""
-    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).removeprefix(".")
+    spelled = (f"[{part}]" if isinstance(part, int) else f".{short_name(part)}" for part in path)
+    return "".join(spelled).removeprefix(".")

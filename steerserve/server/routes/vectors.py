@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import difflib
 import math
 import struct
 import time
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 from fastapi import APIRouter, Depends, Path, Query, Request
 
 from steerserve.core.errors import ConflictError, InvalidRequestError
+from steerserve.core.sent_names import did_you_mean, short_name
 from steerserve.features.difference import difference_of_means
 from steerserve.features.text_sets import read_text_sets
 from steerserve.server.body import json_body
@@ -110,9 +110,8 @@ def _place(runtime: Runtime, hook: str | None) -> tuple[str, float]:
             raise InvalidRequestError(message, param="hook")
         return default.hook_name, default.median_norm
     if hook not in runtime.lens.hook_names:
-        near = difflib.get_close_matches(hook, runtime.lens.hook_names, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        message = f"There is no hook point {hook!r}.{hint} The model offers {runtime.lens.offered_hooks}."
+        hint = did_you_mean(hook, runtime.lens.hook_names)
+        message = f"There is no hook point {short_name(hook)!r}.{hint} The model offers {runtime.lens.offered_hooks}."
         raise InvalidRequestError(message, param="hook")
     return hook, runtime.engine.runner.median_norms[hook]
 
