@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from steerserve.core.errors import ConfigError
-from steerserve.experiments.judge import JUDGEMENTS_FILE, Pair, find_pairs, judge_pairs, win_rates
+from steerserve.experiments.judge import JUDGEMENTS_FILE, Pair, _score, find_pairs, judge_pairs, win_rates
 from steerserve.experiments.schema import JudgeFile
 from steerserve.training.observer import StoppedError
 from tests.experiments.made import record
@@ -142,6 +142,22 @@ async def test_a_judge_that_takes_whatever_comes_first_prefers_nobody(
     (rate,) = win_rates(judge, pairs, tmp_path, ARMS)
     assert rate.rate is not None
     assert (rate.rate.mean, rate.rate.low, rate.rate.high, rate.agreement) == (0.5, 0.5, 0.5, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("reply", "verdict"),
+    [
+        *(("A", "a"), ("a", "a"), (" b.\n", "b"), ("**B**", "b"), ("Tie", "tie"), ("TIE!", "tie")),
+        *(("It's a tie.", "tie"), ("A tie", "tie"), ("a tie, I think", "tie"), ("I call it a Tie", "tie")),
+        *(("As a judge I prefer B.", "b"), ("Answer: A", "a"), ("Answer A is a better answer.", "a")),
+        *(("A, because B is dull", "a"), ("**B**: unlike A it has a sea.", "b"), ("B\n\nA is dull.", "b")),
+        *(("A is better than B.", None), ("A is worse than B.", None), ("", None), ("Neither.", None)),
+        *(("I am a judge.", None), ("Abba ties bab", None), ("not a tie, B", None)),
+    ],
+)
+def test_a_reply_is_read_for_the_answer_and_not_for_an_article(reply: str, verdict: str | None) -> None:
+    found = [_score(reply, mine=mine) for mine in ("a", "b")]
+    assert found == {"a": [1, 0], "b": [0, 1], "tie": [0.5, 0.5], None: [None, None]}[verdict]
 
 
 async def test_answers_that_cannot_be_read_count_for_nothing(serve: Callable[..., Endpoint], tmp_path: Path) -> None:
