@@ -38,7 +38,12 @@ def test_what_is_no_plain_file_is_refused_without_waiting_and_without_losing_a_d
     (tmp_path / "file").write_bytes(b"12345")
     (tmp_path / "link").symlink_to("file")
     before = len(list(Path("/proc/self/fd").iterdir()))
-    for name, reason in (("folder", "a folder"), ("pipe", "no plain file"), ("link", "symbolic links"), ("absent", "No such file")):
+    for name, reason in (
+        ("folder", "a folder"),
+        ("pipe", "no plain file"),
+        ("link", "symbolic links"),
+        ("absent", "No such file"),
+    ):
         with pytest.raises(OSError, match=reason):
             read_plain(tmp_path / name, 10)
     assert read_plain(tmp_path / "file", 3) == b"123"
