@@ -111,13 +111,11 @@ def _run(experiment: Experiment, url: str | None, folder: ResultsFolder, *, repl
     from steerserve.experiments.runner import run_experiment
 
     with _followed() as observer, _asked(url) as (client, weights):
-        if replace:
-            folder.clear()
 
         async def run() -> dict[str, Any]:
             try:
                 return await run_experiment(
-                    experiment, client, folder, observer, command=command_line(), weights=weights
+                    experiment, client, folder, observer, command=command_line(), weights=weights, replace=replace
                 )
             finally:
                 await client.close()

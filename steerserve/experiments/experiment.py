@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, get_args
@@ -133,8 +134,10 @@ def parse_experiment(text: str, *, file: str) -> Experiment:
         content = ExperimentFile.model_validate(document.data)
     except ValidationError as error:
         raise _error(document, _problem(error, document)) from error
+    experiment = Experiment(content, text, document)
+    _check_prompts(experiment)
     _check_arms(content, document)
-    return Experiment(content, text, document)
+    return experiment
 
 
 def _document(text: str, file: str) -> YamlDocument:
@@ -192,6 +195,18 @@ def _models_in(annotation: object) -> list[type[BaseModel]]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
     return [found for part in get_args(annotation) for found in _models_in(part)]
+
+
+def _check_prompts(experiment: Experiment) -> None:
+    """Refuse a conversation that is there twice, however it is written: its samples would have one name."""
+    places: dict[str, int] = {}
+    for place, messages in enumerate(experiment.prompts):
+        first = places.setdefault(json.dumps(messages), place)
+        if first != place:
+            sentence = (
+                f"prompts[{place}] is prompts[{first}] again, and would give the same texts; take one of them out"
+            )
+            raise _error(experiment.document, Problem(("prompts", place), sentence))
 
 
 def _check_arms(content: ExperimentFile, document: YamlDocument) -> None:

@@ -28,6 +28,7 @@ async def run_experiment(
     *,
     command: str,
     weights: str | None = None,
+    replace: bool = False,
 ) -> dict[str, Any]:
     """Make the samples that are not there yet; return what all were made with, as `run.json` has it.
 
@@ -38,6 +39,7 @@ async def run_experiment(
         observer: Sees the progress, and may stop it.
         command: The command line, for the report.
         weights: sha256 of the model's weights, where it is known.
+        replace: Forget the samples that are there, once it is sure that new ones can be made.
 
     Raises:
         ConfigError: the server refuses the experiment or went away, or the folder has samples of another.
@@ -50,6 +52,8 @@ async def run_experiment(
     experiment.check_model(served.model)
     probe = await _probed(experiment, client)
     setup = _setup(experiment, served, probe)
+    if replace:
+        folder.clear()
     run = _run(folder, setup, experiment, served, command, weights)
     wanted = planned(experiment)
     size = len(experiment.content.arms) * experiment.content.n

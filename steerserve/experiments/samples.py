@@ -84,12 +84,19 @@ class ResultsFolder:
             self.path.mkdir(parents=True, exist_ok=True)
             write_json(self.path / RUN_FILE, run)
         except OSError as error:
-            raise ConfigError(f"{self.path} cannot be written: {error.strerror}. Give another --out.") from error
+            raise _unwritable(self.path, error) from error
 
     def clear(self) -> None:
-        """Forget all samples."""
-        for name in (SAMPLES_FILE, RUN_FILE, "judgements.jsonl"):
-            (self.path / name).unlink(missing_ok=True)
+        """Forget all samples.
+
+        Raises:
+            ConfigError: the files cannot be removed.
+        """
+        try:
+            for name in (SAMPLES_FILE, RUN_FILE, "judgements.jsonl"):
+                (self.path / name).unlink(missing_ok=True)
+        except OSError as error:
+            raise _unwritable(self.path, error) from error
 
     def append(self, records: Sequence[Record]) -> None:
         """Add the samples of one comparison, on disk when this returns."""
@@ -108,16 +115,28 @@ class ResultsFolder:
         partial = {key for key, records in found.items() if key in sizes and len(records) != sizes[key]}
         if partial:
             kept = [record for record in lines if record["key"] not in partial]
-            write_text(self._samples, "".join(map(_line, kept)))
+            _rewrite(self._samples, kept)
         return {key: records for key, records in found.items() if key in sizes and key not in partial}
 
 
 def append_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
-    """Add lines of JSON to a file, on disk when this returns."""
-    with path.open("a", encoding="utf-8") as file:
-        file.write("".join(map(_line, records)))
-        file.flush()
-        os.fsync(file.fileno())
+    """Add lines of JSON to a file, on disk when this returns.
+
+    Raises:
+        ConfigError: they cannot be written, as on a full disk; what was written of them is dropped by the next run.
+    """
+    try:
+        with path.open("a", encoding="utf-8") as file:
+            file.write("".join(map(_line, records)))
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise _unwritable(path.parent, error) from error
+
+
+def _unwritable(folder: Path, error: OSError) -> ConfigError:
+    kept = "What was kept before is there; the same command goes on."
+    return ConfigError(f"{folder} cannot be written: {error.strerror}. {kept} Or give another folder with --out.")
 
 
 def repaired_lines(path: Path) -> list[Record]:
@@ -128,7 +147,7 @@ def repaired_lines(path: Path) -> list[Record]:
     """
     lines, is_whole = read_lines(path)
     if not is_whole:
-        write_text(path, "".join(map(_line, lines)))
+        _rewrite(path, lines)
     return lines
 
 
@@ -155,6 +174,13 @@ def read_lines(path: Path) -> tuple[list[Record], bool]:
             return records, False
         records.append(record)
     return records, not rest
+
+
+def _rewrite(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
+    try:
+        write_text(path, "".join(map(_line, records)))
+    except OSError as error:
+        raise _unwritable(path.parent, error) from error
 
 
 def _line(record: Mapping[str, Any]) -> str:

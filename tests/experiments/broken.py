@@ -48,6 +48,8 @@ CHANGES = [
     ("  - Tell me about it.", "  - ''", 6, "at least 1"),
     ("  - Tell me about it.", "  - 5", 6, "text"),
     ("  - Tell me about it.", "  - []", 6, "at least 1"),
+    ("  - Tell me about it.", "  - Tell me about it.\n  - Tell me about it.", 7, "prompts[0] again"),
+    ("  - Tell me about it.", "  - Well\n  - - {role: user, content: Well}", 7, "prompts[0] again"),
     ("role: system", "role: sistem", 7, "did you mean system?"),
     ("content: You are terse.", "contents: You are terse.", 7, "did you mean content?"),
     (", content: You are terse.", "", 7, "missing"),

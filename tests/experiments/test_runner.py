@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import json
+import re
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -79,10 +80,12 @@ def experiment_of(text: str = TEXT, prompt: str = "And then") -> Experiment:
     return parse_experiment(text.format(prompt=prompt), file="little.yaml")
 
 
-async def run(runtime: Runtime, folder: Path, experiment: Experiment, until: int = 1000) -> list[int]:
+async def run(
+    runtime: Runtime, folder: Path, experiment: Experiment, until: int = 1000, *, replace: bool = False
+) -> list[int]:
     follower, client = Follower(until), CompareClient.inside(create_app(runtime), None)
     try:
-        await run_experiment(experiment, client, ResultsFolder(folder), follower, command="x")
+        await run_experiment(experiment, client, ResultsFolder(folder), follower, command="x", replace=replace)
     finally:
         await client.close()
     return follower.done
@@ -232,6 +235,32 @@ async def test_a_busy_server_is_asked_again_and_a_failing_one_ends_the_run_which
     await client.close()
     assert failing.num_asked == 7 + 1 + 2
     assert len(lines(tmp_path)) == 32
+
+
+async def test_samples_are_replaced_only_when_new_ones_can_be_made(tiny: Runtime, tmp_path: Path) -> None:
+    await run(tiny, tmp_path, experiment_of())
+    before = (tmp_path / SAMPLES_FILE).read_bytes()
+    broken = experiment_of(TEXT.replace("feature: 3", "feature: 4000"))
+    with pytest.raises(ConfigError, match="0 to 95"):
+        await run(tiny, tmp_path, broken, replace=True)
+    client = CompareClient.at("http://127.0.0.1:9/v1", None)
+    with pytest.raises(ConfigError, match="cannot be reached"):
+        await run_experiment(experiment_of(), client, ResultsFolder(tmp_path), Follower(), command="x", replace=True)
+    await client.close()
+    assert (tmp_path / SAMPLES_FILE).read_bytes() == before
+    assert ResultsFolder(tmp_path).run() is not None
+    other = experiment_of(TEXT.replace("scale: 30", "scale: 31"))
+    assert await run(tiny, tmp_path, other, replace=True) == [0, 1, 2, 3, 4]
+    assert len(lines(tmp_path)) == 32
+
+
+async def test_a_full_disk_ends_the_run_with_a_sentence(
+    tiny: Runtime, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / SAMPLES_FILE).symlink_to("/dev/full")
+    monkeypatch.setattr(ResultsFolder, "repaired", lambda _self, _sizes: {})  # it would read /dev/full without an end
+    with pytest.raises(ConfigError, match=f"^{re.escape(str(tmp_path))} cannot be written: No space left on device"):
+        await run(tiny, tmp_path, experiment_of())
 
 
 async def test_a_server_that_is_not_there_is_named(tmp_path: Path) -> None:
