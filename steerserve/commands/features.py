@@ -96,7 +96,9 @@ def features_show(
         return
     found = store.feature(feature)
     if found is None:
-        message = f"Nothing is known of feature {feature} of {source}."
+        message = (
+            f"Nothing is known of feature {feature} of {source}, which has features 0 to {store.meta().d_sae - 1}."
+        )
         raise ConfigError(message, param="feature")
     for label in found.labels:
         _line("label", f"{label.text} ({_made_by(label)})")

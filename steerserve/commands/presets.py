@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -156,4 +157,6 @@ def _problem(file: Path) -> str | None:
 def _library() -> PresetLibrary:
     from steerserve.presets.library import open_library
 
+    # The commands say themselves what is wrong with a file; a server's log says it too.
+    logging.getLogger("steerserve.presets").setLevel(logging.ERROR)
     return open_library(environment_settings())

@@ -137,7 +137,10 @@ def corpus_files(source: str | Path) -> list[Path]:
             raise CorpusError(message, param="corpus")
         return [path]
     if not path.is_dir():
-        message = f"There is no {path}; give a folder or a file of type {', '.join(SUFFIXES)}."
+        message = (
+            f"There is no folder or file {str(path)!r}. Give one with text ({', '.join(SUFFIXES)}); steerserve corpus "
+            "fetch makes one."
+        )
         raise CorpusError(message, param="corpus")
     found = sorted(file for file in path.rglob("*") if file.is_file() and file.suffix.lower() in SUFFIXES)
     if not found:
