@@ -157,6 +157,6 @@ def _problem(file: Path) -> str | None:
 def _library() -> PresetLibrary:
     from steerserve.presets.library import open_library
 
-    # The commands say themselves what is wrong with a file; a server's log says it too.
-    logging.getLogger("steerserve.presets").setLevel(logging.ERROR)
+    # The commands say themselves what is wrong with a file; without a handler Python would print the warning too.
+    logging.getLogger("steerserve.presets").addHandler(logging.NullHandler())
     return open_library(environment_settings())
