@@ -24,7 +24,7 @@ _FRAMES_A_SECOND = 12
 
 def watch_command(
     prompt: Annotated[str, typer.Argument(help="What to say to the model.", show_default=False)],
-    url: Annotated[str, typer.Option(help="A running server.")] = "http://127.0.0.1:8000",
+    url: Annotated[str, typer.Option(help="A running server, with or without /v1.")] = "http://127.0.0.1:8000",
     key_env: Annotated[
         str, typer.Option(help="The environment variable that holds the key, where the server wants one.")
     ] = "STEERSERVE_API_KEY",

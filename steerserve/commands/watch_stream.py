@@ -57,7 +57,7 @@ class WatchClient:
     """Talks to one server."""
 
     def __init__(self, url: str, key: str | None) -> None:
-        """Talk to the server at `url`.
+        """Talk to the server at `url`, with or without the /v1 that OpenAI's clients want.
 
         Raises:
             WatchError: that is none of a web server.
@@ -70,7 +70,7 @@ class WatchClient:
         if not parsed.host:
             raise WatchError(f"--url: {url!r} is no URL of a web server, such as http://127.0.0.1:8000.")
         headers = {"authorization": f"Bearer {key}"} if key else {}
-        self._client = httpx.Client(base_url=url, headers=headers, timeout=_TIMEOUT)
+        self._client = httpx.Client(base_url=url.rstrip("/").removesuffix("/v1"), headers=headers, timeout=_TIMEOUT)
 
     def close(self) -> None:
         """Close the connections."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 from rich.console import Group
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
 
     from steerserve.commands.watch_stream import FeatureInfo, SeenToken
 
+_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+"""C0 and C1 but for the tab and the line feed: a terminal would obey them, and the model writes what it likes."""
 _STEPS = 12
 """Shades; more cannot be told apart."""
 _STRONGEST = (214, 93, 14)
@@ -34,7 +37,7 @@ class WatchView:
         """Colour tokens by `feature`, or without one by the strongest feature of each."""
         self._feature = feature
         self._info = info
-        self._title = title
+        self._title = _on_one_line(title)
         self.is_live = False
         """Whether only as much is drawn as the terminal has lines: the newest."""
         self._tokens: list[SeenToken] = []
@@ -66,7 +69,7 @@ class WatchView:
         page = Table.grid(expand=True)
         page.add_column(ratio=_TEXT_SHARE)
         page.add_column(ratio=_SIDE_SHARE)
-        page.add_row(Panel(text, title=self._title, title_align="left", border_style="dim"), self._side())
+        page.add_row(Panel(text, title=Text(self._title), title_align="left", border_style="dim"), self._side())
         yield page
 
     def _text(self) -> Text:
@@ -74,13 +77,16 @@ class WatchView:
         scale = self._info.max or self._largest
         for token in self._tokens:
             share = min(self.activation(token) / scale, 1.0) if scale > 0 else 0.0
-            text.append(token.text, _style(share, is_prompt=token.is_prompt))
+            text.append(_CONTROLS.sub("", token.text), _style(share, is_prompt=token.is_prompt))
         return text
 
     def line(self, token: SeenToken) -> str:
         """Write a token and its features as one line of plain text."""
-        top = [f"{one.feature} {one.label or ''}".strip() + f" {one.activation:.3g}" for one in token.top[:_PLAIN_TOP]]
-        return f"{token.text!r}\t{self.activation(token):.4g}\t{token.skipped or ', '.join(top)}"
+        top = [
+            f"{one.feature} {_on_one_line(one.label or '')}".strip() + f" {one.activation:.3g}"
+            for one in token.top[:_PLAIN_TOP]
+        ]
+        return f"{token.text!r}\t{self.activation(token):.4g}\t{_on_one_line(token.skipped or ', '.join(top))}"
 
     def _side(self) -> RenderableType:
         table = Table(box=None, expand=True, padding=(0, 1, 0, 0))
@@ -91,11 +97,13 @@ class WatchView:
         for one in last.top if last is not None else ():
             is_chosen = one.feature == self._feature
             act = f"{one.activation:.3g}{_after(last, one.feature)}"
-            table.add_row(str(one.feature), act, Text(one.label or "", end=""), style="bold" if is_chosen else None)
+            table.add_row(
+                str(one.feature), act, Text(_on_one_line(one.label or ""), end=""), style="bold" if is_chosen else None
+            )
         about = Text(no_wrap=True, overflow="ellipsis")
         if last is not None:
             about.append(repr(last.text), "bold")
-            about.append(f"  {last.skipped} token, not read" if last.skipped else "")
+            about.append(f"  {_on_one_line(last.skipped)} token, not read" if last.skipped else "")
             if self._feature is not None and not last.skipped:
                 about.append(f"  {self._feature}: {self.activation(last):.3g}{_after(last, self._feature)}")
         return Panel(Group(about, table), title="last token", title_align="left", border_style="dim")
@@ -104,6 +112,11 @@ class WatchView:
 def _after(token: SeenToken | None, feature: int) -> str:
     """Return what steering made of a feature's activation, nothing where it left it."""
     return f" → {token.edited[feature]:.3g}" if token is not None and feature in token.edited else ""
+
+
+def _on_one_line(text: str) -> str:
+    """Return text whose only white space is single spaces, without control characters."""
+    return " ".join(_CONTROLS.sub("", text).split())
 
 
 def _style(share: float, *, is_prompt: bool) -> Style:

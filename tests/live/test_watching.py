@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import re
 from typing import TYPE_CHECKING
@@ -83,8 +84,7 @@ def test_a_client_that_leaves_while_it_watches_frees_its_place(client: openai.Op
 
 
 def watch(live: LiveServer, *arguments: str) -> str:
-    url = live.url.removesuffix("/v1")
-    result = CliRunner().invoke(app, ["watch", "hi", "--url", url, *arguments], catch_exceptions=False)
+    result = CliRunner().invoke(app, ["watch", "hi", "--url", live.url, *arguments], catch_exceptions=False)
     assert result.exit_code == 0
     return result.stdout
 
@@ -99,6 +99,12 @@ def test_the_command_writes_a_line_for_each_token_where_there_is_no_terminal(liv
         assert len(top.split(", ")) == 3
     steered = watch(live, "--steering", '[{"feature": 3, "scale": 50}]', "--max-tokens", "6", "--temperature", "0")
     assert [line.split("\t")[0] for line in steered.splitlines()] != [line.split("\t")[0] for line in lines]
+
+
+def test_the_servers_address_goes_without_v1_too(live: LiveServer) -> None:
+    for url in (live.url, f"{live.url}/", live.url.removesuffix("/v1")):
+        with contextlib.closing(WatchClient(url, KEY)) as client:
+            assert client.model() == "tiny"
 
 
 def test_the_command_shows_the_prompt_where_that_is_wanted(live: LiveServer) -> None:
@@ -178,3 +184,17 @@ def test_while_it_runs_only_the_newest_lines_are_drawn_and_in_the_end_all() -> N
     assert live.count("\n") <= 12
     view.is_live = False
     assert {"line00", "line59"} <= {f"line{number:02}" for number in range(60) if f"line{number:02}" in drawn(view)}
+
+
+def test_a_terminal_does_not_obey_what_a_model_or_a_label_says() -> None:
+    evil = "[/INST]\x1b]0;owned\x07\x9b2J\x1b[2J\r\n\tend"
+    view = WatchView(7, FeatureInfo(evil, 4.0), title=f"7 {evil}")
+    token = SeenToken(evil, False, 1.0, (SeenFeature(7, 1.0, evil),), None, {})
+    view.add(token)
+    for picture in (drawn(view), view.line(token)):
+        left = re.sub(r"\x1b\[[0-9;]*m", "", picture)
+        assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", left)
+        assert "[/INST]" in left
+        assert "end" in left
+    assert "\n" not in view.line(token)
+    assert view.line(token).count("\t") == 2
