@@ -19,7 +19,7 @@ from steerserve.features.reading import text_ids
 from steerserve.server.prepare import Asked, asked_for, chat_prompt, check_context, check_served, choice_limit
 from steerserve.server.sampling import sampling_params
 from steerserve.server.schemas.compare import MAX_NAME_CHARS
-from steerserve.server.watching import check_size, resolve_watch
+from steerserve.server.watching import check_size, resolve_watch, watched_limits
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -65,6 +65,7 @@ async def prepare_comparison(runtime: Runtime, body: ComparisonRequest) -> Prepa
         SteerserveError: it cannot be served; `param` is a path such as `arms[1].steering.edits[0].feature`.
     """
     check_served(runtime, None)
+    await _check_model(runtime, body)
     named = await _named(runtime, body)
     sources = control_sources(named)
     limit = choice_limit(runtime)
@@ -78,18 +79,27 @@ async def prepare_comparison(runtime: Runtime, body: ComparisonRequest) -> Prepa
     asked = await _all_asked(runtime, body, named, sources, seed)
     prompts = await _prompts(runtime, body, sources, asked)
     watch = resolve_watch(runtime, body.features)
-    check_size(watch, body.n * sum(map(len, prompts)))
+    num_prompt_tokens = body.n * sum(map(len, prompts))
+    check_size(watch, num_prompt_tokens)
+    most = [
+        check_context(runtime, len(prompt_ids), body.token_limit, one.max_tokens, param=_prompt_param(body, place))
+        for place, (one, prompt_ids) in enumerate(zip(asked, prompts, strict=True))
+    ]
+    limits = watched_limits(
+        watch,
+        num_prompt_tokens,
+        [limit for limit in most for _ in range(body.n)],
+        can_cut=body.token_limit is None,
+    )[:: body.n]
     comparison_id = f"cmp-{uuid.uuid4().hex}"
     arms, requests = [], []
-    for place, (arm, one, prompt_ids) in enumerate(zip(body.arms, asked, prompts, strict=True)):
+    for arm, one, prompt_ids, limit in zip(body.arms, asked, prompts, limits, strict=True):
         sampling = sampling_params(
             body,
             defaults=runtime.settings.sampling,
             preset=one.defaults.sampling,
             vocab_size=runtime.tokenizer.vocab_size,
-            max_tokens=check_context(
-                runtime, len(prompt_ids), body.token_limit, one.max_tokens, param=_prompt_param(body, place)
-            ),
+            max_tokens=limit,
             seed=seed,
             num_logprobs=None,
             num_prompt_logprobs=None,
@@ -110,6 +120,12 @@ async def prepare_comparison(runtime: Runtime, body: ComparisonRequest) -> Prepa
         edited=tuple(edited_features(one.steering for one in asked)),
         empty_ids=await _empty_prompt(runtime, body, prompts[0]) if body.metrics else (),
     )
+
+
+async def _check_model(runtime: Runtime, body: ComparisonRequest) -> None:
+    """Check the request's own model too, which no arm may need."""
+    if body.model and body.model != runtime.model_id:
+        await asyncio.to_thread(runtime.check_model, body.model)
 
 
 async def _named(runtime: Runtime, body: ComparisonRequest) -> list[NamedArm]:

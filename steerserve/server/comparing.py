@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -30,12 +31,12 @@ class NewText:
     index: int
     text: str
     features: tuple[TokenFeatures, ...]
-    """What was read of each new token, where that is watched."""
+    """What was read of each new token, where that is watched; of the prompt's, before any text."""
 
 
 @dataclass(slots=True)
 class GrownSample:
-    """One sample, from its first token to its last number."""
+    """One sample, from its first token to its last number; what is written of it alone is let go of after that."""
 
     arm: int
     index: int
@@ -79,15 +80,18 @@ class ComparisonGeneration(Generation):
             if with_metrics
             else None
         )
+        self._num_left = [len(prepared.arms)] * prepared.num_samples
+        """Arms whose sample of an index is not written yet."""
         self._samples = [GrownSample(*divmod(place, prepared.num_samples)) for place in range(len(streams))]
         self._happened: asyncio.Queue[NewText | GrownSample | Exception] = asyncio.Queue()
         self._tasks: set[asyncio.Task[None]] = set()
         self._is_wanted = True
 
     async def happenings(self) -> AsyncIterator[list[NewText | GrownSample]]:
-        """Yield text as it comes, and each sample once it is complete: its first arm's numbers are there by then.
+        """Yield text as it comes, and each sample once it is complete, with what its numbers need of the first arm.
 
-        What is ready at once comes in one list.
+        What is ready at once comes in one list, in it the samples by index and then by arm. Going on says that those
+        are written.
 
         Raises:
             SteerserveError: a sample failed, or could not be scored.
@@ -105,11 +109,14 @@ class ComparisonGeneration(Generation):
                     ready.append(happened)
                 else:
                     waiting.append(happened)
-            complete = [sample for sample in waiting if self.first_of(sample) is not None]
-            waiting = [sample for sample in waiting if self.first_of(sample) is None]
+            complete = [sample for sample in waiting if self._can_be_written(sample)]
+            complete.sort(key=lambda sample: (sample.index, sample.arm))
+            waiting = [sample for sample in waiting if not self._can_be_written(sample)]
             num_left -= len(complete)
             if found := [*ready, *complete]:
                 yield found
+            for sample in complete:
+                self._let_go(sample)
 
     def first_of(self, sample: GrownSample) -> GrownSample | None:
         """Return the first arm's sample of the same index, once it is complete."""
@@ -133,6 +140,18 @@ class ComparisonGeneration(Generation):
         if self._scorer is not None:
             self._scoring.release(self._scorer)
 
+    def _can_be_written(self, sample: GrownSample) -> bool:
+        return self._scorer is None or self.first_of(sample) is not None
+
+    def _let_go(self, sample: GrownSample) -> None:
+        """Give back what no other sample is measured against: readings are the most of a comparison's memory."""
+        sample.features, sample.prompt_features, sample.token_texts = [], None, []
+        if sample.arm:
+            sample.reading = None
+        self._num_left[sample.index] -= 1
+        if not self._num_left[sample.index]:
+            self._samples[sample.index].reading = None
+
     async def _all_happened(self) -> list[NewText | GrownSample | Exception]:
         happened = [await self._happened.get()]
         while not self._happened.empty():
@@ -151,11 +170,14 @@ class ComparisonGeneration(Generation):
         sample.features += event.features
         if event.prompt_features is not None:
             sample.prompt_features = event.prompt_features
+            self._happened.put_nowait(NewText(sample.arm, sample.index, "", event.prompt_features))
         if event.text or event.features:
             self._happened.put_nowait(NewText(sample.arm, sample.index, event.text, event.features))
         if event.finish_reason is None:
             return
         sample.last = event
+        if isinstance(event.stop_reason, str):
+            _cut_to_text(sample)
         if self._scorer is None:
             self._happened.put_nowait(sample)
         else:
@@ -190,3 +212,13 @@ class ComparisonGeneration(Generation):
             name = self._prepared.arms[arm].name
             event = InvalidRequestError(f"Arm {name!r}: {event.message}", param=f"arms[{arm}].steering")
         super()._put(index, event)
+
+
+def _cut_to_text(sample: GrownSample) -> None:
+    """Leave out the tokens of a stop string, all but what begins in the text: nobody reads them."""
+    num_chars = len(sample.text)
+    starts = [0, *itertools.accumulate(map(len, sample.token_texts))]
+    num_kept = next((place for place, start in enumerate(starts[:-1]) if start >= num_chars), len(starts) - 1)
+    del sample.token_ids[num_kept:], sample.token_texts[num_kept:]
+    if num_kept:
+        sample.token_texts[-1] = sample.token_texts[-1][: num_chars - starts[num_kept - 1]]

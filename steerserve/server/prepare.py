@@ -14,7 +14,7 @@ from steerserve.engine.request import GenerationRequest
 from steerserve.presets.naming import presets_in
 from steerserve.presets.preset import NO_DEFAULTS
 from steerserve.server.sampling import sampling_params
-from steerserve.server.watching import check_size, resolve_watch
+from steerserve.server.watching import check_size, resolve_watch, watched_limits
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -80,7 +80,15 @@ async def prepare_chat(runtime: Runtime, body: ChatCompletionRequest) -> Prepare
     ids = await chat_prompt(runtime, messages, asked, add_generation_prompt=body.add_generation_prompt)
     max_tokens = check_context(runtime, len(ids), body.token_limit, asked.max_tokens, param="messages")
     num_logprobs = (body.top_logprobs or 0) if body.logprobs else None
-    return _prepared("chatcmpl-", runtime, body, asked, [ids], [max_tokens], num_logprobs=num_logprobs)
+    return _prepared(
+        "chatcmpl-",
+        runtime,
+        body,
+        asked,
+        [(ids, max_tokens)],
+        can_cut=body.token_limit is None,
+        num_logprobs=num_logprobs,
+    )
 
 
 async def prepare_completion(runtime: Runtime, body: CompletionRequest) -> Prepared:
@@ -100,14 +108,14 @@ async def prepare_completion(runtime: Runtime, body: CompletionRequest) -> Prepa
     is_large = sum(len(prompt) for prompt in body.prompt if isinstance(prompt, str)) > _LARGE_PROMPT_CHARS
     prompts = await asyncio.to_thread(_encode, runtime, body.prompt) if is_large else _encode(runtime, body.prompt)
     wanted = body.max_tokens if "max_tokens" in body.model_fields_set or asked.max_tokens is None else None
-    max_tokens = [check_context(runtime, len(ids), wanted, asked.max_tokens, param="prompt") for ids in prompts]
+    sized = [(ids, check_context(runtime, len(ids), wanted, asked.max_tokens, param="prompt")) for ids in prompts]
     return _prepared(
         "cmpl-",
         runtime,
         body,
         asked,
-        prompts,
-        max_tokens,
+        sized,
+        can_cut=wanted is None,
         num_logprobs=body.logprobs,
         num_prompt_logprobs=body.logprobs if body.echo else None,
     )
@@ -239,19 +247,23 @@ def _prepared(
     runtime: Runtime,
     body: GenerationFields,
     asked: Asked,
-    prompts: Sequence[tuple[int, ...]],
-    max_tokens: Sequence[int],
+    prompts: Sequence[tuple[tuple[int, ...], int]],
     *,
+    can_cut: bool,
     num_logprobs: int | None,
     num_prompt_logprobs: int | None = None,
 ) -> Prepared:
+    """Put together a request of `prompts`, each with how many tokens its context has room for."""
     request_id = f"{prefix}{uuid.uuid4().hex}"
     steering, preset = asked.steering, asked.defaults.sampling
     seed = body.seed if body.seed is not None else preset.seed
     watch = resolve_watch(runtime, body.features)
-    check_size(watch, body.n * sum(len(ids) for ids in prompts))
+    num_prompt_tokens = sum(len(ids) for ids, _ in prompts)
+    check_size(watch, body.n * num_prompt_tokens)
+    most = [limit for _, limit in prompts for _ in range(body.n)]
+    limits = watched_limits(watch, body.n * num_prompt_tokens, most, can_cut=can_cut)[:: body.n]
     requests = []
-    for ids, limit in zip(prompts, max_tokens, strict=True):
+    for (ids, _), limit in zip(prompts, limits, strict=True):
         sampling = sampling_params(
             body,
             defaults=runtime.settings.sampling,
@@ -271,7 +283,7 @@ def _prepared(
         system_fingerprint=runtime.system_fingerprint(steering),
         requests=tuple(requests),
         num_samples=body.n,
-        num_prompt_tokens=sum(len(ids) for ids in prompts),
+        num_prompt_tokens=num_prompt_tokens,
         num_edits=len(steering.edits) if steering is not None else 0,
         watch=watch,
     )

@@ -19,6 +19,14 @@ if TYPE_CHECKING:
 
 _MAX_PROMPT_ENTRIES = 200_000
 """Activations of the prompts of one request; more would be tens of megabytes."""
+_MAX_ENTRIES = 2_000_000
+"""Activations of all tokens of one request, at about 500 bytes each until the answer is written."""
+_LEAST_COUNTED = 4
+"""What reading a token costs in activations, however few are given."""
+_LEAST_TOKENS = 256
+"""Of each sample, where its length is cut because the client named none."""
+_MAX_AT_ONCE = 2_000
+"""Activations that the event loop writes itself, in about ten milliseconds."""
 _MAX_SHOWN_DIGITS = 20
 
 
@@ -59,6 +67,51 @@ def check_size(watch: Watch | None, num_prompt_tokens: int) -> None:
             "possible. Ask for a smaller 'top', for fewer choices, or leave out 'prompt'."
         )
         raise InvalidRequestError(message, param="features.prompt")
+
+
+def watched_limits(
+    watch: Watch | None, num_prompt_tokens: int, max_tokens: Sequence[int], *, can_cut: bool
+) -> list[int]:
+    """Return how many tokens each sample may have, so that one request cannot fill the memory with activations.
+
+    Args:
+        watch: What is read of each token.
+        num_prompt_tokens: Prompt tokens of all samples.
+        max_tokens: What each sample may have as far as its context goes.
+        can_cut: Whether the client left that open, so that less is an answer too.
+
+    Raises:
+        InvalidRequestError: there would be too many activations.
+    """
+    if watch is None:
+        return list(max_tokens)
+    num_given = watch.top + len(watch.features)
+    cost = len(watch.dictionaries) * max(num_given, _LEAST_COUNTED)
+    num_read = num_prompt_tokens if watch.prompt else 0
+    room = _MAX_ENTRIES // cost - num_read
+    if sum(max_tokens) <= room:
+        return list(max_tokens)
+    limit = room // len(max_tokens)
+    if can_cut and limit >= _LEAST_TOKENS:
+        return [min(wanted, limit) for wanted in max_tokens]
+    num_tokens = num_read + (_LEAST_TOKENS * len(max_tokens) if can_cut else sum(max_tokens))
+    message = (
+        f"The answer could have {num_tokens * cost} activations ({num_tokens} tokens, {len(watch.dictionaries)} "
+        f"dictionaries, {num_given} features of each; fewer count as {_LEAST_COUNTED}), and at most {_MAX_ENTRIES} are "
+        "possible. Ask for a smaller 'top', less in 'watch', fewer samples or a smaller 'max_tokens'."
+    )
+    raise InvalidRequestError(message, param="features.top")
+
+
+def is_long(parts: Iterable[Sequence[TokenFeatures] | None]) -> bool:
+    """Whether writing these entries would hold up the event loop."""
+    num_entries = sum(
+        len(reading.top) + len(reading.watch) + _LEAST_COUNTED
+        for part in parts
+        for token in part or ()
+        for reading in token.readings.values()
+    )
+    return num_entries > _MAX_AT_ONCE
 
 
 class FeatureWriter:

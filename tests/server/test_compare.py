@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -12,12 +13,13 @@ from steerserve.engine.request import GenerationRequest, SamplingParams
 from steerserve.engine.sampling import Choice, choose
 from steerserve.presets.library import PresetLibrary
 from steerserve.server.app import create_app
+from steerserve.server.comparing import ComparisonGeneration, GrownSample, NewText
 from steerserve.server.schemas.compare import ArmRequest
 from tests.server.asking import CHAT, chat, client_of
 from tests.server.test_malformed import any_json
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import AsyncIterator, Callable, Sequence
     from pathlib import Path
 
     import httpx
@@ -147,7 +149,18 @@ async def test_every_arm_is_watched(client: httpx.AsyncClient) -> None:
         if name == "arm.delta" and (event["arm"], event["index"]) == ("steered", 0)
         for entry in event["features"]
     ]
-    assert active(streamed) == active(steered)
+    assert active(streamed) == active(by_name(found)["steered"][0]["prompt_features"] + steered)
+
+
+async def test_a_stream_begins_with_the_prompts_entries_of_each_sample(client: httpx.AsyncClient) -> None:
+    arms = [{"name": "base"}, {"name": "steered", "steering": ADD}]
+    events = named_events(await client.post(COMPARE, json=compare(arms=arms, features={"prompt": True}, stream=True)))
+    for arm in events[-1][1]["arms"]:
+        for sample in arm["samples"]:
+            key = (arm["name"], sample["index"])
+            deltas = [event for name, event in events if name == "arm.delta" and (event["arm"], event["index"]) == key]
+            assert (deltas[0]["delta"], deltas[0]["features"]) == ("", sample["prompt_features"])
+            assert [entry for delta in deltas[1:] for entry in delta["features"]] == sample["features"]
 
 
 async def test_a_comparison_is_repeated_by_its_seed(client: httpx.AsyncClient) -> None:
@@ -256,7 +269,7 @@ async def test_a_model_with_an_at_sign_in_its_id_names_no_preset(
     client: httpx.AsyncClient, runtime: Runtime, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(runtime, "model_id", "tiny@v2")
-    arms = [{"name": "a", "steering": ADD}, {"name": "b", "model": "tiny@v2", "control_of": "a"}]
+    arms: list[dict[str, Any]] = [{"name": "a", "steering": ADD}, {"name": "b", "model": "tiny@v2", "control_of": "a"}]
     assert by_name(await ask(client, model="tiny@v2", arms=arms)).keys() == {"a", "b"}
     arms[1]["model"] = "tiny@v3"
     refused = await client.post(COMPARE, json=compare(model="tiny@v2", arms=arms))
@@ -297,6 +310,95 @@ async def test_a_stream_says_the_same_in_named_events(client: httpx.AsyncClient)
         assert event["sample"] == arm["samples"][event["index"]]
         assert event["sample"]["text"] == grown[key]
     assert len(done) == len(ARMS) * 2
+
+
+class AllAtOnce(ComparisonGeneration):
+    """Reads what happened only once all samples are there, those of the last arm first."""
+
+    async def _all_happened(self) -> list[NewText | GrownSample | Exception]:
+        texts: list[NewText | GrownSample | Exception] = []
+        samples: list[GrownSample] = []
+        while len(samples) < len(self._samples):
+            for one in await super()._all_happened():
+                if isinstance(one, GrownSample):
+                    samples.append(one)
+                else:
+                    texts.append(one)
+        return [*texts, *sorted(samples, key=lambda sample: (-sample.arm, -sample.index))]
+
+
+@pytest.mark.parametrize("metrics", [True, False])
+async def test_samples_that_are_done_at_once_come_by_index_and_arm(
+    client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch, metrics: bool
+) -> None:
+    monkeypatch.setattr("steerserve.server.routes.compare.ComparisonGeneration", AllAtOnce)
+    events = named_events(await client.post(COMPARE, json=compare(stream=True, metrics=metrics)))
+    done = [(event["index"], event["arm"]) for name, event in events if name == "arm.done"]
+    assert done == [(index, arm["name"]) for index in range(2) for arm in ARMS]
+
+
+async def test_without_metrics_no_sample_waits_for_the_first_arms(
+    client: httpx.AsyncClient, runtime: Runtime, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "brief.yaml").write_text("name: brief\nsampling: {max_tokens: 1}\n", encoding="utf-8")
+    monkeypatch.setattr(runtime, "presets", PresetLibrary(tmp_path))
+    arms = [{"name": "long"}, {"name": "short", "model": "tiny@brief"}]
+    for metrics, expected in ((False, ["short", "long"]), (True, ["long", "short"])):
+        body = compare(arms=arms, n=1, max_tokens=None, ignore_eos=True, metrics=metrics, stream=True)
+        events = named_events(await client.post(COMPARE, json=body))
+        assert [event["arm"] for name, event in events if name == "arm.done"] == expected
+
+
+async def test_a_comparison_holds_only_the_readings_that_others_are_measured_against(
+    client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended = []
+
+    class Observed(ComparisonGeneration):
+        async def happenings(self) -> AsyncIterator[list[NewText | GrownSample]]:
+            written: list[GrownSample] = []
+            async for happened in super().happenings():
+                num_written = Counter(sample.index for sample in written)
+                for sample in written:
+                    assert (sample.features, sample.prompt_features, sample.token_texts) == ([], None, [])
+                    is_first = sample.arm == 0 and num_written[sample.index] < len(ARMS)
+                    assert (sample.reading is not None) == is_first
+                written += [one for one in happened if isinstance(one, GrownSample)]
+                yield happened
+            ended.append([sample.reading for sample in written])
+
+    monkeypatch.setattr("steerserve.server.routes.compare.ComparisonGeneration", Observed)
+    for stream in (False, True):
+        response = await client.post(COMPARE, json=compare(features={"prompt": True}, by_token=True, stream=stream))
+        assert "event: error" not in response.text
+    assert ended == [[None] * 2 * len(ARMS)] * 2
+
+
+@pytest.mark.parametrize("more", [{}, {"include_stop_str_in_output": True}])
+async def test_tokens_of_a_stop_string_are_not_measured(client: httpx.AsyncClient, more: dict[str, Any]) -> None:
+    found = await ask(client, arms=ARMS[:1], n=1, ignore_eos=True, max_tokens=20, by_token=True)
+    tokens = found["arms"][0]["samples"][0]["metrics"]["tokens"]
+    stop = next(
+        "".join(tokens[place : place + 3])
+        for place in range(3, 17)
+        if all(tokens[place : place + 3]) and "\ufffd" not in "".join(tokens[place : place + 3])
+    )
+    [sample] = (
+        await ask(client, arms=ARMS[:2], n=1, ignore_eos=True, max_tokens=20, by_token=True, stop=[stop], **more)
+    )["arms"][0]["samples"]
+    assert (sample["finish_reason"], sample["stop_reason"]) == ("stop", stop)
+    assert "".join(sample["metrics"]["tokens"]) == sample["text"]
+    assert sample["text"].endswith(stop) == bool(more)
+    num_read = len(sample["metrics"]["tokens"])
+    assert sample["usage"]["completion_tokens"] == num_read + (0 if more else 3)
+    cut = await ask(client, arms=ARMS[:2], n=1, ignore_eos=True, max_tokens=num_read, by_token=True)
+    [other] = cut["arms"][0]["samples"]
+    assert other["text"] == sample["text"]
+    for name in ("surprise", "relevance"):
+        assert sample["metrics"].pop(name) == pytest.approx(other["metrics"].pop(name), abs=1e-5)
+    assert sample["metrics"]["features_by_token"]["res0"]["3"] == pytest.approx(
+        other["metrics"]["features_by_token"]["res0"]["3"], abs=1e-5
+    )
 
 
 async def test_an_arm_that_breaks_the_model_is_named_in_the_error(
@@ -342,6 +444,8 @@ def choose_until_the_third_of_a_steered(logits: Tensor, sequences: Sequence[Engi
         ({"arms": [{"name": "a", "model": "tiny@no-such-preset"}]}, "arms[0].model"),
         ({"arms": [{"name": "a", "model": "another"}]}, "arms[0].model"),
         ({"model": "another"}, "model"),
+        ({"model": "another", "arms": [{"name": "a", "model": "tiny"}]}, "model"),
+        ({"arms": [*ARMS[:2], {"name": "c", "model": "another", "control_of": "steered"}]}, "arms[2].model"),
         ({"arms": [{"name": "a"}, {"name": "b", "control_of": "c"}]}, "arms[1].control_of"),
         ({"arms": [{"name": "a"}, {"name": "b", "control_of": "a"}]}, "arms[1].control_of"),
         ({"arms": [{"name": "a", "control_of": "a"}]}, "arms[0].control_of"),

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import random
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 
+from steerserve.core.errors import InvalidRequestError
+from steerserve.engine.request import Watch
 from steerserve.features.records import Label
+from steerserve.server.watching import watched_limits
 from tests.server.asking import CHAT, COMPLETIONS, chat, completion, events_of
 from tests.server.test_malformed import any_json
 from tests.tiny import IM_END_ID, tiny_sae_folder
@@ -263,6 +267,83 @@ async def test_a_prompt_that_would_fill_the_memory_is_refused(client: httpx.Asyn
     response = await client.post(COMPLETIONS, json=completion(prompt="x" * 100, n=64, features=features))
     assert response.json()["error"]["param"] == "features.prompt"
     assert (await client.post(COMPLETIONS, json=completion(prompt="x" * 100, features=features))).status_code == 200
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_an_answer_that_would_fill_the_memory_is_refused(
+    client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch, stream: bool
+) -> None:
+    monkeypatch.setattr("steerserve.server.watching._MAX_ENTRIES", 128 * 80 * 128 - 1)
+    asked = {"n": 128, "max_tokens": 80, "features": {"top": 64, "watch": [*range(64)]}, "stream": stream}
+    arms = [{"name": str(place)} for place in range(8)]
+    for path, body in (
+        (CHAT, chat(**asked)),
+        (COMPLETIONS, completion(**asked)),
+        ("/v1/compare", chat(**asked | {"n": 16}, arms=arms)),
+    ):
+        response = await client.post(path, json=body)
+        error = response.json()["error"]
+        assert (response.status_code, error["param"]) == (400, "features.top"), path
+        assert str(128 * 80 * 128) in error["message"]
+        assert "'max_tokens'" in error["message"]
+
+
+async def test_where_the_length_is_left_open_it_is_cut_to_what_can_be_watched(
+    client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("steerserve.server.watching._MAX_ENTRIES", 2 * 20 * 8)
+    monkeypatch.setattr("steerserve.server.watching._LEAST_TOKENS", 20)
+    body = chat(n=2, ignore_eos=True, features=True)
+    del body["max_tokens"]
+    for choice in await whole(client, CHAT, body):
+        assert (choice["finish_reason"], len(choice["features"])) == ("length", 20)
+    compared = await client.post("/v1/compare", json=body | {"n": 1, "arms": [{"name": "a"}, {"name": "b"}]})
+    for arm in compared.json()["arms"]:
+        assert [len(sample["features"]) for sample in arm["samples"]] == [20]
+    refused = await client.post(CHAT, json=body | {"n": 3})
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "features.top")
+
+
+async def test_prompts_count_where_they_are_watched_and_reading_counts_where_nothing_is_given(
+    runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("steerserve.server.watching._MAX_ENTRIES", 400)
+    dictionaries = tuple(runtime.dictionaries())
+    for watch, most in ((Watch(dictionaries, 8, (1, 2), prompt=False), 40), (Watch(dictionaries, 0, (), False), 100)):
+        assert watched_limits(watch, 1000, [most - 10, 10], can_cut=False) == [most - 10, 10]
+        with pytest.raises(InvalidRequestError):
+            watched_limits(watch, 1000, [most - 10, 11], can_cut=False)
+    with_prompt = Watch(dictionaries, 8, (1, 2), prompt=True)
+    assert watched_limits(with_prompt, 30, [10], can_cut=False) == [10]
+    with pytest.raises(InvalidRequestError):
+        watched_limits(with_prompt, 31, [10], can_cut=False)
+    assert watched_limits(None, 10**9, [10**9], can_cut=False) == [10**9]
+
+
+async def test_what_takes_long_is_written_in_a_thread_and_reads_the_same(
+    client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for path, body in (
+        (CHAT, chat(features={"prompt": True})),
+        (COMPLETIONS, completion(features={"prompt": True})),
+        ("/v1/compare", chat(features={"prompt": True}, arms=[{"name": "a"}], seed=1, metrics=False)),
+    ):
+        monkeypatch.undo()
+        expected = entries_of(await client.post(path, json=body | {"stream": True}))
+        monkeypatch.setattr("steerserve.server.watching._MAX_AT_ONCE", 0)
+        assert entries_of(await client.post(path, json=body | {"stream": True})) == expected
+
+
+def entries_of(response: httpx.Response) -> list[dict[str, Any]]:
+    """Return all that a stream of tokens gives, in order."""
+    found: list[dict[str, Any]] = []
+    for line in response.text.splitlines():
+        if line.startswith("data: {"):
+            event = json.loads(line.removeprefix("data: "))
+            parts = event.get("choices", [event])
+            found += [entry for part in parts for entry in part.get("features", [])]
+    assert len(found) > 4
+    return found
 
 
 async def test_the_document_describes_what_is_asked_and_what_is_answered(client: httpx.AsyncClient) -> None:

@@ -21,14 +21,16 @@ from steerserve.server.keys import require_inference
 from steerserve.server.openapi import reading_responses, request_body
 from steerserve.server.schemas.compare import Comparison, ComparisonRequest
 from steerserve.server.sse import DONE, GenerationStream, event_bytes
+from steerserve.server.watching import is_long
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Sequence
 
     from pydantic import BaseModel
 
     from steerserve.runtime import Runtime
     from steerserve.server.arms import PreparedComparison
+    from steerserve.server.comparing import GrownSample
     from steerserve.server.metrics import Metrics
 
 logger = logging.getLogger(__name__)
@@ -62,8 +64,9 @@ async def compare_arms(
         return await _streamed(request, body, runtime, generation, writer)
     with generation:
         await unless_disconnected(request, _write_all(generation, writer))
-    whole = await _kept(runtime, body, writer)
-    return Response(whole.model_dump_json(), media_type="application/json")
+    # A whole comparison takes a while to write, and others' streams go on meanwhile.
+    whole = await asyncio.to_thread(lambda: _kept(runtime, body, writer).model_dump_json())
+    return Response(whole, media_type="application/json")
 
 
 def _start(
@@ -83,9 +86,8 @@ def _start(
 
 async def _write_all(generation: ComparisonGeneration, writer: ComparisonWriter) -> None:
     async for happened in generation.happenings():
-        for sample in happened:
-            if not isinstance(sample, NewText):
-                writer.done(sample)
+        if samples := [one for one in happened if not isinstance(one, NewText)]:
+            await asyncio.to_thread(lambda samples: [writer.done(sample) for sample in samples], samples)
 
 
 async def _streamed(
@@ -110,11 +112,19 @@ async def _events(
     body: ComparisonRequest, runtime: Runtime, generation: ComparisonGeneration, writer: ComparisonWriter
 ) -> AsyncIterator[bytes]:
     async for happened in generation.happenings():
-        yield b"".join(
-            _named("arm.delta", writer.delta(one)) if isinstance(one, NewText) else _named("arm.done", writer.done(one))
-            for one in happened
-        )
-    yield _named("comparison.done", await _kept(runtime, body, writer))
+        is_slow = is_long(one.features if isinstance(one, NewText) else None for one in happened)
+        if is_slow or any(not isinstance(one, NewText) for one in happened):
+            yield await asyncio.to_thread(_events_bytes, writer, happened)
+        else:
+            yield _events_bytes(writer, happened)
+    yield await asyncio.to_thread(lambda: _named("comparison.done", _kept(runtime, body, writer)))
+
+
+def _events_bytes(writer: ComparisonWriter, happened: Sequence[NewText | GrownSample]) -> bytes:
+    return b"".join(
+        _named("arm.delta", writer.delta(one)) if isinstance(one, NewText) else _named("arm.done", writer.done(one))
+        for one in happened
+    )
 
 
 async def _with_end(events: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
@@ -131,18 +141,14 @@ async def _with_end(events: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
     yield DONE
 
 
-async def _kept(runtime: Runtime, body: ComparisonRequest, writer: ComparisonWriter) -> Comparison:
-    """Keep the comparison where that is wanted and possible; return it, saying whether it is kept."""
+def _kept(runtime: Runtime, body: ComparisonRequest, writer: ComparisonWriter) -> Comparison:
+    """Keep the comparison where that is wanted and possible; return it, saying whether it is kept. Not event loop."""
     whole = writer.whole(kept=body.store)
     if not body.store:
         return whole
-
-    def keep() -> bool:
-        content = whole.model_copy(update={"request": writer.request()}).model_dump_json()
-        return runtime.comparisons.add(whole.id, writer.summary().model_dump(), content)
-
+    content = whole.model_copy(update={"request": writer.request()}).model_dump_json()
     try:
-        is_kept = await asyncio.to_thread(keep)
+        is_kept = runtime.comparisons.add(whole.id, writer.summary().model_dump(), content)
     except UnavailableError as error:
         logger.warning("comparison %s is not kept: %s", whole.id, error.message)
         is_kept = False

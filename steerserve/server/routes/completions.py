@@ -24,7 +24,7 @@ from steerserve.server.schemas.completions import (
 )
 from steerserve.server.serving import start_generation, stream_results, usage_of, whole_results
 from steerserve.server.sse import event_bytes
-from steerserve.server.watching import FeatureWriter
+from steerserve.server.watching import FeatureWriter, is_long
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Sequence
@@ -95,8 +95,8 @@ class CompletionWriter:
     async def chunks(self) -> AsyncIterator[bytes]:
         """Write events as chunks, then the usage where it was asked for."""
         async for delta in self._generation.deltas():
-            is_long = any(event.prompt_features for _, event in delta)
-            events = await asyncio.to_thread(self._delta_bytes, delta) if is_long else self._delta_bytes(delta)
+            is_slow = is_long(part for _, event in delta for part in (event.prompt_features, event.features))
+            events = await asyncio.to_thread(self._delta_bytes, delta) if is_slow else self._delta_bytes(delta)
             if events:
                 yield events
         if self._body.include_usage:
