@@ -29,7 +29,7 @@ class ServerError(SteerserveError):
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """What a server is, as far as it says so: all that its samples depend on."""
+    """What a server is, as far as it says so."""
 
     model: str
     versions: Mapping[str, str] = field(default_factory=dict)

@@ -9,7 +9,7 @@ from steerserve.core.files import write_json, write_text
 from steerserve.experiments.figures import figures_json, summarise
 from steerserve.experiments.judge import find_pairs, win_rates, win_rates_json
 from steerserve.experiments.report import Results, render_report
-from steerserve.experiments.samples import planned
+from steerserve.experiments.samples import planned, unwritable
 from steerserve.experiments.tables import write_samples, write_summary
 
 if TYPE_CHECKING:
@@ -34,7 +34,8 @@ def write_outputs(experiment: Experiment, folder: ResultsFolder, run: Mapping[st
     """Write the tables and the report of the samples that there are.
 
     Raises:
-        ConfigError: there are none, or they are of another experiment; nothing is changed then.
+        ConfigError: there are none, or they are of another experiment, and nothing is changed; or the folder cannot be
+            written.
     """
     _check_same(experiment, folder, run["setup"])
     records = wanted_records(experiment, folder)
@@ -47,10 +48,14 @@ def write_outputs(experiment: Experiment, folder: ResultsFolder, run: Mapping[st
     summary = {"experiment": experiment.name, "digest": run["digest"], **figures_json(figures)}
     if judge is not None:
         summary["judge"] = win_rates_json(judge, rates)
-    write_samples(folder.path / "samples.csv", records, figures)
-    write_summary(folder.path / "summary.csv", figures)
-    write_json(folder.path / "summary.json", summary)
-    write_text(folder.path / REPORT_FILE, render_report(Results(experiment, run, records, figures, rates)))
+    report = render_report(Results(experiment, run, records, figures, rates))
+    try:
+        write_samples(folder.path / "samples.csv", records, figures)
+        write_summary(folder.path / "summary.csv", figures)
+        write_json(folder.path / "summary.json", summary)
+        write_text(folder.path / REPORT_FILE, report)
+    except OSError as error:
+        raise unwritable(folder.path, error) from error
     return figures
 
 

@@ -51,7 +51,7 @@ async def run_experiment(
         raise ConfigError(error.message) from error
     experiment.check_model(served.model)
     probe = await _probed(experiment, client)
-    setup = _setup(experiment, served, probe)
+    setup = _setup(experiment, served, probe, weights)
     if replace:
         folder.clear()
     run = _run(folder, setup, experiment, served, command, weights)
@@ -125,26 +125,28 @@ async def _compared(experiment: Experiment, client: CompareClient, one: Planned)
     ]
 
 
-def _setup(experiment: Experiment, served: Served, probe: dict[str, Any]) -> dict[str, Any]:
+def _setup(experiment: Experiment, served: Served, probe: dict[str, Any], weights: str | None) -> dict[str, Any]:
     """Return what a sample depends on, beside its prompt and seed.
 
     Fingerprints name edits with the contents of their dictionaries, presets and doses having been looked up; the
-    number of prompt tokens stands for system prompts that presets bring.
+    hash of the probe's prompt stands for system prompts that presets bring, and for the model's template. What presets
+    say of sampling stands for nothing, as the experiment's own is sent.
     """
-    samples = {arm["name"]: arm["samples"][0] for arm in probe["arms"]}
+    probed = {arm["name"]: arm for arm in probe["arms"]}
     arms = [
         {
             "name": arm["name"],
             "system": arm.get("system"),
             "control_of": arm.get("control_of"),
-            "fingerprint": (samples[arm["name"]].get("steering") or {}).get("fingerprint"),
-            "prompt_tokens": samples[arm["name"]]["usage"]["prompt_tokens"],
+            "fingerprint": (probed[arm["name"]]["samples"][0].get("steering") or {}).get("fingerprint"),
+            "prompt_sha256": probed[arm["name"]].get("prompt_sha256"),
         }
         for arm in experiment.arms
     ]
     content = experiment.content
     limits = {"n": content.n, "max_tokens": content.max_tokens, **experiment.sampling}
-    return {"model": served.model, "arms": arms, **limits}
+    numbers = {name: served.versions.get(name) for name in ("device", "dtype")}
+    return {"model": served.model, "weights": weights, **numbers, "arms": arms, **limits}
 
 
 def _run(
@@ -157,8 +159,11 @@ def _run(
 ) -> dict[str, Any]:
     """Return what `run.json` is to say: the setup, and each session that added to it."""
     before = folder.run() or {}
-    if before and before.get("digest") != digest(setup):
-        changed = ", ".join(_changed(before.get("setup", {}), setup)) or "something"
+    earlier = before.get("setup", {})
+    if setup["weights"] is None:  # a server does not tell its own: they stay those that are known
+        setup = {**setup, "weights": earlier.get("weights")}
+    if before and (differing := _changed(earlier, setup)):
+        changed = ", ".join(differing)
         message = (
             f"{folder.path} has samples of another experiment: {changed} differs. Give another folder with --out, or "
             "begin anew with --replace."
@@ -178,4 +183,7 @@ def _run(
 
 
 def _changed(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
-    return [name for name in after if before.get(name) != after[name]]
+    changed = [name for name in after if name not in before or before[name] != after[name]]
+    if before.get("weights") is None and "weights" in changed:  # so far they were not known
+        changed.remove("weights")
+    return changed

@@ -84,7 +84,7 @@ class ResultsFolder:
             self.path.mkdir(parents=True, exist_ok=True)
             write_json(self.path / RUN_FILE, run)
         except OSError as error:
-            raise _unwritable(self.path, error) from error
+            raise unwritable(self.path, error) from error
 
     def clear(self) -> None:
         """Forget all samples.
@@ -96,7 +96,7 @@ class ResultsFolder:
             for name in (SAMPLES_FILE, RUN_FILE, "judgements.jsonl"):
                 (self.path / name).unlink(missing_ok=True)
         except OSError as error:
-            raise _unwritable(self.path, error) from error
+            raise unwritable(self.path, error) from error
 
     def append(self, records: Sequence[Record]) -> None:
         """Add the samples of one comparison, on disk when this returns."""
@@ -131,10 +131,11 @@ def append_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
-        raise _unwritable(path.parent, error) from error
+        raise unwritable(path.parent, error) from error
 
 
-def _unwritable(folder: Path, error: OSError) -> ConfigError:
+def unwritable(folder: Path, error: OSError) -> ConfigError:
+    """Return what to tell of a folder that cannot be written."""
     kept = "What was kept before is there; the same command goes on."
     return ConfigError(f"{folder} cannot be written: {error.strerror}. {kept} Or give another folder with --out.")
 
@@ -180,7 +181,7 @@ def _rewrite(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
     try:
         write_text(path, "".join(map(_line, records)))
     except OSError as error:
-        raise _unwritable(path.parent, error) from error
+        raise unwritable(path.parent, error) from error
 
 
 def _line(record: Mapping[str, Any]) -> str:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from steerserve.compare.metrics import (
     distinct_2,
@@ -73,6 +76,7 @@ class ComparisonWriter:
             ArmResult(
                 name=arm.name,
                 control_of=arm.control_of,
+                prompt_sha256=hashlib.sha256(np.array(arm.prompt_ids, dtype="<i8").tobytes()).hexdigest(),
                 samples=[self._samples[place, index] for index in range(self._prepared.num_samples)],
             )
             for place, arm in enumerate(self._prepared.arms)

@@ -81,11 +81,15 @@ def experiment_of(text: str = TEXT, prompt: str = "And then") -> Experiment:
 
 
 async def run(
-    runtime: Runtime, folder: Path, experiment: Experiment, until: int = 1000, *, replace: bool = False
+    runtime: Runtime,
+    folder: Path,
+    experiment: Experiment,
+    until: int = 1000,
+    **options: Any,  # noqa: ANN401
 ) -> list[int]:
     follower, client = Follower(until), CompareClient.inside(create_app(runtime), None)
     try:
-        await run_experiment(experiment, client, ResultsFolder(folder), follower, command="x", replace=replace)
+        await run_experiment(experiment, client, ResultsFolder(folder), follower, command="x", **options)
     finally:
         await client.close()
     return follower.done
@@ -182,6 +186,45 @@ async def test_samples_of_another_experiment_are_not_mixed_in(
     with pytest.raises(ConfigError, match=f"samples of another experiment: .*{word}.*--replace"):
         await run(tiny, tmp_path, experiment_of(TEXT.replace(there, instead)))
     assert (tmp_path / SAMPLES_FILE).read_bytes() == before
+
+
+async def test_samples_of_another_version_of_a_preset_are_not_mixed_in(
+    tiny: Runtime, tmp_path: Path, presets: Path
+) -> None:
+    preset = "name: told\nsystem: {}\nedits: [{{feature: 3, scale: {}}}]\n"
+    experiment = experiment_of(
+        TEXT.replace("name: pushed, steering: [{{feature: 3, ", "name: pushed, steering: [told, {{feature: 4, ")
+    )
+    (presets / "told.yaml").write_text(preset.format("Speak of hills.", 9))
+    with pytest.raises(StoppedError):
+        await run(tiny, tmp_path, experiment, until=1)
+    for system, scale in (("Speak of bills.", 9), ("Speak of hills.", 8)):  # as many tokens; the same prompt
+        (presets / "told.yaml").write_text(preset.format(system, scale))
+        with pytest.raises(ConfigError, match="samples of another experiment: arms differs"):
+            await run(tiny, tmp_path, experiment)
+    (presets / "told.yaml").write_text(preset.format("Speak of hills.", 9) + "sampling: {top_k: 1}\n")
+    assert await run(tiny, tmp_path, experiment) == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("name", ["device", "dtype"])
+async def test_samples_of_another_device_or_number_format_are_not_mixed_in(
+    name: str, tiny: Runtime, tmp_path: Path
+) -> None:
+    await run(tiny, tmp_path, experiment_of())
+    file = tmp_path / "run.json"
+    made = json.loads(file.read_text())
+    made["setup"][name] = "other"
+    file.write_text(json.dumps(made))
+    with pytest.raises(ConfigError, match=f"samples of another experiment: {name} differs"):
+        await run(tiny, tmp_path, experiment_of())
+
+
+async def test_weights_are_compared_where_both_are_known(tiny: Runtime, tmp_path: Path) -> None:
+    for weights in (None, "a" * 64, None, "a" * 64):
+        await run(tiny, tmp_path, experiment_of(), weights=weights)
+    with pytest.raises(ConfigError, match="samples of another experiment: weights differs"):
+        await run(tiny, tmp_path, experiment_of(), weights="b" * 64)
+    assert json.loads((tmp_path / "run.json").read_text())["setup"]["weights"] == "a" * 64
 
 
 @pytest.mark.parametrize(

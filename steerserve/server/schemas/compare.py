@@ -150,6 +150,10 @@ class ArmResult(ResponseModel):
 
     name: str = Field(description="The arm's name.")
     control_of: str | None = absent_if_none("The arm of which it is the control.")
+    prompt_sha256: str | None = absent_if_none(
+        "sha256 of its prompt's token ids as 64-bit little-endian integers, the system prompts of presets among them. "
+        "Only comparisons that were kept by older versions have none."
+    )
     samples: list[Sample] = Field(description="In order of `index`.")
 
 
