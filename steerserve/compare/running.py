@@ -6,7 +6,8 @@ import contextlib
 import threading
 import time
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
-from typing import TYPE_CHECKING, TypeVar
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from steerserve.compare.scoring import Scorer, drive
 from steerserve.core.errors import QueueFullError, UnavailableError
@@ -20,9 +21,18 @@ if TYPE_CHECKING:
     RunExclusive = Callable[[Callable[[], Reading | None]], Future[Reading | None]]
     """`Engine.run_exclusive`: runs a function while nobody else uses the model."""
 
-Result = TypeVar("Result")
-
 _RETRY_S = 0.05
+_MAX_IN_TURN = 16
+"""Texts of one comparison after another while others wait: each change of comparison reads its prompts again."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Text:
+    scorer: Scorer
+    arm: Arm
+    token_ids: Sequence[int]
+    is_wanted: Callable[[], bool]
+    future: Future[Reading] = field(default_factory=Future)
 
 
 class ScoringLine:
@@ -33,7 +43,11 @@ class ScoringLine:
         self._run_exclusive = run_exclusive
         self._lock = threading.Lock()
         self._worker: ThreadPoolExecutor | None = None
+        self._texts: list[_Text] = []
+        """Those that wait, in the order in which they came."""
         self._current: Scorer | None = None
+        self._num_in_turn = 0
+        """Texts of the current comparison since it became that."""
         self._is_stopped = False
 
     def submit(
@@ -44,11 +58,15 @@ class ScoringLine:
         Raises:
             UnavailableError: the server is stopping; the future raises it too, or EngineError.
         """
-        return self._queue(lambda: self._score(scorer, arm, token_ids, is_wanted))
+        text = _Text(scorer, arm, token_ids, is_wanted)
+        with self._lock:
+            self._queue(self._score_next)
+            self._texts.append(text)
+        return text.future
 
     def release(self, scorer: Scorer) -> None:
         """Forget a comparison's prompts, once its texts are scored or not wanted."""
-        with contextlib.suppress(UnavailableError):  # the thread has ended, and what it knew with it
+        with self._lock, contextlib.suppress(UnavailableError):  # the thread has ended, and what it knew with it
             self._queue(lambda: self._leave(scorer))
 
     def stop(self) -> None:
@@ -56,25 +74,51 @@ class ScoringLine:
         with self._lock:
             self._is_stopped = True
             worker, self._worker = self._worker, None
+            waiting, self._texts = self._texts, []
+        for text in waiting:
+            text.future.cancel()
         if worker is not None:
             worker.shutdown(cancel_futures=True)
         self._current = None
 
-    def _queue(self, work: Callable[[], Result]) -> Future[Result]:
-        with self._lock:
-            if self._is_stopped:
-                message = "The server is stopping."
-                raise UnavailableError(message)
-            self._worker = self._worker or ThreadPoolExecutor(1, thread_name_prefix="scoring")
-            return self._worker.submit(work)
+    def _queue(self, work: Callable[[], None]) -> Future[None]:
+        """Let the thread do something after what it has been given already; the lock is held."""
+        if self._is_stopped:
+            message = "The server is stopping."
+            raise UnavailableError(message)
+        self._worker = self._worker or ThreadPoolExecutor(1, thread_name_prefix="scoring")
+        return self._worker.submit(work)
 
-    def _score(self, scorer: Scorer, arm: Arm, token_ids: Sequence[int], is_wanted: Callable[[], bool]) -> Reading:
-        if scorer is not self._current:
+    def _score_next(self) -> None:
+        text = self._next_text()
+        if text is None or not text.future.set_running_or_notify_cancel():
+            return
+        try:
+            reading = self._score(text)
+        except BaseException as error:  # noqa: BLE001 raised again by who waits for it
+            text.future.set_exception(error)
+        else:
+            text.future.set_result(reading)
+
+    def _next_text(self) -> _Text | None:
+        """Take the text that waits longest, of the current comparison for as long as it has a turn."""
+        with self._lock:
+            if not self._texts:
+                return None
+            stays = self._num_in_turn < _MAX_IN_TURN
+            wanted = (place for place, text in enumerate(self._texts) if (text.scorer is self._current) == stays)
+            return self._texts.pop(next(wanted, 0))
+
+    def _score(self, text: _Text) -> Reading:
+        if not text.is_wanted():  # its comparison may have been released
+            raise CancelledError
+        if text.scorer is not self._current:
             if self._current is not None:
                 self._current.forget()
-            self._current = scorer
-        for call in drive(scorer.read(arm, token_ids)):
-            if not is_wanted():
+            self._current, self._num_in_turn = text.scorer, 0
+        self._num_in_turn += 1
+        for call in drive(text.scorer.read(text.arm, text.token_ids)):
+            if not text.is_wanted():
                 raise CancelledError
             if (reading := self._call(call)) is not None:
                 return reading

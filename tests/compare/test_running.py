@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 from concurrent.futures import CancelledError, Future
 from typing import TYPE_CHECKING
@@ -65,9 +66,61 @@ def test_the_prompts_of_one_comparison_alone_are_in_memory(llama: Runtime, arm: 
         assert scorer._courses
     assert not first._courses
     line.release(second)
-    line._queue(lambda: None).result(timeout=60)
+    with line._lock:
+        done = line._queue(lambda: None)
+    done.result(timeout=60)
     assert not second._courses
     line.stop()
+
+
+@pytest.mark.parametrize(("most", "expected"), [(16, "aaaaabbbb"), (2, "aabbaabba"), (1, "ababababa")])
+def test_comparisons_at_once_take_turns_of_several_texts(
+    llama: Runtime, arm: Arm, monkeypatch: pytest.MonkeyPatch, most: int, expected: str
+) -> None:
+    monkeypatch.setattr("steerserve.compare.running._MAX_IN_TURN", most)
+    may_go_on = threading.Event()
+
+    def run(call: Call) -> Future[Reading | None]:
+        assert may_go_on.wait(timeout=60)
+        return llama.engine.run_exclusive(call)
+
+    line = ScoringLine(run)
+    scorers = {"a": scorer_of(llama), "b": scorer_of(llama)}
+    order: list[str] = []
+
+    def note(name: str, _: Future[Reading]) -> None:
+        order.append(name)
+
+    futures = []
+    for name in "ababababa":
+        futures.append(line.submit(scorers[name], arm, TEXT, lambda: True))
+        futures[-1].add_done_callback(functools.partial(note, name))
+    may_go_on.set()
+    results = [future.result(timeout=60) for future in futures]
+    line.stop()
+    assert "".join(order) == expected
+    assert len({reading.surprise for reading in results}) == 1
+
+
+def test_a_text_that_nobody_waits_for_any_more_takes_no_turn(llama: Runtime, arm: Arm) -> None:
+    is_held, may_go_on, num_pieces = threading.Event(), threading.Event(), 0
+
+    def run(call: Call) -> Future[Reading | None]:
+        nonlocal num_pieces
+        num_pieces += 1
+        is_held.set()
+        assert may_go_on.wait(timeout=60)
+        return llama.engine.run_exclusive(call)
+
+    line, scorer = ScoringLine(run), scorer_of(llama)
+    first, second = (line.submit(scorer, arm, TEXT, lambda: True) for _ in range(2))
+    assert is_held.wait(timeout=60)
+    assert second.cancel()
+    may_go_on.set()
+    first.result(timeout=60)
+    num_before = num_pieces
+    line.stop()
+    assert num_pieces == num_before
 
 
 def test_a_line_that_has_stopped_says_so(llama: Runtime, arm: Arm) -> None:

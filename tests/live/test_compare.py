@@ -74,7 +74,9 @@ def test_a_client_that_leaves_while_it_is_measured_ends_that(
         assert is_held.wait(timeout=60)
     line_of(name, log_lines)
     may_go_on.set()
-    live.runtime.scoring._queue(lambda: None).result(timeout=60)
+    with live.runtime.scoring._lock:
+        released = live.runtime.scoring._queue(lambda: None)
+    released.result(timeout=60)
     assert num_pieces == 1
     assert live.runtime.scoring._current is None
     ask_once(live)
