@@ -89,6 +89,7 @@ async def prepare_comparison(runtime: Runtime, body: ComparisonRequest) -> Prepa
         watch,
         num_prompt_tokens,
         [limit for limit in most for _ in range(body.n)],
+        num_edits=max(len(one.steering.edits) if one.steering is not None else 0 for one in asked),
         can_cut=body.token_limit is None,
     )[:: body.n]
     comparison_id = f"cmp-{uuid.uuid4().hex}"

@@ -261,7 +261,8 @@ def _prepared(
     num_prompt_tokens = sum(len(ids) for ids, _ in prompts)
     check_size(watch, body.n * num_prompt_tokens)
     most = [limit for _, limit in prompts for _ in range(body.n)]
-    limits = watched_limits(watch, body.n * num_prompt_tokens, most, can_cut=can_cut)[:: body.n]
+    num_edits = len(steering.edits) if steering is not None else 0
+    limits = watched_limits(watch, body.n * num_prompt_tokens, most, num_edits=num_edits, can_cut=can_cut)[:: body.n]
     requests = []
     for (ids, _), limit in zip(prompts, limits, strict=True):
         sampling = sampling_params(
@@ -284,6 +285,6 @@ def _prepared(
         requests=tuple(requests),
         num_samples=body.n,
         num_prompt_tokens=num_prompt_tokens,
-        num_edits=len(steering.edits) if steering is not None else 0,
+        num_edits=num_edits,
         watch=watch,
     )

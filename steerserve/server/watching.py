@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 _MAX_PROMPT_ENTRIES = 200_000
 """Activations of the prompts of one request; more would be tens of megabytes."""
 _MAX_ENTRIES = 2_000_000
-"""Activations of all tokens of one request, at about 500 bytes each until the answer is written."""
+"""Activations of all tokens of one request, at 300 to 700 bytes each until the answer is written."""
 _LEAST_COUNTED = 4
 """What reading a token costs in activations, however few are given."""
 _LEAST_TOKENS = 256
@@ -70,7 +70,7 @@ def check_size(watch: Watch | None, num_prompt_tokens: int) -> None:
 
 
 def watched_limits(
-    watch: Watch | None, num_prompt_tokens: int, max_tokens: Sequence[int], *, can_cut: bool
+    watch: Watch | None, num_prompt_tokens: int, max_tokens: Sequence[int], *, num_edits: int, can_cut: bool
 ) -> list[int]:
     """Return how many tokens each sample may have, so that one request cannot fill the memory with activations.
 
@@ -78,6 +78,7 @@ def watched_limits(
         watch: What is read of each token.
         num_prompt_tokens: Prompt tokens of all samples.
         max_tokens: What each sample may have as far as its context goes.
+        num_edits: Edits of a sample at most, each of which may give an activation too.
         can_cut: Whether the client left that open, so that less is an answer too.
 
     Raises:
@@ -86,7 +87,7 @@ def watched_limits(
     if watch is None:
         return list(max_tokens)
     num_given = watch.top + len(watch.features)
-    cost = len(watch.dictionaries) * max(num_given, _LEAST_COUNTED)
+    cost = len(watch.dictionaries) * max(num_given, _LEAST_COUNTED) + num_edits
     num_read = num_prompt_tokens if watch.prompt else 0
     room = _MAX_ENTRIES // cost - num_read
     if sum(max_tokens) <= room:
@@ -97,8 +98,9 @@ def watched_limits(
     num_tokens = num_read + (_LEAST_TOKENS * len(max_tokens) if can_cut else sum(max_tokens))
     message = (
         f"The answer could have {num_tokens * cost} activations ({num_tokens} tokens, {len(watch.dictionaries)} "
-        f"dictionaries, {num_given} features of each; fewer count as {_LEAST_COUNTED}), and at most {_MAX_ENTRIES} are "
-        "possible. Ask for a smaller 'top', less in 'watch', fewer samples or a smaller 'max_tokens'."
+        f"dictionaries, {num_given} features of each, where fewer count as {_LEAST_COUNTED}, and {num_edits} edits), "
+        f"and at most {_MAX_ENTRIES} are possible. Ask for a smaller 'top', less in 'watch', "
+        "fewer samples or a smaller 'max_tokens'."
     )
     raise InvalidRequestError(message, param="features.top")
 
@@ -106,7 +108,7 @@ def watched_limits(
 def is_long(parts: Iterable[Sequence[TokenFeatures] | None]) -> bool:
     """Whether writing these entries would hold up the event loop."""
     num_entries = sum(
-        len(reading.top) + len(reading.watch) + _LEAST_COUNTED
+        len(reading.top) + len(reading.watch) + len(reading.edited) + _LEAST_COUNTED
         for part in parts
         for token in part or ()
         for reading in token.readings.values()
