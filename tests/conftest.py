@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,18 @@ SINK = "~"
 
 VARIANTS = {"normalised": {"normalize_activations": "layer_norm"}, "raw": {"apply_b_dec_to_input": False}}
 """Dictionaries that treat their input otherwise than the standard one."""
+
+
+@pytest.fixture(autouse=True)
+def restored_logging() -> Iterator[None]:
+    """Take back what a command or a server set up: its handler would write to a stream that is closed by then."""
+    names = ["", "steerserve", "uvicorn", "uvicorn.access"]
+    before = [(log, log.handlers[:], log.level, log.propagate) for log in map(logging.getLogger, names)]
+    yield
+    logging.captureWarnings(capture=False)
+    for log, handlers, level, propagate in before:
+        log.handlers, log.propagate = handlers, propagate
+        log.setLevel(level)  # not by hand: loggers remember which levels are on
 
 
 @pytest.fixture(scope="session")

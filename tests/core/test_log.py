@@ -3,24 +3,10 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
 
 import pytest
 
 from steerserve.core.log import set_up_logging
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-
-@pytest.fixture(autouse=True)
-def restored_logging() -> Iterator[None]:
-    names = ["", "steerserve", "uvicorn", "uvicorn.access"]
-    before = [(log, log.handlers[:], log.level, log.propagate) for log in map(logging.getLogger, names)]
-    yield
-    logging.captureWarnings(capture=False)
-    for log, handlers, level, propagate in before:
-        log.handlers, log.level, log.propagate = handlers, level, propagate
 
 
 def test_each_event_is_one_line_on_stderr(capsys: pytest.CaptureFixture[str]) -> None:
