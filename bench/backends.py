@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
@@ -25,6 +24,7 @@ import torch  # noqa: E402 it reads the environment when it is imported
 from transformer_lens import TransformerLensKeyValueCache  # noqa: E402
 
 from steerserve.bench.machine import load_average, this_machine  # noqa: E402
+from steerserve.bench.turns import least_seconds  # noqa: E402
 from steerserve.core.config import Backend, ModelSettings, Settings  # noqa: E402
 from steerserve.core.layers import load_settings  # noqa: E402
 from steerserve.engine.request import GenerationRequest, SamplingParams  # noqa: E402
@@ -56,12 +56,7 @@ def main() -> None:
         steps = {name: engine_step(lens, settings, options.rows, options.length) for name, lens in lenses.items()}
         first = next(iter(lenses.values()))
         steps["HookedTransformer by itself"] = plain_step(files, first, options.rows, options.length)
-        least = dict.fromkeys(steps, float("inf"))
-        for _ in range(options.rounds):
-            for name, step in steps.items():
-                started = time.perf_counter()
-                step()
-                least[name] = min(least[name], time.perf_counter() - started)
+        least = least_seconds(steps, options.rounds)
     result = {
         "what": "one decode step",
         "model": files.id,

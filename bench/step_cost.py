@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +24,7 @@ import torch  # noqa: E402 it reads the environment when it is imported
 from transformers import AutoModelForCausalLM, DynamicCache  # noqa: E402
 
 from steerserve.bench.machine import load_average, this_machine  # noqa: E402
+from steerserve.bench.turns import least_seconds  # noqa: E402
 from steerserve.core.layers import load_settings  # noqa: E402
 from steerserve.engine.request import GenerationRequest, SamplingParams  # noqa: E402
 from steerserve.engine.sequence import Sequence  # noqa: E402
@@ -55,7 +55,7 @@ def main() -> None:
         for name, (num_edits, has_gates) in EDITS.items():
             edits = edits_of(num_edits, has_gates=has_gates)
             steps[f"engine, {name} edits a row"] = engine_step(runtime, options.rows, options.length, edits)
-        least = measure(steps, options.rounds)
+        least = least_seconds(steps, options.rounds)
     base = least["engine, 0 edits a row"]
     result = {
         "what": "one decode step",
@@ -78,17 +78,6 @@ def main() -> None:
     print(json.dumps(result, indent=2))
     if options.json is not None:
         options.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-
-
-def measure(steps: dict[str, Callable[[], None]], rounds: int) -> dict[str, float]:
-    """Return each step's least seconds, taking turns so that a busy moment hits all alike."""
-    least = dict.fromkeys(steps, float("inf"))
-    for _ in range(rounds):
-        for name, step in steps.items():
-            started = time.perf_counter()
-            step()
-            least[name] = min(least[name], time.perf_counter() - started)
-    return least
 
 
 def plain_step(runtime: Runtime, rows: int, length: int) -> Callable[[], None]:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,6 +23,7 @@ limit_spinning(os.environ)
 import torch  # noqa: E402 it reads the environment when it is imported
 
 from steerserve.bench.machine import load_average, this_machine  # noqa: E402
+from steerserve.bench.turns import least_seconds  # noqa: E402
 from steerserve.core.layers import load_settings  # noqa: E402
 from steerserve.engine.request import GenerationRequest, SamplingParams, TokenFeatures, Watch  # noqa: E402
 from steerserve.engine.sequence import Sequence  # noqa: E402
@@ -56,8 +56,8 @@ def main() -> None:
             name: engine_step(runtime, options.rows, options.length, watch_of(runtime, kind), one_row=name == ONE_ROW)
             for name, kind in KINDS.items()
         }
-        least = measure(steps, options.rounds)
-        least |= measure({"top 8 as JSON": writing(runtime, options.rows, options.length)}, options.rounds)
+        least = least_seconds(steps, options.rounds)
+        least |= least_seconds({"top 8 as JSON": writing(runtime, options.rows, options.length)}, options.rounds)
     result = {
         "what": "one decode step",
         "model": runtime.model_id,
@@ -78,17 +78,6 @@ def main() -> None:
     print(json.dumps(result, indent=2))
     if options.json is not None:
         options.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-
-
-def measure(steps: dict[str, Callable[[], None]], rounds: int) -> dict[str, float]:
-    """Return each step's least seconds, taking turns so that a busy moment hits all alike."""
-    least = dict.fromkeys(steps, float("inf"))
-    for _ in range(rounds):
-        for name, step in steps.items():
-            started = time.perf_counter()
-            step()
-            least[name] = min(least[name], time.perf_counter() - started)
-    return least
 
 
 def watch_of(runtime: Runtime, kind: tuple[int, int] | None) -> Watch | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -26,6 +27,20 @@ class RequestModel(BaseModel):
         return data
 
 
+def refuse_unknown_key(data: object, known: Collection[str], inside: str = "") -> None:
+    """Refuse the first key of an object that is not `known`; `inside` is what `param` puts before it, dot included.
+
+    Raises:
+        InvalidRequestError: there is one.
+    """
+    unknown = next((key for key in data if key not in known), None) if isinstance(data, dict) else None
+    if unknown is not None:
+        near = nearest_name(unknown, known)
+        hint = f"Did you mean '{near}'?" if near else f"Possible are {', '.join(known)}."
+        param = f"{inside}{short_name(unknown)}"
+        raise InvalidRequestError(f"Unknown parameter: '{param}'. {hint}", param=param, code="unknown_parameter")
+
+
 class StrictRequestModel(RequestModel):
     """A body in which a key that nobody knows is a mistake: a typo would silently be another piece of work."""
 
@@ -34,12 +49,7 @@ class StrictRequestModel(RequestModel):
     @model_validator(mode="before")
     @classmethod
     def _refuse_unknown(cls, data: Any) -> Any:  # noqa: ANN401 whatever the client sent
-        unknown = next((key for key in data if key not in cls.model_fields), None) if isinstance(data, dict) else None
-        if unknown is not None:
-            near = nearest_name(unknown, cls.model_fields)
-            hint = f"Did you mean '{near}'?" if near else f"Possible are {', '.join(cls.model_fields)}."
-            name = short_name(unknown)
-            raise InvalidRequestError(f"Unknown parameter: '{name}'. {hint}", param=name, code="unknown_parameter")
+        refuse_unknown_key(data, cls.model_fields)
         return data
 
 

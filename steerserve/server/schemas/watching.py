@@ -7,9 +7,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from steerserve.core.errors import InvalidRequestError
-from steerserve.core.sent_names import nearest_name, short_name
-from steerserve.server.schemas.base import RequestModel, ResponseModel, absent_if_none
+from steerserve.server.schemas.base import RequestModel, ResponseModel, absent_if_none, refuse_unknown_key
 from steerserve.server.schemas.readings import MAX_DICTIONARIES, MAX_TOP, MAX_WATCHED, TokenActivations
 
 
@@ -32,12 +30,7 @@ class FeatureOptions(RequestModel):
     @model_validator(mode="before")
     @classmethod
     def _refuse_unknown(cls, data: Any) -> Any:  # noqa: ANN401 whatever the client sent
-        unknown = next((key for key in data if key not in cls.model_fields), None) if isinstance(data, dict) else None
-        if unknown is not None:
-            near = nearest_name(unknown, cls.model_fields)
-            hint = f"Did you mean '{near}'?" if near else f"Possible are {', '.join(cls.model_fields)}."
-            param = f"features.{short_name(unknown)}"
-            raise InvalidRequestError(f"Unknown parameter: '{param}'. {hint}", param=param, code="unknown_parameter")
+        refuse_unknown_key(data, cls.model_fields, "features.")
         return data
 
 
