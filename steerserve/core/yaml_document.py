@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
+_UNPRINTABLE: re.Pattern[str] = yaml.reader.Reader.NON_PRINTABLE
 YamlPath = tuple[str | int, ...]
 """The keys and list indices that lead to a value; `()` is the whole document."""
 
@@ -106,6 +107,29 @@ class _Loader(yaml.SafeLoader):
 
     def _refuse(self, problem: str) -> NoReturn:
         raise yaml.MarkedYAMLError(problem=problem, problem_mark=self.peek_event().start_mark)  # type: ignore[no-untyped-call]
+
+
+def parse_placed(text: str, *, name: str) -> YamlDocument:
+    """Read a text as `parse_yaml` does; whatever is wrong is said with line and column.
+
+    Raises:
+        ConfigError: as for `load_yaml`, or a character cannot stand in YAML.
+    """
+    strange = _UNPRINTABLE.search(text)
+    if strange is not None:
+        line, column = line_and_column(text[: strange.start()])
+        raise ConfigError(f"{name}:{line}:{column}: the character {strange[0]!r} cannot stand in YAML; take it out.")
+    try:
+        return parse_yaml(text, name=name)
+    except ConfigError as error:
+        said = error.message.removeprefix(name)
+        place = "" if re.match(r":\d+:\d+: ", said) else ":1:1"
+        raise ConfigError(f"{name}{place}{said}") from error
+
+
+def line_and_column(before: str) -> tuple[int, int]:
+    """Return the place, from 1, that follows `before`."""
+    return before.count("\n") + 1, len(before) - (before.rfind("\n") + 1) + 1
 
 
 class _Reader:

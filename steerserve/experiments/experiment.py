@@ -8,12 +8,11 @@ import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, get_args
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
 from steerserve.compare.control import NamedArm, control_sources
 from steerserve.core.errors import ConfigError, InvalidRequestError
-from steerserve.core.yaml_document import YamlDocument, parse_yaml
+from steerserve.core.yaml_document import YamlDocument, line_and_column, parse_placed
 from steerserve.experiments.schema import ExperimentFile, Sampling
 from steerserve.model.names import plain_name
 from steerserve.presets.problems import Problem, find_null, find_problem, spelled
@@ -28,7 +27,6 @@ if TYPE_CHECKING:
 MAX_FILE_BYTES = 16 * 1024 * 1024
 MAX_EDITS = 4096
 """Of an arm; the server may take fewer, and then says so."""
-_UNPRINTABLE: re.Pattern[str] = yaml.reader.Reader.NON_PRINTABLE
 _PART = re.compile(r"([^.\[\]]+)|\[(\d+)\]")
 
 
@@ -112,7 +110,7 @@ def load_experiment(path: Path) -> Experiment:
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:
-        line, column = _line_and_column(data[: error.start].decode("utf-8"))
+        line, column = line_and_column(data[: error.start].decode("utf-8"))
         raise ConfigError(f"{path}:{line}:{column}: the file is not UTF-8 text; save it as UTF-8.") from error
     return parse_experiment(text, file=str(path))
 
@@ -123,7 +121,7 @@ def parse_experiment(text: str, *, file: str) -> Experiment:
     Raises:
         ConfigError: something is wrong with it; the message says where.
     """
-    document = _document(text, file)
+    document = parse_placed(text, name=file)
     if not isinstance(document.data, dict):
         what = "the file is empty" if document.data is None else "this is something else"
         sentence = f"an experiment is a mapping of names to values, such as name: ocean; {what}"
@@ -138,23 +136,6 @@ def parse_experiment(text: str, *, file: str) -> Experiment:
     _check_prompts(experiment)
     _check_arms(content, document)
     return experiment
-
-
-def _document(text: str, file: str) -> YamlDocument:
-    strange = _UNPRINTABLE.search(text)
-    if strange is not None:
-        line, column = _line_and_column(text[: strange.start()])
-        raise ConfigError(f"{file}:{line}:{column}: the character {strange[0]!r} cannot stand in YAML; take it out.")
-    try:
-        return parse_yaml(text, name=file)
-    except ConfigError as error:
-        said = error.message.removeprefix(file)
-        place = "" if re.match(r":\d+:\d+: ", said) else ":1:1"
-        raise ConfigError(f"{file}{place}{said}") from error
-
-
-def _line_and_column(before: str) -> tuple[int, int]:
-    return before.count("\n") + 1, len(before) - (before.rfind("\n") + 1) + 1
 
 
 def _problem(error: ValidationError, document: YamlDocument) -> Problem:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-import yaml
 from pydantic import ValidationError
 
 from steerserve.core.errors import ConfigError, PresetError
-from steerserve.core.yaml_document import YamlDocument, parse_yaml
+from steerserve.core.yaml_document import YamlDocument, line_and_column, parse_placed
 from steerserve.model.names import plain_name
 from steerserve.presets.problems import Problem, find_null, find_problem, spelled
 from steerserve.presets.schema import PresetFile, PresetSampling
@@ -24,7 +22,6 @@ if TYPE_CHECKING:
 
 MAX_FILE_BYTES = 256 * 1024
 SUFFIX = ".yaml"
-_UNPRINTABLE: re.Pattern[str] = yaml.reader.Reader.NON_PRINTABLE
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +86,7 @@ def decode_preset(data: bytes, *, file: str) -> str:
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
-        line, column = _line_and_column(data[: error.start].decode("utf-8"))
+        line, column = line_and_column(data[: error.start].decode("utf-8"))
         raise PresetError(f"{file}:{line}:{column}: the file is not UTF-8 text; save it as UTF-8.") from error
 
 
@@ -104,7 +101,10 @@ def parse_preset(text: str, *, file: str, name: str | None = None) -> Preset:
     Raises:
         PresetError: something is wrong with it; the message says where, and `param` is a path inside.
     """
-    document = _document(text, file)
+    try:
+        document = parse_placed(text, name=file)
+    except ConfigError as error:
+        raise PresetError(error.message) from error
     if (null := find_null(document.data)) is not None and document.data is not None:
         raise _error(document, null)
     return check_preset(document, text, name=name)
@@ -131,23 +131,6 @@ def check_preset(document: YamlDocument, text: str, *, name: str | None = None) 
     if problem_found is not None:
         raise _error(document, problem_found)
     return Preset(content, text, document)
-
-
-def _document(text: str, file: str) -> YamlDocument:
-    strange = _UNPRINTABLE.search(text)
-    if strange is not None:
-        line, column = _line_and_column(text[: strange.start()])
-        raise PresetError(f"{file}:{line}:{column}: the character {strange[0]!r} cannot stand in YAML; take it out.")
-    try:
-        return parse_yaml(text, name=file)
-    except ConfigError as error:
-        said = error.message.removeprefix(file)
-        place = "" if re.match(r":\d+:\d+: ", said) else ":1:1"
-        raise PresetError(f"{file}{place}{said}") from error
-
-
-def _line_and_column(before: str) -> tuple[int, int]:
-    return before.count("\n") + 1, len(before) - (before.rfind("\n") + 1) + 1
 
 
 def _wrong_name(content: PresetFile, name: str | None) -> Problem | None:
