@@ -23,10 +23,9 @@ limit_spinning(os.environ)
 import torch  # noqa: E402 it reads the environment when it is imported
 from transformer_lens import TransformerLensKeyValueCache  # noqa: E402
 
-from steerserve.bench.machine import load_average, this_machine  # noqa: E402
-from steerserve.bench.turns import least_seconds  # noqa: E402
+from steerserve.bench.machine import least_seconds, load_average, this_machine  # noqa: E402
 from steerserve.core.config import Backend, ModelSettings, Settings  # noqa: E402
-from steerserve.core.layers import load_settings  # noqa: E402
+from steerserve.core.settings_sources import load_settings  # noqa: E402
 from steerserve.engine.request import GenerationRequest, SamplingParams  # noqa: E402
 from steerserve.engine.runner import Runner  # noqa: E402
 from steerserve.engine.sequence import Sequence  # noqa: E402

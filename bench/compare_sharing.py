@@ -24,7 +24,7 @@ from steerserve.core.openmp import limit_spinning
 limit_spinning(os.environ)
 
 from steerserve.bench.machine import load_average, this_machine  # noqa: E402 torch reads the environment when imported
-from steerserve.core.layers import load_settings  # noqa: E402
+from steerserve.core.settings_sources import load_settings  # noqa: E402
 from steerserve.engine.request import GenerationRequest, SamplingParams  # noqa: E402
 from steerserve.runtime import build_runtime  # noqa: E402
 

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from steerserve.bench.machine import load_average, this_machine
-from steerserve.features.placement import replacing
-from steerserve.features.records import (
+from steerserve.store.placement import replacing
+from steerserve.store.records import (
     NUM_INTERVALS,
     NUM_TOP_WINDOWS,
     WINDOW_TOKENS,
@@ -30,8 +30,8 @@ from steerserve.features.records import (
     Label,
     Window,
 )
-from steerserve.features.store import FeatureStore
-from steerserve.features.stored import StoreMeta
+from steerserve.store.store import FeatureStore
+from steerserve.store.stored import StoreMeta
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

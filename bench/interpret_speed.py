@@ -27,11 +27,11 @@ import torch  # noqa: E402 it reads the environment when it is imported
 
 from steerserve.bench.machine import load_average, this_machine  # noqa: E402
 from steerserve.core.config import DEFAULT_DICTIONARY_SOURCE, DEFAULT_MODEL  # noqa: E402
-from steerserve.core.layers import load_settings  # noqa: E402
+from steerserve.core.settings_sources import load_settings  # noqa: E402
 from steerserve.dictionaries.dictionary import Dictionary  # noqa: E402
-from steerserve.features import interpret as run  # noqa: E402
-from steerserve.features.interpret_options import InterpretedSource, InterpretOptions  # noqa: E402
-from steerserve.features.tally import Tally  # noqa: E402
+from steerserve.interpret import interpret as run  # noqa: E402
+from steerserve.interpret.options import InterpretedSource, InterpretOptions  # noqa: E402
+from steerserve.interpret.tally import Tally  # noqa: E402
 from steerserve.model.lens import LensModel  # noqa: E402
 
 if TYPE_CHECKING:

@@ -22,13 +22,12 @@ limit_spinning(os.environ)
 
 import torch  # noqa: E402 it reads the environment when it is imported
 
-from steerserve.bench.machine import load_average, this_machine  # noqa: E402
-from steerserve.bench.turns import least_seconds  # noqa: E402
-from steerserve.core.layers import load_settings  # noqa: E402
+from steerserve.bench.machine import least_seconds, load_average, this_machine  # noqa: E402
+from steerserve.core.settings_sources import load_settings  # noqa: E402
 from steerserve.engine.request import GenerationRequest, SamplingParams, TokenFeatures, Watch  # noqa: E402
 from steerserve.engine.sequence import Sequence  # noqa: E402
+from steerserve.requests.watching import FeatureWriter  # noqa: E402
 from steerserve.runtime import build_runtime  # noqa: E402
-from steerserve.server.watching import FeatureWriter  # noqa: E402
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -27,7 +27,7 @@ def application(args: dict[str, str]) -> Application:
 
     def build_app() -> object:
         limit_spinning(os.environ)
-        from steerserve.core.layers import load_settings  # noqa: PLC0415 torch loads in the replica, after the line above
+        from steerserve.core.settings_sources import load_settings  # noqa: PLC0415 torch loads in the replica, after the line above
         from steerserve.runtime import build_runtime  # noqa: PLC0415
         from steerserve.server.app import create_app  # noqa: PLC0415
 

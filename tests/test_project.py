@@ -83,7 +83,7 @@ def test_core_schemas_and_the_engines_data_load_no_torch() -> None:
         *core,
         "steerserve.engine.request",
         "steerserve.engine.scheduler",
-        "steerserve.steering.edits",
+        "steerserve.wire.edits",
         "steerserve.steering.receipt",
     ]
     code = f"import sys, {', '.join(modules)}; print(*sorted({HEAVY!r} & sys.modules.keys()))"
@@ -153,14 +153,14 @@ def expected(default: object) -> str:
 
 def test_every_variable_that_is_special_is_documented() -> None:
     from steerserve.core.keys import KEY_VARIABLES
-    from steerserve.core.layers import CONFIG_VARIABLE
+    from steerserve.core.settings_sources import CONFIG_VARIABLE
 
     text = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
     assert all(f"`{name}`" in text for name in [*KEY_VARIABLES, CONFIG_VARIABLE, "STEERSERVE_CACHE_DIR"])
 
 
 def test_the_documented_example_is_a_valid_configuration(tmp_path: Path) -> None:
-    from steerserve.core.layers import load_settings
+    from steerserve.core.settings_sources import load_settings
 
     text = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
     example = re.search(r"```yaml\n(.*?)```", text, flags=re.DOTALL)
@@ -172,7 +172,7 @@ def test_the_documented_example_is_a_valid_configuration(tmp_path: Path) -> None
 
 def test_what_the_documented_refusals_say_is_what_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from steerserve.core.errors import ConfigError
-    from steerserve.core.layers import load_settings
+    from steerserve.core.settings_sources import load_settings
 
     monkeypatch.chdir(tmp_path)
     file = Path("steerserve.yaml")
@@ -257,7 +257,7 @@ def test_shell_blocks_and_sentences_name_commands_targets_files_and_flags_that_e
 
 def is_variable(name: str) -> bool:
     from steerserve.core.keys import KEY_VARIABLES
-    from steerserve.core.layers import CONFIG_VARIABLE, PREFIX
+    from steerserve.core.settings_sources import CONFIG_VARIABLE, PREFIX
 
     setting = name.removeprefix(PREFIX).lower().replace("__", ".")
     return setting in setting_names() or name in {*KEY_VARIABLES, CONFIG_VARIABLE}

@@ -1,12 +1,17 @@
-"""What a measurement was made on."""
+"""The machine that a measurement runs on, and a fair clock for steps that are compared on it."""
 
 from __future__ import annotations
 
 import importlib.metadata
 import os
 import platform
+import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +39,17 @@ def this_machine() -> Machine:
 def load_average() -> float | None:
     """Return the machine's load over the last minute, where the system tells it."""
     return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
+
+
+def least_seconds(steps: Mapping[str, Callable[[], None]], rounds: int) -> dict[str, float]:
+    """Run the steps in turns, so that a busy moment hits all alike; return the least time of each step."""
+    least = dict.fromkeys(steps, float("inf"))
+    for _ in range(rounds):
+        for name, step in steps.items():
+            started = time.perf_counter()
+            step()
+            least[name] = min(least[name], time.perf_counter() - started)
+    return least
 
 
 def _cpu_name() -> str:

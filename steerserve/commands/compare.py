@@ -22,11 +22,11 @@ from steerserve.core.errors import ConfigError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from steerserve.core.observer import Observer
     from steerserve.experiments.client import CompareClient
     from steerserve.experiments.experiment import Experiment
     from steerserve.experiments.figures import Figures
     from steerserve.experiments.samples import ResultsFolder
-    from steerserve.training.observer import Observer
 
 KEY_VARIABLES = ("STEERSERVE_API_KEY", "STEERSERVE_ADMIN_KEY")
 RUNS_FOLDER = Path("runs")

@@ -174,7 +174,7 @@ def dictionaries_judge(
     from steerserve.model.names import model_names
     from steerserve.model.norms import measure_norms
     from steerserve.model.source import fetch_model
-    from steerserve.training.corpus import load_corpus
+    from steerserve.text.corpus import load_corpus
     from steerserve.training.judge import judge
     from steerserve.training.report import save_report
 

@@ -19,11 +19,11 @@ from steerserve.core.errors import ConfigError, InvalidRequestError
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from steerserve.features.location import StoreLocation
-    from steerserve.features.records import Calibration, Label, Window
-    from steerserve.features.search import Sort
-    from steerserve.features.store import FeatureStore
-    from steerserve.features.stored import StoreMeta
+    from steerserve.store.location import StoreLocation
+    from steerserve.store.records import Calibration, Label, Window
+    from steerserve.store.search import Sort
+    from steerserve.store.store import FeatureStore
+    from steerserve.store.stored import StoreMeta
 
 _SORTS: tuple[Sort, ...] = ("relevance", "steerability", "density", "max", "feature")
 _SNIPPET_TOKENS = 10
@@ -88,7 +88,7 @@ def features_show(
     ] = False,
 ) -> None:
     """Show what is known of a feature: labels, activity, tokens, snippets with the peak in brackets, neighbours."""
-    from steerserve.features.stored import token_texts
+    from steerserve.store.stored import token_texts
 
     store = _store(source)
     if history:
@@ -133,7 +133,7 @@ def features_label(
     ] = None,
 ) -> None:
     """Give a feature a label, which wins over all others, or take it away."""
-    from steerserve.features.records import Label
+    from steerserve.store.records import Label
 
     label = Label(_label_words(text), "person") if text is not None else None
     place = _locate(source)
@@ -156,8 +156,8 @@ def features_export(
     ] = None,
 ) -> None:
     """Write all that is known as JSON Lines, one object a feature, or copy the whole store."""
-    from steerserve.features.export import export_lines
-    from steerserve.features.placement import copy_store
+    from steerserve.store.export import export_lines
+    from steerserve.store.placement import copy_store
 
     store = _store(source)
     if whole is not None:
@@ -197,8 +197,8 @@ def features_import(
 
     A label takes the place of an older one of the same origin, never of a newer one. All are taken, or none.
     """
-    from steerserve.features.export import is_store, read_labels
-    from steerserve.features.neuronpedia import read_neuronpedia
+    from steerserve.store.export import is_store, read_labels
+    from steerserve.store.neuronpedia import read_neuronpedia
 
     place = _locate(source)
     if not neuronpedia and is_store(file):
@@ -239,7 +239,7 @@ class _Place:
     @property
     def meta(self) -> StoreMeta:
         """Of a store that is made here: which model reads with the weights, nobody has said."""
-        from steerserve.features.stored import StoreMeta
+        from steerserve.store.stored import StoreMeta
 
         return StoreMeta(self.location.subject.sha256, self.d_sae, "", created=time.time())
 
@@ -251,8 +251,8 @@ def _locate(source: str) -> _Place:
     from steerserve.dictionaries.saelens import read_config
     from steerserve.dictionaries.sources import read_source
     from steerserve.dictionaries.weights import Room
-    from steerserve.features.location import locate_store
-    from steerserve.features.stored import Subject
+    from steerserve.store.location import locate_store
+    from steerserve.store.stored import Subject
 
     settings = environment_settings()
     kind, _, name = source.partition(":")
@@ -280,7 +280,7 @@ def _check(place: _Place, feature: int) -> None:
 
 def _label_words(text: str) -> str:
     """Return what a person wrote as a label holds it."""
-    from steerserve.features.label_text import MAX_LABEL_CHARS, clean_label
+    from steerserve.core.label_text import MAX_LABEL_CHARS, clean_label
 
     words = clean_label(text, len(text))
     if not words:
@@ -312,7 +312,7 @@ def _made_by(label: Label) -> str:
 
 def _snippet(window: Window, token_bytes: Mapping[int, bytes], reach: int = _SNIPPET_TOKENS) -> str:
     """Write a window on one line, its peak in brackets."""
-    from steerserve.features.stored import token_texts
+    from steerserve.store.stored import token_texts
 
     texts = token_texts(window.token_ids, token_bytes)
     before, after = texts[max(0, window.peak - reach) : window.peak], texts[window.peak + 1 : window.peak + 1 + reach]

@@ -13,14 +13,15 @@ from steerserve.commands.labelling import KEY_VARIABLE, ask_for_labels, summary
 from steerserve.commands.shared import environment_settings
 from steerserve.commands.terminal import BackendName, ProcessWeights, Threads, followed_run
 from steerserve.core.config import DEFAULT_MODEL, expand_home
-from steerserve.features.interpret_options import DEFAULT_TOKENS, InterpretedSource, InterpretOptions
+from steerserve.core.literals import DEFAULT_INTERPRET_TOKENS
+from steerserve.interpret.options import InterpretedSource, InterpretOptions
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from steerserve.core.config import Settings
-    from steerserve.features.interpret import Interpreted
-    from steerserve.features.llm_labels import Labelled
+    from steerserve.interpret.interpret import Interpreted
+    from steerserve.interpret.llm_labels import Labelled
 
 
 def interpret_command(
@@ -41,7 +42,9 @@ def interpret_command(
             "conversations that the model writes. Repeatable.",
         ),
     ],
-    tokens: Annotated[int, typer.Option(help="Tokens that are read, special ones not counted.")] = DEFAULT_TOKENS,
+    tokens: Annotated[
+        int, typer.Option(help="Tokens that are read, special ones not counted.")
+    ] = DEFAULT_INTERPRET_TOKENS,
     model: Annotated[
         str, typer.Option(help="A built-in name, a hub repository, a folder or a .gguf file.")
     ] = DEFAULT_MODEL,

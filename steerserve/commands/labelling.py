@@ -14,8 +14,8 @@ from steerserve.core.errors import ConfigError
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from steerserve.features.llm_labels import Labelled
-    from steerserve.training.observer import Observer
+    from steerserve.core.observer import Observer
+    from steerserve.interpret.llm_labels import Labelled
 
 KEY_VARIABLE = "OPENAI_API_KEY"
 
@@ -77,9 +77,9 @@ def ask_for_labels(
         ConfigError: the endpoint cannot be used; labels so far are kept.
         StoppedError: the observer asked for it; labels so far are kept.
     """
-    from steerserve.features.endpoint import ChatEndpoint, EndpointError
-    from steerserve.features.llm_labels import label_features
-    from steerserve.features.store import FeatureStore
+    from steerserve.interpret.endpoint import ChatEndpoint, EndpointError
+    from steerserve.interpret.llm_labels import label_features
+    from steerserve.store.store import FeatureStore
 
     store = FeatureStore.open(store_path)
     counts = store.counts()

@@ -18,14 +18,14 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
+    from steerserve.contrast.separation import Candidate
     from steerserve.core.config import Settings
     from steerserve.dictionaries.dictionary import Dictionary
-    from steerserve.features.records import Calibration
-    from steerserve.features.separation import Candidate
     from steerserve.presets.preset import Preset
     from steerserve.presets.schema import Check
     from steerserve.presets.verdicts import Verdict
     from steerserve.runtime import Runtime
+    from steerserve.store.records import Calibration
 
 _CHECK_TOKENS = 64
 _MAX_CANDIDATES = 12
@@ -69,8 +69,8 @@ def make_preset(
     Raises:
         StartupError: a file cannot be read, the model cannot be loaded, or no feature tells the texts apart.
     """
-    from steerserve.features.contrast import contrast, ready_steering
-    from steerserve.features.text_sets import read_text_sets
+    from steerserve.contrast.contrast import contrast, ready_steering
+    from steerserve.contrast.text_sets import read_text_sets
 
     leads_to, leads_from = _lines(positive), _lines(negative)
     with _engine(settings) as runtime:
@@ -146,9 +146,9 @@ def _try(runtime: Runtime, preset: Preset, check: Check, *, verbose: bool) -> It
 
 async def _prepared(runtime: Runtime, preset: Preset, check: Check) -> Any:  # noqa: ANN401 the server's Prepared
     from steerserve.presets.naming import model_with
-    from steerserve.server.prepare import prepare_chat, prepare_completion
-    from steerserve.server.schemas.chat import ChatCompletionRequest
-    from steerserve.server.schemas.completions import CompletionRequest
+    from steerserve.requests.generation import prepare_chat, prepare_completion
+    from steerserve.wire.chat import ChatCompletionRequest
+    from steerserve.wire.completions import CompletionRequest
 
     sampling = preset.content.sampling
     body: dict[str, Any] = {"model": model_with(runtime.model_id, [preset.name])}

@@ -22,7 +22,7 @@ _WIDE = 4096
 
 def environment_settings() -> Settings:
     """Return the settings without a file or flags: defaults and the environment."""
-    from steerserve.core.layers import load_settings
+    from steerserve.core.settings_sources import load_settings
 
     return load_settings(environ=os.environ)
 

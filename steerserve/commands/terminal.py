@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from steerserve.training.observer import StoppedError
+from steerserve.core.observer import StoppedError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from steerserve.training.progress import TerminalObserver
+    from steerserve.core.terminal import TerminalObserver
 
 EXIT_STOPPED = 130
 """As a shell reports Ctrl-C."""
@@ -37,7 +37,7 @@ def followed_run(threads: int | None = None) -> Iterator[TerminalObserver]:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     for chatty in _CHATTY:
         logging.getLogger(chatty).setLevel(logging.WARNING)
-    from steerserve.training.progress import TerminalObserver
+    from steerserve.core.terminal import TerminalObserver
 
     if threads is not None:
         import torch

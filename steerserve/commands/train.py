@@ -11,16 +11,8 @@ from steerserve.commands.terminal import BackendName, ProcessWeights, Threads, f
 from steerserve.core.config import DEFAULT_MODEL
 from steerserve.core.errors import ConfigError
 from steerserve.core.files import read_json
-from steerserve.training.options import (
-    ARCHITECTURES,
-    DEFAULT_HOOK,
-    DEFAULT_RESAMPLE,
-    SAVED_DTYPES,
-    STORAGES,
-    Grid,
-    Storage,
-    TrainOptions,
-)
+from steerserve.core.literals import ARCHITECTURES, SAVED_DTYPES, STORAGES, Storage
+from steerserve.training.options import DEFAULT_HOOK, DEFAULT_RESAMPLE, Grid, TrainOptions
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

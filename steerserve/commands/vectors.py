@@ -25,7 +25,7 @@ vectors_app = typer.Typer(help="List and import steering vectors.", no_args_is_h
 @vectors_app.command("list")
 def vectors_list() -> None:
     """List the stored vectors."""
-    from steerserve.features.vectors import FOLDER, VectorStore
+    from steerserve.contrast.vectors import FOLDER, VectorStore
 
     table = Table("name", "model", "hook points", "values", "made by", "created", box=None)
     for vector in VectorStore(environment_settings().dictionary_dirs[0] / FOLDER).all():
@@ -60,7 +60,8 @@ def vectors_import(
     """Import a control vector of repeng or llama.cpp (GGUF), or a vector from another steerserve (safetensors)."""
     from dataclasses import replace as changed
 
-    from steerserve.features.vectors import FOLDER, VECTOR_NAME, VectorStore
+    from steerserve.contrast.vectors import FOLDER, VectorStore
+    from steerserve.core.literals import VECTOR_NAME
 
     wanted = name if name is not None else file.stem
     if not re.fullmatch(VECTOR_NAME, wanted):
@@ -96,7 +97,7 @@ def _is_within(hook: str, layers: str | None) -> bool:
 
 
 def _read(file: Path, name: str) -> StoredVector:
-    from steerserve.features.vector_file import import_control_vector, read_vector
+    from steerserve.contrast.vector_file import import_control_vector, read_vector
 
     try:
         with file.open("rb") as opened:

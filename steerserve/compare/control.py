@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from steerserve.core.errors import InvalidRequestError
-from steerserve.core.sent_names import did_you_mean, short_name
+from steerserve.core.names import did_you_mean, short_name
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

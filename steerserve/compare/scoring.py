@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from steerserve.compare.metrics import Reading
-from steerserve.features.pushed_text import divergence
-from steerserve.features.reading import Span, encode_kept
+from steerserve.dose.pushed_text import divergence
+from steerserve.engine.readings import Span, encode_kept
 from steerserve.steering.plan import SequenceEdits
 from steerserve.steering.positions import TokenPlace
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from steerserve.compare.arms import Arm
     from steerserve.dictionaries.dictionary import Dictionary
-    from steerserve.features.pushed_text import Pieces
+    from steerserve.dose.pushed_text import Pieces
     from steerserve.model.lens import LensModel
 
     HookFns = Mapping[str, Callable[[Tensor], Tensor | None]]

@@ -8,7 +8,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from steerserve.core.errors import InvalidRequestError, NotFoundError
-from steerserve.core.sent_names import did_you_mean, short_name
+from steerserve.core.names import did_you_mean, short_name
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from steerserve.steering.edits import parse_steering
+from steerserve.wire.edits import parse_steering
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -16,7 +16,7 @@ from steerserve.core.yaml_document import YamlDocument, line_and_column, parse_p
 from steerserve.experiments.schema import ExperimentFile, Sampling
 from steerserve.model.names import plain_name
 from steerserve.presets.problems import Problem, find_null, find_problem, spelled
-from steerserve.steering.edits import parse_steering
+from steerserve.wire.edits import parse_steering
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -8,19 +8,19 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from steerserve.core.errors import ConfigError
+from steerserve.core.observer import StoppedError
 from steerserve.experiments.samples import append_lines, digest, read_lines, repaired_lines
 from steerserve.experiments.statistics import estimate
-from steerserve.features.endpoint import ChatEndpoint, EndpointError
-from steerserve.training.observer import StoppedError
+from steerserve.interpret.endpoint import ChatEndpoint, EndpointError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
 
+    from steerserve.core.observer import Observer
     from steerserve.experiments.samples import Record
     from steerserve.experiments.schema import JudgeFile
     from steerserve.experiments.statistics import Estimate
-    from steerserve.training.observer import Observer
 
 JUDGEMENTS_FILE = "judgements.jsonl"
 _CONCURRENCY = 4

@@ -6,15 +6,15 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from steerserve.core.errors import ConfigError, InvalidRequestError
+from steerserve.core.observer import StoppedError
 from steerserve.experiments.client import ServerError
 from steerserve.experiments.samples import Planned, digest, planned
-from steerserve.training.observer import StoppedError
 
 if TYPE_CHECKING:
+    from steerserve.core.observer import Observer
     from steerserve.experiments.client import CompareClient, Served
     from steerserve.experiments.experiment import Experiment
     from steerserve.experiments.samples import Record, ResultsFolder
-    from steerserve.training.observer import Observer
 
 _PROBE = "Hello!"
 _MAX_SESSIONS = 100

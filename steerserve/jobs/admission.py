@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import psutil
 
 from steerserve.core.errors import CorpusError, InvalidRequestError
-from steerserve.jobs.hub_text import HubText
-from steerserve.training.corpus import SUFFIXES
+from steerserve.text.corpus import SUFFIXES
+from steerserve.text.hub import HubText
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

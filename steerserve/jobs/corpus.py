@@ -9,15 +9,15 @@ import math
 from typing import TYPE_CHECKING, Protocol
 
 from steerserve.core.errors import CorpusError
-from steerserve.jobs.hub_text import HubText, write_hub_text
-from steerserve.jobs.records import RecordFile
 from steerserve.model.wanted import WantedModel
-from steerserve.training.corpus import HELDOUT_SHARE, corpus_files
+from steerserve.text.corpus import HELDOUT_SHARE, corpus_files
+from steerserve.text.hub import HubText, write_hub_text
+from steerserve.text.records import RecordFile
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from steerserve.training.observer import Observer
+    from steerserve.core.observer import Observer
 
 SELF = "self"
 HUB = "hf:"

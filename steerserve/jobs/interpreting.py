@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 
 from steerserve.core.errors import ConfigError
 from steerserve.core.lock import FileLock
-from steerserve.features.interpret import interpret
+from steerserve.interpret.interpret import interpret
 from steerserve.jobs.corpus import local_corpus
 
 if TYPE_CHECKING:
-    from steerserve.features.interpret import Interpreted
-    from steerserve.features.interpret_options import InterpretOptions
-    from steerserve.training.observer import Observer
+    from steerserve.core.observer import Observer
+    from steerserve.interpret.interpret import Interpreted
+    from steerserve.interpret.options import InterpretOptions
 
 
 def interpret_from_anywhere(options: InterpretOptions, observer: Observer) -> tuple[Interpreted, ...]:
@@ -21,7 +21,7 @@ def interpret_from_anywhere(options: InterpretOptions, observer: Observer) -> tu
 
     Raises:
         ConfigError: another process does the same, or the folder for what is unfinished cannot be written.
-        SteerserveError: as `steerserve.features.interpret.interpret`.
+        SteerserveError: as `steerserve.interpret.interpret.interpret`.
     """
     folder = options.run_dir.parent
     try:

@@ -5,16 +5,14 @@ from __future__ import annotations
 import secrets
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-Kind = Literal["train", "interpret"]
-State = Literal["queued", "running", "done", "failed", "cancelled"]
-EventType = Literal["state", "progress", "log"]
-STATES: tuple[State, ...] = get_args(State)
-ENDED: frozenset[State] = frozenset({"done", "failed", "cancelled"})
+    from steerserve.core.literals import JobEventType, JobKind, JobState
+
+ENDED: frozenset[JobState] = frozenset({"done", "failed", "cancelled"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,10 +21,10 @@ class Job:
 
     id: str
     """Names the kind and what it is about, for people; unique."""
-    kind: Kind
+    kind: JobKind
     spec: Mapping[str, Any]
     """All that its worker needs to know, as JSON; never shown to clients."""
-    state: State = "queued"
+    state: JobState = "queued"
     progress: Mapping[str, Any] = field(default_factory=dict)
     """What the worker told last."""
     error: str | None = None
@@ -64,7 +62,7 @@ class JobEvent:
     job: str
     seq: int
     """Counts up within the job; numbers of events that were dropped are missing."""
-    type: EventType
+    type: JobEventType
     time: float
     """Unix time in seconds."""
     data: Mapping[str, Any]
@@ -83,6 +81,6 @@ class Outcome:
     result: Mapping[str, Any] | None = None
 
 
-def new_job_id(kind: Kind, subject: str) -> str:
+def new_job_id(kind: JobKind, subject: str) -> str:
     """Return the id of a new job about `subject`, which must fit into a URL and a file name."""
     return f"{kind}-{subject}-{secrets.token_hex(4)}"

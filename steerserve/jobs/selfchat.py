@@ -16,20 +16,20 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, Self
 
 from steerserve.core.errors import CorpusError, EngineError
+from steerserve.core.observer import StoppedError
 from steerserve.engine.engine import Engine
 from steerserve.engine.request import GenerationRequest, SamplingParams
 from steerserve.engine.runner import Runner, default_chunk
 from steerserve.engine.selfcheck import check_cache
-from steerserve.training.observer import StoppedError
-from steerserve.training.windows import constant_start
+from steerserve.text.windows import constant_start
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from steerserve.jobs.records import RecordFile
+    from steerserve.core.observer import Observer
     from steerserve.model.lens import LensModel
     from steerserve.model.tokenizer import Tokenizer
-    from steerserve.training.observer import Observer
+    from steerserve.text.records import RecordFile
 
 _CONTEXT = 512
 _SLOTS = {"cpu": 32, "cuda": 128}

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from pathlib import Path
     from typing import Self
 
-    from steerserve.jobs.job import EventType, State
+    from steerserve.core.literals import JobEventType, JobState
 
 MAX_PROGRESS_EVENTS = 1000
 """Of one job. When there are more, every second one goes: what is left still spans the whole run."""
@@ -126,7 +126,7 @@ class JobStore:
         rows = self._query(f"SELECT {_COLUMNS} FROM jobs WHERE id = ?", job_id)  # noqa: S608 a constant
         return _job(rows[0]) if rows else None
 
-    def newest(self, limit: int, state: State | None = None) -> list[Job]:
+    def newest(self, limit: int, state: JobState | None = None) -> list[Job]:
         """Return up to `limit` jobs, of one state or any, the newest first."""
         condition = "WHERE state = ?" if state is not None else ""
         rows = self._query(
@@ -136,7 +136,7 @@ class JobStore:
         )
         return [_job(row) for row in rows]
 
-    def in_state(self, *states: State) -> list[Job]:
+    def in_state(self, *states: JobState) -> list[Job]:
         """Return all jobs of these states, in order of creation."""
         marks = ", ".join("?" for _ in states)
         query = f"SELECT {_COLUMNS} FROM jobs WHERE state IN ({marks}) ORDER BY number"  # noqa: S608 constants
@@ -151,7 +151,7 @@ class JobStore:
     def move(
         self,
         job_id: str,
-        state: State,
+        state: JobState,
         *,
         message: str | None = None,
         error: str | None = None,
@@ -310,7 +310,7 @@ def _unavailable(error: sqlite3.OperationalError) -> UnavailableError:
     return UnavailableError(message, retry_after_s=_RETRY_AFTER_S)
 
 
-def _append(connection: sqlite3.Connection, job_id: str, kind: EventType, data: Mapping[str, Any]) -> None:
+def _append(connection: sqlite3.Connection, job_id: str, kind: JobEventType, data: Mapping[str, Any]) -> None:
     connection.execute(
         "INSERT INTO events (job, seq, type, time, data) "
         "SELECT ?, coalesce(max(seq), 0) + 1, ?, ?, ? FROM events WHERE job = ?",

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from steerserve.core.config import JobSettings
-    from steerserve.jobs.job import JobEvent, Kind, State
+    from steerserve.core.literals import JobKind, JobState
+    from steerserve.jobs.job import JobEvent
     from steerserve.jobs.runner import LoadDictionary, WorkerCommand
 
 MAX_ACTIVE = 256
@@ -107,7 +108,7 @@ class Supervisor:
                 self._store.close()
                 self._store = None
 
-    def submit(self, kind: Kind, subject: str, spec: Mapping[str, Any]) -> Job:
+    def submit(self, kind: JobKind, subject: str, spec: Mapping[str, Any]) -> Job:
         """Queue a job about the dictionary `subject`.
 
         Args:
@@ -171,7 +172,7 @@ class Supervisor:
             raise NotFoundError(message, param="job_id", code="job_not_found")
         return job
 
-    def newest(self, limit: int, state: State | None = None) -> list[Job]:
+    def newest(self, limit: int, state: JobState | None = None) -> list[Job]:
         """Return up to `limit` jobs, of one state or any, the newest first."""
         store = self._opened()
         return store.newest(limit, state) if store is not None else []
@@ -180,6 +181,10 @@ class Supervisor:
         """Return the jobs that have not ended, in order of creation."""
         store = self._opened()
         return store.in_state("queued", "running") if store is not None else []
+
+    def promised_bytes(self) -> int:
+        """Return the disk space that jobs which have not ended may still fill."""
+        return sum(int(job.spec.get("disk_bytes", 0)) for job in self.active())
 
     def events(self, job_id: str, after: int) -> list[JobEvent]:
         """Return the next events of a job with a number over `after`, in order."""

@@ -13,7 +13,7 @@ from steerserve.training.run import finished, train
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from steerserve.training.observer import Observer
+    from steerserve.core.observer import Observer
     from steerserve.training.options import TrainOptions
 
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from steerserve.core.files import read_json
-from steerserve.features.interpret_options import InterpretOptions
+from steerserve.interpret.options import InterpretOptions
 from steerserve.training.options import TrainOptions
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from pathlib import Path
 
-    from steerserve.training.observer import Observer
+    from steerserve.core.observer import Observer
 
     Work = Callable[[Mapping[str, Any], Observer], dict[str, Any]]
     """Takes a job's spec and an observer, returns its result; may raise any error."""

@@ -19,12 +19,12 @@ from typing import TYPE_CHECKING, Any
 from steerserve.core.errors import SteerserveError, UnavailableError
 from steerserve.core.lock import FileLock
 from steerserve.core.log import set_up_logging
+from steerserve.core.observer import StoppedError
 from steerserve.jobs.job import Outcome
 from steerserve.jobs.observer import JobObserver
 from steerserve.jobs.priority import step_aside
 from steerserve.jobs.store import JobStore
 from steerserve.jobs.work import WORK
-from steerserve.training.observer import StoppedError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

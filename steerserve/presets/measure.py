@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from steerserve.features.reading import Span, encode_kept
+from steerserve.engine.readings import Span, encode_kept
 from steerserve.steering.plan import SequenceEdits
 from steerserve.steering.positions import TokenPlace
 

@@ -12,13 +12,13 @@ from steerserve.core.yaml_document import YamlDocument, line_and_column, parse_p
 from steerserve.model.names import plain_name
 from steerserve.presets.problems import Problem, find_null, find_problem, spelled
 from steerserve.presets.schema import PresetFile, PresetSampling
-from steerserve.steering.edits import SETTING_MODES
+from steerserve.wire.edits import SETTING_MODES
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from steerserve.core.yaml_document import YamlPath
-    from steerserve.steering.edits import Edit
+    from steerserve.wire.edits import Edit
 
 MAX_FILE_BYTES = 256 * 1024
 SUFFIX = ".yaml"

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from steerserve.steering.edits import Edit
+from steerserve.wire.edits import Edit
 
 PRESET_NAME = r"^[a-z0-9][a-z0-9._-]{0,63}$"
 NAME_RULE = "up to 64 lower-case letters, digits, '.', '_' and '-', beginning with a letter or a digit"

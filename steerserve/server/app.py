@@ -30,15 +30,15 @@ from steerserve.server.routes import (
     operations,
     vectors,
 )
-from steerserve.server.schemas.chat import ChatChunk, ChatCompletionRequest
-from steerserve.server.schemas.compare import ArmDelta, ArmDone, ComparisonRequest
-from steerserve.server.schemas.completions import CompletionChunk, CompletionRequest
-from steerserve.server.schemas.dictionaries import LoadDictionaryRequest
-from steerserve.server.schemas.features import LabelRequest
-from steerserve.server.schemas.jobs import InterpretRequest, TrainRequest
-from steerserve.server.schemas.readings import ContrastRequest, InspectRequest
-from steerserve.server.schemas.vectors import CreateVectorRequest
-from steerserve.steering.edits import Steering
+from steerserve.wire.chat import ChatChunk, ChatCompletionRequest
+from steerserve.wire.compare import ArmDelta, ArmDone, ComparisonRequest
+from steerserve.wire.completions import CompletionChunk, CompletionRequest
+from steerserve.wire.dictionaries import LoadDictionaryRequest
+from steerserve.wire.edits import Steering
+from steerserve.wire.features import LabelRequest
+from steerserve.wire.jobs import InterpretRequest, TrainRequest
+from steerserve.wire.texts import ContrastRequest, InspectRequest
+from steerserve.wire.vectors import CreateVectorRequest
 
 if TYPE_CHECKING:
     from pydantic import BaseModel

@@ -10,8 +10,8 @@ from pydantic import ValidationError
 
 from steerserve.core.errors import BodyTooLargeError, InvalidRequestError
 from steerserve.server.dependencies import RuntimeDep
-from steerserve.server.schemas.base import RequestModel
 from steerserve.server.validation import as_request_error
+from steerserve.wire.base import RequestModel
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

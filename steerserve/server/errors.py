@@ -11,8 +11,8 @@ from starlette.responses import Response
 from starlette.routing import Match
 
 from steerserve.core import errors
-from steerserve.server.schemas.status import ErrorBody, ErrorDetail
 from steerserve.server.validation import as_request_error
+from steerserve.wire.status import ErrorBody, ErrorDetail
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

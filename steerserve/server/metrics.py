@@ -5,18 +5,22 @@ Counts of the engine are read from the runtime when they are asked for; what onl
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
+from steerserve.requests.running import GenerationObserver
+
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from prometheus_client.metrics_core import Metric
 
     from steerserve.runtime import Runtime
+    from steerserve.server.summary import RequestSummary
 
 _FAST_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5)
 _SLOW_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0, 160.0, 640.0, 2560.0)
@@ -96,6 +100,34 @@ class Metrics:
 
     def _histogram(self, name: str, help_text: str, buckets: tuple[float, ...]) -> Histogram:
         return Histogram(f"steerserve_{name}", help_text, ["model_name"], buckets=buckets, registry=self._registry)
+
+
+class RequestObserver(GenerationObserver):
+    """Writes what happens to one request's generation into the metrics and into the request's line of log."""
+
+    def __init__(self, metrics: Metrics, summary: RequestSummary) -> None:
+        """Write into `metrics` and `summary`."""
+        self._metrics = metrics
+        self._summary = summary
+
+    def first_token(self) -> None:
+        """Record the time to the first token."""
+        seconds = time.perf_counter() - self._summary.started_s
+        self._summary.ttft_ms = 1000 * seconds
+        self._metrics.observe_first_token(seconds)
+
+    def next_tokens(self, seconds: float, num_tokens: int) -> None:
+        """Record the time between tokens."""
+        self._metrics.observe_next_tokens(seconds, num_tokens)
+
+    def ended(self, finish_reasons: Sequence[str], num_generated_tokens: int) -> None:
+        """Record how the request ended."""
+        for reason in finish_reasons:
+            self._metrics.count_finished(reason)
+        self._summary.finish_reason = ",".join(sorted(set(finish_reasons)))
+        self._summary.num_generated_tokens = num_generated_tokens
+        seconds = time.perf_counter() - self._summary.started_s
+        self._metrics.observe_request(seconds, self._summary.num_prompt_tokens, num_generated_tokens)
 
 
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from fastapi.openapi.utils import get_openapi
 from pydantic.json_schema import models_json_schema
 
-from steerserve.server.schemas.status import ErrorBody
+from steerserve.wire.status import ErrorBody
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -6,11 +6,12 @@ import logging
 from typing import TYPE_CHECKING
 
 from steerserve.core.errors import EngineError, SteerserveError
+from steerserve.requests.running import Generation
 from steerserve.server.disconnect import unless_disconnected
 from steerserve.server.errors import error_body
-from steerserve.server.generation import Generation
-from steerserve.server.schemas.usage import PromptTokensDetails, Usage
+from steerserve.server.metrics import RequestObserver
 from steerserve.server.sse import DONE, GenerationStream, event_bytes
+from steerserve.wire.usage import PromptTokensDetails, Usage
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -18,9 +19,9 @@ if TYPE_CHECKING:
     from starlette.requests import Request
 
     from steerserve.engine.request import TokenEvent
+    from steerserve.requests.generation import Prepared
     from steerserve.runtime import Runtime
     from steerserve.server.metrics import Metrics
-    from steerserve.server.prepare import Prepared
     from steerserve.server.summary import RequestSummary
 
 logger = logging.getLogger(__name__)
@@ -32,7 +33,7 @@ def start_generation(runtime: Runtime, prepared: Prepared, metrics: Metrics, sum
     Raises:
         QueueFullError: too many wait already.
     """
-    generation = Generation(runtime.submit(prepared.requests), metrics, summary)
+    generation = Generation(runtime.submit(prepared.requests), RequestObserver(metrics, summary))
     summary.generation_id = prepared.id
     summary.num_prompt_tokens = prepared.num_prompt_tokens
     summary.num_edits = prepared.num_edits

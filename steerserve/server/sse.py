@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from pydantic import BaseModel
     from starlette.types import Receive, Scope, Send
 
-    from steerserve.server.generation import Generation
+    from steerserve.requests.running import Generation
 
 DONE = b"data: [DONE]\n\n"
 _SEND_TIMEOUT_S = 60.0

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from steerserve.core.errors import InvalidRequestError, UnsupportedParameterError
-from steerserve.core.sent_names import short_name
-from steerserve.server.schemas.unsupported import shown
+from steerserve.core.names import short_name
+from steerserve.wire.unsupported import shown
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -9,9 +9,9 @@ import struct
 from typing import TYPE_CHECKING
 
 from steerserve.core.errors import InvalidRequestError, NotFoundError, VectorError
-from steerserve.core.sent_names import did_you_mean, short_name
+from steerserve.core.names import did_you_mean, short_name
 from steerserve.model.hook_names import describe_hook_names
-from steerserve.steering.edits import MAX_SCALE, InlineVector
+from steerserve.wire.edits import MAX_SCALE, InlineVector
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from steerserve.dictionaries.dictionary import Dictionary
     from steerserve.dictionaries.registry import RegistrySnapshot
-    from steerserve.steering.edits import Gate
+    from steerserve.wire.edits import Gate
 
 
 @dataclass(frozen=True, slots=True)

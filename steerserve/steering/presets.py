@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from steerserve.steering.edits import Edit
+    from steerserve.wire.edits import Edit
 
 
 class PresetEdits(Protocol):

@@ -7,12 +7,12 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from steerserve.core.errors import InvalidRequestError, NotFoundError, PresetError
-from steerserve.core.sent_names import short_name
+from steerserve.core.names import short_name
 from steerserve.steering.directions import DirectionReader
-from steerserve.steering.edits import SETTING_MODES, UNITS, Edit, Steering, parse_steering
 from steerserve.steering.gates import check_feature, resolve_gate
 from steerserve.steering.resolved import ResolvedEdit, ResolvedSteering
 from steerserve.steering.units import UnitConverter
+from steerserve.wire.edits import SETTING_MODES, UNITS, Edit, Steering, parse_steering
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence

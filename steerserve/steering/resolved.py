@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from steerserve.dictionaries.dictionary import Dictionary
-    from steerserve.steering.edits import Mode, Positions, Unit
     from steerserve.steering.gates import ResolvedGate
+    from steerserve.wire.edits import Mode, Positions, Unit
 
 
 @dataclass(frozen=True, slots=True)

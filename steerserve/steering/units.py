@@ -6,13 +6,13 @@ import math
 from typing import TYPE_CHECKING
 
 from steerserve.core.errors import InvalidRequestError
-from steerserve.steering.edits import MAX_SCALE
 from steerserve.steering.scales import FeatureTarget, UnknownDosesError, VectorTarget
+from steerserve.wire.edits import MAX_SCALE
 
 if TYPE_CHECKING:
     from steerserve.dictionaries.dictionary import Dictionary
-    from steerserve.steering.edits import Edit
     from steerserve.steering.scales import Layers, Scales, Target
+    from steerserve.wire.edits import Edit
 
 _LOOKED_UP = ("max", "dose")
 _LEAST_NORM = 1e-6

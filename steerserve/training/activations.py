@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from steerserve.model.lens import LensModel
-    from steerserve.training.windows import WindowBatch
+    from steerserve.text.windows import WindowBatch
 
 CALIBRATION_BATCHES = 4
 _FLOAT16_LIMIT = 60_000.0

@@ -32,9 +32,10 @@ if TYPE_CHECKING:
 
     from sae_lens.saes.sae import TrainingSAE
 
+    from steerserve.core.literals import Architecture
     from steerserve.training.activations import ActivationStatistics
     from steerserve.training.batches import Batches
-    from steerserve.training.options import Architecture, DictionaryOptions
+    from steerserve.training.options import DictionaryOptions
 
 _JUMPRELU: dict[str, Any] = {
     "jumprelu_sparsity_loss_mode": "tanh",

@@ -13,8 +13,8 @@ import torch
 
 from steerserve.core.errors import CorpusError
 from steerserve.core.files import read_json, write_json
+from steerserve.core.observer import StoppedError
 from steerserve.training.activations import ActivationStatistics, Calibration, statistics
-from steerserve.training.observer import StoppedError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
+    from steerserve.core.observer import Observer
     from steerserve.training.activations import ActivationReader
     from steerserve.training.batches import Batch
-    from steerserve.training.observer import Observer
 
 _MIN_BATCHES = 4
 """A smaller buffer would mix nothing."""

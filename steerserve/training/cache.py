@@ -14,15 +14,15 @@ import numpy as np
 
 from steerserve.core.errors import ConfigError, CorpusError
 from steerserve.core.files import read_json, write_json
+from steerserve.core.observer import StoppedError
 from steerserve.training.activations import CachedActivations, Calibration
-from steerserve.training.observer import StoppedError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
+    from steerserve.core.observer import Observer
     from steerserve.training.activations import ActivationReader
-    from steerserve.training.observer import Observer
 
 _SAVE_EVERY = 25
 _CANNOT_ALLOCATE = frozenset({errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL})

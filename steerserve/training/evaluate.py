@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from steerserve.core.errors import CorpusError
+from steerserve.core.observer import StoppedError
 from steerserve.training.activations import keep_mask
-from steerserve.training.observer import StoppedError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from sae_lens import SAE
     from torch import Tensor
 
+    from steerserve.core.observer import Observer
     from steerserve.model.lens import LensModel
-    from steerserve.training.observer import Observer
-    from steerserve.training.windows import WindowBatch
+    from steerserve.text.windows import WindowBatch
 
 DENSE_SHARE = 0.1
 """A feature that is active on more tokens than this share is dense."""

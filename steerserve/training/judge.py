@@ -9,20 +9,20 @@ import numpy as np
 import torch
 
 from steerserve.core.errors import CorpusError, DictionarySourceError
+from steerserve.core.observer import StoppedError
+from steerserve.text.windows import batch_documents
 from steerserve.training.activations import ActivationReader, statistics
 from steerserve.training.evaluate import Judged, count_features, evaluate_splices
-from steerserve.training.observer import StoppedError
 from steerserve.training.report import headline, library_versions
 from steerserve.training.run import EVALUATION_BATCH_TOKENS
-from steerserve.training.windows import batch_documents
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from steerserve.core.observer import Observer
     from steerserve.dictionaries.dictionary import Dictionary
     from steerserve.model.lens import LensModel
-    from steerserve.training.corpus import Corpus
-    from steerserve.training.observer import Observer
+    from steerserve.text.corpus import Corpus
 
 
 def judge(

@@ -9,22 +9,15 @@ import math
 import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from steerserve.core.config import DEFAULT_MODEL, Backend
 from steerserve.core.errors import ConfigError
+from steerserve.core.literals import ARCHITECTURES, SAVED_DTYPES, STORAGES, Architecture, SavedDtype, Storage
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-Architecture = Literal[
-    "batchtopk", "topk", "standard", "jumprelu", "gated", "matryoshka_batchtopk", "abstopk", "matching_pursuit"
-]
-SavedDtype = Literal["float32", "float16"]
-Storage = Literal["disk", "buffer"]
-ARCHITECTURES: tuple[Architecture, ...] = get_args(Architecture)
-SAVED_DTYPES: tuple[SavedDtype, ...] = get_args(SavedDtype)
-STORAGES: tuple[Storage, ...] = get_args(Storage)
 DEFAULT_HOOK = "blocks.17.hook_resid_post"
 DEFAULT_L1: Mapping[str, float] = {"standard": 5.0, "gated": 5.0, "jumprelu": 5.0}
 """Weights of the sparsity penalty on activations scaled to the norm sqrt(d_in); a TopK has none."""

@@ -11,29 +11,29 @@ from typing import TYPE_CHECKING, Any, Self
 from steerserve.core.errors import ConfigError
 from steerserve.core.files import read_json, write_json
 from steerserve.model.opening import open_model
+from steerserve.text.corpus import load_corpus
+from steerserve.text.windows import batch_documents
 from steerserve.training.activations import ActivationReader
 from steerserve.training.architectures import build_sae, scaling_factor, settle_threshold
 from steerserve.training.batches import CachedBatches
 from steerserve.training.buffer import BufferedBatches
 from steerserve.training.cache import fill_cache
-from steerserve.training.corpus import load_corpus
 from steerserve.training.evaluate import FEATURE_TOKENS, Judged, count_features, evaluate_splices
 from steerserve.training.export import export_sae
 from steerserve.training.report import REPORT_FILE, Report, Training, library_versions, save_report
 from steerserve.training.trainer import BATCHES_FOLDER, last_checkpoint, train_saes
-from steerserve.training.windows import batch_documents
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from sae_lens import SAE
 
+    from steerserve.core.observer import Observer
     from steerserve.model.lens import LensModel
+    from steerserve.text.corpus import Corpus
     from steerserve.training.batches import Batches
-    from steerserve.training.corpus import Corpus
     from steerserve.training.evaluate import SpliceMetrics
     from steerserve.training.history import History
-    from steerserve.training.observer import Observer
     from steerserve.training.options import DictionaryOptions, TrainOptions
 
 EVALUATION_BATCH_TOKENS = 512

@@ -17,8 +17,8 @@ from sae_lens.training.sae_trainer import SAETrainer
 
 from steerserve.core.errors import ConfigError
 from steerserve.core.files import read_json, write_json
+from steerserve.core.observer import StoppedError
 from steerserve.training.history import History
-from steerserve.training.observer import StoppedError
 from steerserve.training.resampling import SAMPLE_ROWS, resample_dead
 
 if TYPE_CHECKING:
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
     from sae_lens.saes.sae import TrainingSAE, TrainStepOutput
 
+    from steerserve.core.observer import Observer
     from steerserve.training.batches import Batches
-    from steerserve.training.observer import Observer
     from steerserve.training.options import DictionaryOptions, TrainOptions
 
 _SHOW_EVERY = 10

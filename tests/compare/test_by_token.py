@@ -11,7 +11,7 @@ import torch
 from steerserve.compare.arms import Arm, EditedFeatures
 from steerserve.compare.metrics import edited_by_token
 from steerserve.compare.scoring import Scorer
-from steerserve.features.pushed_text import run_pieces
+from steerserve.dose.pushed_text import run_pieces
 
 if TYPE_CHECKING:
     from steerserve.compare.metrics import Reading

@@ -11,7 +11,7 @@ import torch
 from steerserve.compare.arms import Arm, edited_features
 from steerserve.compare.metrics import edited_means, side_effects
 from steerserve.compare.scoring import Scorer
-from steerserve.features.pushed_text import run_pieces
+from steerserve.dose.pushed_text import run_pieces
 from tests.engine.gated_oracle import GatedOracle
 
 if TYPE_CHECKING:

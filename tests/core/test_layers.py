@@ -8,7 +8,7 @@ import pytest
 
 from steerserve.core.config import Settings
 from steerserve.core.errors import ConfigError
-from steerserve.core.layers import Flag, load_settings
+from steerserve.core.settings_sources import Flag, load_settings
 
 
 def write(folder: Path, text: str) -> Path:

@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
-from steerserve.features.contrast import contrast
-from steerserve.features.examples import FORMAL_SLANGY, FRENCH_ENGLISH
-from steerserve.features.text_sets import read_text_sets
+from steerserve.contrast.contrast import contrast
+from steerserve.contrast.text_sets import read_text_sets
+from steerserve.interpret.examples import FORMAL_SLANGY, FRENCH_ENGLISH
 from tests.engine.harness import ask
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from steerserve.features.examples import ExampleSets
+    from steerserve.interpret.examples import ExampleSets
     from steerserve.runtime import Runtime
 
 pytestmark = pytest.mark.real_model

@@ -16,7 +16,7 @@ from steerserve.dictionaries.weights import Room
 from steerserve.model.lens import load_lens
 from steerserve.model.norms import measure_norms
 from steerserve.model.source import ModelFiles
-from steerserve.training.corpus import load_corpus
+from steerserve.text.corpus import load_corpus
 from steerserve.training.judge import judge
 from tests.conformance.random_dictionaries import D_SAE, TRANSCODERS, write_random
 from tests.conformance.splice import D_HEAD, NUM_HEADS, model_folder

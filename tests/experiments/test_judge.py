@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from steerserve.core.errors import ConfigError
+from steerserve.core.observer import StoppedError
 from steerserve.experiments.judge import JUDGEMENTS_FILE, Pair, _score, find_pairs, judge_pairs, win_rates
 from steerserve.experiments.schema import JudgeFile
-from steerserve.training.observer import StoppedError
 from tests.experiments.made import record
 
 if TYPE_CHECKING:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from steerserve.core.errors import ConfigError
+from steerserve.core.observer import StoppedError
 from steerserve.experiments.client import CompareClient
 from steerserve.experiments.experiment import Experiment, parse_experiment
 from steerserve.experiments.outputs import write_outputs
@@ -18,7 +19,6 @@ from steerserve.experiments.runner import run_experiment
 from steerserve.experiments.samples import SAMPLES_FILE, ResultsFolder
 from steerserve.runtime import Runtime, build_runtime
 from steerserve.server.app import create_app
-from steerserve.training.observer import StoppedError
 from tests.tiny import tiny_settings
 
 if TYPE_CHECKING:

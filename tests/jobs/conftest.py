@@ -15,7 +15,8 @@ from steerserve.jobs.supervisor import Supervisor
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from steerserve.jobs.job import Job, State
+    from steerserve.core.literals import JobState
+    from steerserve.jobs.job import Job
 
 DEADLINE_S = 120
 
@@ -69,7 +70,7 @@ class Counting:
         return file.is_file() and file.read_text(encoding="ascii") == str(step)
 
 
-def wait_for(supervisor: Supervisor, job: Job, *states: State) -> Job:
+def wait_for(supervisor: Supervisor, job: Job, *states: JobState) -> Job:
     """Wait until a job is in one of the states, and return it."""
     until(lambda: supervisor.find(job.id).state in states)
     return supervisor.find(job.id)

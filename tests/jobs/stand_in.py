@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from steerserve.core.errors import ConfigError
+from steerserve.core.observer import StoppedError
 from steerserve.jobs.worker import run_worker
-from steerserve.training.observer import StoppedError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from steerserve.training.observer import Observer
+    from steerserve.core.observer import Observer
 
 
 def count(spec: Mapping[str, Any], observer: Observer) -> dict[str, Any]:

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from steerserve.core.config import JobSettings
-from steerserve.features.interpret_options import InterpretedSource, InterpretOptions
-from steerserve.features.store import FeatureStore
-from steerserve.features.tally import Tally
+from steerserve.interpret.options import InterpretedSource, InterpretOptions
+from steerserve.interpret.tally import Tally
 from steerserve.jobs.admission import TALLY_BYTES
 from steerserve.jobs.supervisor import Supervisor
+from steerserve.store.store import FeatureStore
 from tests.jobs.conftest import until, wait_for
 from tests.jobs.test_supervisor import worker_pid
 from tests.tiny import tiny_llama_folder, tiny_sae_folder
@@ -24,8 +24,8 @@ from tests.tiny import tiny_llama_folder, tiny_sae_folder
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from steerserve.features.records import Feature
     from steerserve.jobs.job import Job
+    from steerserve.store.records import Feature
 
 
 @pytest.fixture(scope="module")

@@ -15,9 +15,9 @@ import pytest
 from steerserve.core.errors import ConfigError, CorpusError
 from steerserve.core.lock import FileLock
 from steerserve.jobs.corpus import local_corpus
-from steerserve.jobs.hub_text import HubText, _record
 from steerserve.jobs.training import train_from_anywhere
-from steerserve.training.corpus import load_corpus
+from steerserve.text.corpus import load_corpus
+from steerserve.text.hub import HubText, _record
 from steerserve.training.options import DictionaryOptions, TrainOptions
 from tests.jobs.dataset_hub import dataset_hub
 from tests.training.quiet import Quiet

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from steerserve.core.errors import CorpusError
+from steerserve.core.observer import StoppedError
 from steerserve.jobs import selfchat
-from steerserve.jobs.records import RecordFile
-from steerserve.training.observer import StoppedError
-from steerserve.training.windows import constant_start
+from steerserve.text.records import RecordFile
+from steerserve.text.windows import constant_start
 from tests.training.quiet import Quiet
 
 if TYPE_CHECKING:

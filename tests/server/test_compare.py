@@ -12,9 +12,9 @@ import pytest
 from steerserve.engine.request import GenerationRequest, SamplingParams
 from steerserve.engine.sampling import Choice, choose
 from steerserve.presets.library import PresetLibrary
+from steerserve.requests.comparing import ComparisonGeneration, GrownSample, NewText
 from steerserve.server.app import create_app
-from steerserve.server.comparing import ComparisonGeneration, GrownSample, NewText
-from steerserve.server.schemas.compare import ArmRequest
+from steerserve.wire.compare import ArmRequest
 from tests.server.asking import CHAT, chat, client_of
 from tests.server.test_malformed import any_json
 

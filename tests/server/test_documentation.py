@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, get_args
 
 import steerserve
 from steerserve.core import errors
-from steerserve.jobs.job import STATES, EventType
-from steerserve.server.schemas.jobs import InterpretRequest, JobObject, TrainRequest
-from steerserve.server.schemas.sampling import GenerationFields
-from steerserve.server.schemas.unsupported import CHAT, COMPLETIONS
+from steerserve.core.literals import JOB_STATES, JobEventType
+from steerserve.wire.jobs import InterpretRequest, JobObject, TrainRequest
+from steerserve.wire.sampling import GenerationFields
+from steerserve.wire.unsupported import CHAT, COMPLETIONS
 from tests.server.asking import client_of
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def test_every_field_of_a_training_request_and_of_a_job_is_documented() -> None:
     page = PAGE_FILE.with_name("jobs.md").read_text(encoding="utf-8")
     rows = set(re.findall(r"`(\w+)`", " ".join(re.findall(r"^\| (`[^|]+) \|", page, re.MULTILINE))))
     assert {*TrainRequest.model_fields, *InterpretRequest.model_fields} <= rows
-    assert {*STATES, *get_args(EventType)} <= rows
+    assert {*JOB_STATES, *get_args(JobEventType)} <= rows
     (example,) = re.findall(r"^```json\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
     assert JobObject.model_validate_json(example).state == "running"
 

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from steerserve.core.errors import InvalidRequestError
-from steerserve.features.interpret_options import InterpretOptions
-from steerserve.features.store import FeatureStore
+from steerserve.interpret.options import InterpretOptions
 from steerserve.jobs import admission
+from steerserve.requests.interpretation import interpretation_spec
 from steerserve.runtime import Runtime, build_runtime
 from steerserve.server.app import create_app
-from steerserve.server.interpretation_request import interpretation_spec
-from steerserve.server.schemas.jobs import InterpretRequest
+from steerserve.store.store import FeatureStore
+from steerserve.wire.jobs import InterpretRequest
 from tests.server.asking import client_of
 from tests.tiny import tiny_sae_folder, tiny_settings
 
@@ -46,7 +46,7 @@ def real_runtime(folder: Path) -> Iterator[Runtime]:
     settings = tiny_settings(folder, engine={"threads": 1})
     settings = settings.model_copy(update={"corpus_dirs": (folder / "corpus",)})
     with build_runtime(settings) as runtime:
-        runtime.load_dictionary("other", f"path:{tiny_sae_folder(folder / 'dictionaries' / 'other', seed=1)}")
+        runtime.loads.load("other", f"path:{tiny_sae_folder(folder / 'dictionaries' / 'other', seed=1)}")
         yield runtime
 
 
@@ -57,7 +57,9 @@ async def admin(real_runtime: Runtime) -> AsyncIterator[httpx.AsyncClient]:
 
 
 def options_of(runtime: Runtime, **body: object) -> InterpretOptions:
-    return InterpretOptions.from_json(interpretation_spec(InterpretRequest.model_validate(body), runtime)["options"])
+    return InterpretOptions.from_json(
+        interpretation_spec(InterpretRequest.model_validate(body), runtime, promised_bytes=0)["options"]
+    )
 
 
 async def test_a_dictionary_is_interpreted_beside_serving(
@@ -86,7 +88,7 @@ async def test_a_dictionary_is_interpreted_beside_serving(
 
 
 async def test_what_is_left_out_has_a_default(real_runtime: Runtime) -> None:
-    spec = interpretation_spec(InterpretRequest(), real_runtime)
+    spec = interpretation_spec(InterpretRequest(), real_runtime, promised_bytes=0)
     options = InterpretOptions.from_json(spec["options"])
     assert spec["claims"] == ["res0"]
     assert (options.corpus, options.tokens, options.calibrate) == (("self",), 200_000, True)

@@ -15,19 +15,19 @@ import anyio
 import pytest
 
 from steerserve.core.errors import InvalidRequestError
-from steerserve.features.interpret_options import InterpretOptions
+from steerserve.interpret.options import InterpretOptions
 from steerserve.jobs import admission
 from steerserve.jobs import supervisor as supervisor_module
 from steerserve.jobs.job import Job
 from steerserve.jobs.store import JobStore
 from steerserve.jobs.supervisor import Supervisor
+from steerserve.requests.interpretation import interpretation_spec
+from steerserve.requests.training import training_spec
 from steerserve.runtime import Runtime, build_runtime
 from steerserve.server.app import create_app
-from steerserve.server.interpretation_request import interpretation_spec
 from steerserve.server.routes.jobs import _events
-from steerserve.server.schemas.jobs import InterpretRequest, TrainRequest
-from steerserve.server.training_request import training_spec
 from steerserve.training.options import TrainOptions
+from steerserve.wire.jobs import InterpretRequest, TrainRequest
 from tests.jobs.conftest import stand_in_command, until
 from tests.server.asking import client_of, events_of
 from tests.server.test_malformed import any_json
@@ -94,7 +94,7 @@ async def started(client: httpx.AsyncClient, **body: object) -> dict[str, Any]:
 
 
 def spec_of(runtime: Runtime, **body: object) -> dict[str, Any]:
-    return training_spec(TrainRequest.model_validate(body), runtime)
+    return training_spec(TrainRequest.model_validate(body), runtime, promised_bytes=runtime.jobs.promised_bytes())
 
 
 def options_of(runtime: Runtime, **body: object) -> TrainOptions:
@@ -337,7 +337,7 @@ def test_a_job_takes_the_model_as_the_server_does_from_any_folder(
     monkeypatch.chdir(folder.parent)
     trained = options_of(job_runtime, id="x")
     body = InterpretRequest.model_validate({})
-    interpreted = InterpretOptions.from_json(interpretation_spec(body, job_runtime)["options"])
+    interpreted = InterpretOptions.from_json(interpretation_spec(body, job_runtime, promised_bytes=0)["options"])
     for found in (trained, interpreted):
         assert (found.model_dtype, found.trust_remote_code) == ("bfloat16", True)
         assert found.model == str(folder)

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from steerserve.server.schemas.chat import ChatCompletionRequest
-from steerserve.server.schemas.completions import CompletionRequest
-from steerserve.server.schemas.unsupported import CHAT as CHAT_RULES
+from steerserve.wire.chat import ChatCompletionRequest
+from steerserve.wire.completions import CompletionRequest
+from steerserve.wire.unsupported import CHAT as CHAT_RULES
 from tests.server.asking import CHAT, COMPLETIONS, chat, completion
 
 if TYPE_CHECKING:

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
-from steerserve.features.examples import FORMAL_SLANGY
-from steerserve.features.reading import text_ids
-from steerserve.features.records import Calibration, Label
+from steerserve.engine.readings import text_ids
+from steerserve.interpret.examples import FORMAL_SLANGY
 from steerserve.server.app import create_app
+from steerserve.store.records import Calibration, Label
 from tests.conformance.random_dictionaries import write_random
 from tests.server.asking import CHAT, chat, client_of
 from tests.tiny import D_MODEL, HOOK_NAME, IM_START_ID

@@ -8,10 +8,10 @@ import pytest
 from openai.types import completion_create_params as completion_params
 from openai.types.chat import completion_create_params as chat_params
 
-from steerserve.server.schemas.chat import ChatCompletionRequest
-from steerserve.server.schemas.completions import CompletionRequest
-from steerserve.server.schemas.unsupported import CHAT as CHAT_RULES
-from steerserve.server.schemas.unsupported import COMPLETIONS as COMPLETION_RULES
+from steerserve.wire.chat import ChatCompletionRequest
+from steerserve.wire.completions import CompletionRequest
+from steerserve.wire.unsupported import CHAT as CHAT_RULES
+from steerserve.wire.unsupported import COMPLETIONS as COMPLETION_RULES
 from tests.server.asking import CHAT, COMPLETIONS, chat, completion
 
 if TYPE_CHECKING:

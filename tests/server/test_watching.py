@@ -11,8 +11,8 @@ import torch
 
 from steerserve.core.errors import InvalidRequestError
 from steerserve.engine.request import Watch
-from steerserve.features.records import Label
-from steerserve.server.watching import watched_limits
+from steerserve.requests.watching import watched_limits
+from steerserve.store.records import Label
 from tests.server.asking import CHAT, COMPLETIONS, chat, completion, events_of
 from tests.server.test_malformed import any_json
 from tests.tiny import IM_END_ID, tiny_sae_folder
@@ -36,9 +36,9 @@ def second(runtime: Runtime, tiny_folder: Path) -> Iterator[str]:
     folder = tiny_folder / "dictionaries" / "narrow"
     if not folder.exists():
         tiny_sae_folder(folder, "topk", d_sae=24)
-    runtime.load_dictionary("narrow", f"path:{folder}")
+    runtime.loads.load("narrow", f"path:{folder}")
     yield "narrow"
-    runtime.unload_dictionary("narrow")
+    runtime.loads.unload("narrow")
 
 
 async def whole(client: httpx.AsyncClient, path: str, body: dict[str, Any]) -> list[dict[str, Any]]:
@@ -273,7 +273,7 @@ async def test_a_prompt_that_would_fill_the_memory_is_refused(client: httpx.Asyn
 async def test_an_answer_that_would_fill_the_memory_is_refused(
     client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch, stream: bool
 ) -> None:
-    monkeypatch.setattr("steerserve.server.watching._MAX_ENTRIES", 128 * 80 * 128 - 1)
+    monkeypatch.setattr("steerserve.requests.watching._MAX_ENTRIES", 128 * 80 * 128 - 1)
     asked = {"n": 128, "max_tokens": 80, "features": {"top": 64, "watch": [*range(64)]}, "stream": stream}
     arms = [{"name": str(place)} for place in range(8)]
     for path, body in (
@@ -291,8 +291,8 @@ async def test_an_answer_that_would_fill_the_memory_is_refused(
 async def test_where_the_length_is_left_open_it_is_cut_to_what_can_be_watched(
     client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("steerserve.server.watching._MAX_ENTRIES", 2 * 20 * 8)
-    monkeypatch.setattr("steerserve.server.watching._LEAST_TOKENS", 20)
+    monkeypatch.setattr("steerserve.requests.watching._MAX_ENTRIES", 2 * 20 * 8)
+    monkeypatch.setattr("steerserve.requests.watching._LEAST_TOKENS", 20)
     body = chat(n=2, ignore_eos=True, features=True)
     del body["max_tokens"]
     for choice in await whole(client, CHAT, body):
@@ -307,7 +307,7 @@ async def test_where_the_length_is_left_open_it_is_cut_to_what_can_be_watched(
 async def test_prompts_count_where_they_are_watched_and_reading_counts_where_nothing_is_given(
     runtime: Runtime, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("steerserve.server.watching._MAX_ENTRIES", 400)
+    monkeypatch.setattr("steerserve.requests.watching._MAX_ENTRIES", 400)
     dictionaries = tuple(runtime.dictionaries())
     for watch, most in ((Watch(dictionaries, 8, (1, 2), prompt=False), 40), (Watch(dictionaries, 0, (), False), 100)):
         assert watched_limits(watch, 1000, [most - 10, 10], num_edits=0, can_cut=False) == [most - 10, 10]
@@ -333,7 +333,7 @@ async def test_what_takes_long_is_written_in_a_thread_and_reads_the_same(
     ):
         monkeypatch.undo()
         expected = entries_of(await client.post(path, json=body | {"stream": True}))
-        monkeypatch.setattr("steerserve.server.watching._MAX_AT_ONCE", 0)
+        monkeypatch.setattr("steerserve.requests.watching._MAX_AT_ONCE", 0)
         assert entries_of(await client.post(path, json=body | {"stream": True})) == expected
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from steerserve.engine.request import TokenLogprob
-from steerserve.server.logprobs import CompletionLogprobWriter, chat_logprobs
-from steerserve.server.schemas.chat import Delta
+from steerserve.server.answers.logprobs import CompletionLogprobWriter, chat_logprobs
 from steerserve.server.sse import event_bytes
+from steerserve.wire.chat import Delta
 from tests.tiny import IM_START_ID
 
 if TYPE_CHECKING:

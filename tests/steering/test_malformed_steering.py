@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from steerserve.core.errors import InvalidRequestError
-from steerserve.steering.edits import Edit, Gate, InlineVector, Steering
+from steerserve.wire.edits import Edit, Gate, InlineVector, Steering
 from tests.tiny import D_MODEL, HOOK_NAME
 
 if TYPE_CHECKING:

@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from steerserve.core.errors import InvalidRequestError
-from steerserve.features.store import FeatureStore
-from steerserve.features.stored import StoreMeta
 from steerserve.model.norms import measure_norms
 from steerserve.runtime import Runtime, build_runtime
+from steerserve.store.store import FeatureStore
+from steerserve.store.stored import StoreMeta
 from tests.engine.harness import ask, run
-from tests.features.known import byte_of, feature
+from tests.interpret.known import byte_of, feature
 from tests.tiny import D_MODEL, HOOK_NAME, planted_sae_folder, tiny_sae_folder, tiny_settings
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runtime]:
     save_file(weights, hole)
     with build_runtime(settings) as started:
         for name in ("plain", "hole"):
-            started.load_dictionary(name, f"path:{dictionaries / name}")
+            started.loads.load(name, f"path:{dictionaries / name}")
         dictionary = dictionary_of(started, "res0")
         path = started.stores.location(dictionary).own
         store = FeatureStore.create(path, StoreMeta(dictionary.sha256, dictionary.d_sae, "tiny", num_tokens=100))

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from steerserve.core.literals import Architecture
 from steerserve.training.activations import CachedActivations, Calibration, statistics
 from steerserve.training.architectures import build_sae, scaling_factor, settle_threshold
 from steerserve.training.batches import CachedBatches
-from steerserve.training.options import Architecture, DictionaryOptions, TrainOptions
+from steerserve.training.options import DictionaryOptions, TrainOptions
 from steerserve.training.trainer import train_saes
 from tests.training.quiet import Quiet
 

@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from steerserve.core.errors import CorpusError
+from steerserve.core.observer import StoppedError
+from steerserve.text.files import Document
+from steerserve.text.windows import Windower, batch_windows
 from steerserve.training.activations import ActivationReader, CachedActivations, statistics
 from steerserve.training.buffer import BufferedBatches
 from steerserve.training.cache import fill_cache
-from steerserve.training.observer import StoppedError
-from steerserve.training.text_files import Document
-from steerserve.training.windows import Windower, batch_windows
 from tests.training.quiet import Quiet
 
 if TYPE_CHECKING:

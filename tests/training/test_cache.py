@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 import pytest
 
 from steerserve.core.errors import ConfigError
+from steerserve.core.observer import StoppedError
+from steerserve.text.corpus import load_corpus
+from steerserve.text.windows import Windower, batch_windows
 from steerserve.training.activations import ActivationReader
 from steerserve.training.cache import fill_cache
-from steerserve.training.corpus import load_corpus
-from steerserve.training.observer import StoppedError
-from steerserve.training.windows import Windower, batch_windows
 from tests.tiny import D_MODEL, HOOK_NAME
 from tests.training.quiet import Quiet
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from steerserve.training.options import Architecture
+from steerserve.core.literals import Architecture
 from steerserve.training.resampling import resample_dead
 from steerserve.training.trainer import _build_trainer
 from tests.training.planted import HOOK, batches_of, dictionary, planted, run_options, share_dead, share_found, trained

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from steerserve.core.errors import ConfigError, CorpusError
-from steerserve.training.corpus import load_corpus
-from steerserve.training.observer import StoppedError
+from steerserve.core.observer import StoppedError
+from steerserve.text.corpus import load_corpus
 from steerserve.training.options import DictionaryOptions, TrainOptions
 from steerserve.training.run import train
 from tests.training.quiet import Quiet

@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from steerserve.core.errors import ConfigError
+from steerserve.core.literals import ARCHITECTURES, Architecture
+from steerserve.core.observer import StoppedError
 from steerserve.training.export import export_sae
-from steerserve.training.observer import StoppedError
-from steerserve.training.options import ARCHITECTURES, Architecture
 from tests.training.planted import dictionary, planted, run_options, scale_of, trained
 from tests.training.quiet import Quiet
 

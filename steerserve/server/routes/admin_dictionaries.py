@@ -12,8 +12,8 @@ from steerserve.server.dependencies import RuntimeDep
 from steerserve.server.keys import require_admin
 from steerserve.server.openapi import load_responses, request_body
 from steerserve.server.routes.dictionaries import DictionaryId, described_dictionaries
-from steerserve.server.schemas.dictionaries import DeletedDictionary, LoadDictionaryRequest
-from steerserve.server.schemas.listings import DictionaryList
+from steerserve.wire.dictionaries import DeletedDictionary, LoadDictionaryRequest
+from steerserve.wire.listings import DictionaryList
 
 router = APIRouter(tags=["Features"], dependencies=[Depends(require_admin)])
 
@@ -37,12 +37,12 @@ async def load_dictionary(
 
     One of the same id is replaced, and keeps its place. What cannot be used is refused and changes nothing.
     """
-    loaded = await runtime.loads.run(runtime.load_dictionary, body.id, body.source, force=body.force)
+    loaded = await runtime.load_calls.run(runtime.loads.load, body.id, body.source, force=body.force)
     return await asyncio.to_thread(runtime.describe, loaded)
 
 
 @router.delete("/admin/dictionaries/{dictionary_id}")
 async def unload_dictionary(dictionary_id: DictionaryId, runtime: RuntimeDep) -> DeletedDictionary:
     """Serve a dictionary no longer. Where it was the default, the next one becomes it."""
-    await runtime.loads.run(runtime.unload_dictionary, dictionary_id)
+    await runtime.load_calls.run(runtime.loads.unload, dictionary_id)
     return DeletedDictionary(id=dictionary_id)

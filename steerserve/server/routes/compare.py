@@ -10,27 +10,28 @@ from fastapi import APIRouter, Depends, Request
 from starlette.responses import Response
 
 from steerserve.core.errors import EngineError, SteerserveError, UnavailableError
-from steerserve.server.arms import prepare_comparison
+from steerserve.requests.comparing import ComparisonGeneration, NewText
+from steerserve.requests.comparison import prepare_comparison
+from steerserve.requests.comparison_view import ComparisonWriter
+from steerserve.requests.watching import is_long
 from steerserve.server.body import json_body
-from steerserve.server.comparing import ComparisonGeneration, NewText
-from steerserve.server.comparison_view import ComparisonWriter
 from steerserve.server.dependencies import MetricsDep, RuntimeDep, summary_of
 from steerserve.server.disconnect import unless_disconnected
 from steerserve.server.errors import error_body
 from steerserve.server.keys import require_inference
+from steerserve.server.metrics import RequestObserver
 from steerserve.server.openapi import reading_responses, request_body
-from steerserve.server.schemas.compare import Comparison, ComparisonRequest
 from steerserve.server.sse import DONE, GenerationStream, event_bytes
-from steerserve.server.watching import is_long
+from steerserve.wire.compare import Comparison, ComparisonRequest
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
     from pydantic import BaseModel
 
+    from steerserve.requests.comparing import GrownSample
+    from steerserve.requests.comparison import PreparedComparison
     from steerserve.runtime import Runtime
-    from steerserve.server.arms import PreparedComparison
-    from steerserve.server.comparing import GrownSample
     from steerserve.server.metrics import Metrics
 
 logger = logging.getLogger(__name__)
@@ -80,7 +81,7 @@ def _start(
     if prepared.num_edits:
         metrics.count_steered()
     return ComparisonGeneration(
-        runtime, prepared, streams, metrics, summary, with_metrics=body.metrics, by_token=body.by_token
+        runtime, prepared, streams, RequestObserver(metrics, summary), with_metrics=body.metrics, by_token=body.by_token
     )
 
 

@@ -11,7 +11,7 @@ from starlette.responses import Response
 
 from steerserve.server.dependencies import RuntimeDep
 from steerserve.server.keys import require_admin, require_inference
-from steerserve.server.schemas.compare import Comparison, ComparisonList, DeletedComparison, KeptComparison
+from steerserve.wire.compare import Comparison, ComparisonList, DeletedComparison, KeptComparison
 
 ComparisonId = Annotated[str, Path(description="As `/v1/comparisons` lists it.", max_length=200)]
 _MAX_LISTED = 100

@@ -8,13 +8,16 @@ from typing import TYPE_CHECKING, Annotated
 from fastapi import APIRouter, Depends, Request
 from starlette.responses import Response
 
+from steerserve.requests.generation import prepare_completion
+from steerserve.requests.watching import FeatureWriter, is_long
+from steerserve.server.answers.logprobs import CompletionLogprobWriter, join_completion_logprobs
 from steerserve.server.body import json_body
 from steerserve.server.dependencies import MetricsDep, RuntimeDep, summary_of
 from steerserve.server.keys import require_inference
-from steerserve.server.logprobs import CompletionLogprobWriter, join_completion_logprobs
 from steerserve.server.openapi import request_body, stream_response
-from steerserve.server.prepare import prepare_completion
-from steerserve.server.schemas.completions import (
+from steerserve.server.serving import start_generation, stream_results, usage_of, whole_results
+from steerserve.server.sse import event_bytes
+from steerserve.wire.completions import (
     Completion,
     CompletionChoice,
     CompletionChunk,
@@ -22,18 +25,15 @@ from steerserve.server.schemas.completions import (
     CompletionRequest,
     CompletionUsageChunk,
 )
-from steerserve.server.serving import start_generation, stream_results, usage_of, whole_results
-from steerserve.server.sse import event_bytes
-from steerserve.server.watching import FeatureWriter, is_long
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Sequence
 
     from steerserve.engine.request import TokenEvent
+    from steerserve.requests.generation import Prepared
+    from steerserve.requests.running import Generation
     from steerserve.runtime import Runtime
-    from steerserve.server.generation import Generation
-    from steerserve.server.prepare import Prepared
-    from steerserve.server.schemas.usage import Usage
+    from steerserve.wire.usage import Usage
 
 router = APIRouter(tags=["OpenAI"], dependencies=[Depends(require_inference)])
 

@@ -8,27 +8,27 @@ from typing import TYPE_CHECKING, Annotated
 
 from fastapi import APIRouter, Depends, Request
 
+from steerserve.contrast.contrast import SIGNIFICANT, contrast, ready_steering
+from steerserve.contrast.separation import smallest_p_value
+from steerserve.contrast.text_sets import read_text_sets
 from steerserve.core.errors import FeatureStoreError
-from steerserve.features.contrast import SIGNIFICANT, contrast, ready_steering
-from steerserve.features.separation import smallest_p_value
-from steerserve.features.text_sets import read_text_sets
+from steerserve.requests.features import calibration_fields
+from steerserve.requests.generation import check_served
 from steerserve.server.body import json_body
 from steerserve.server.dependencies import RuntimeDep
 from steerserve.server.disconnect import unless_disconnected
-from steerserve.server.feature_view import calibration_fields
 from steerserve.server.keys import require_inference
 from steerserve.server.openapi import reading_responses, request_body
-from steerserve.server.prepare import check_served
-from steerserve.server.schemas.readings import ContrastFeature, ContrastObject, ContrastRequest
+from steerserve.wire.texts import ContrastFeature, ContrastObject, ContrastRequest
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from steerserve.contrast.separation import Candidate
+    from steerserve.contrast.text_sets import TextSets
     from steerserve.dictionaries.dictionary import Dictionary
-    from steerserve.features.records import Calibration
-    from steerserve.features.separation import Candidate
-    from steerserve.features.text_sets import TextSets
     from steerserve.runtime import Runtime
+    from steerserve.store.records import Calibration
 
 _log = logging.getLogger(__name__)
 router = APIRouter(tags=["Features"], dependencies=[Depends(require_inference)])

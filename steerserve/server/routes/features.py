@@ -10,22 +10,22 @@ from typing import TYPE_CHECKING, Annotated
 from fastapi import APIRouter, Depends, Path, Query
 
 from steerserve.core.errors import FeatureStoreError, NotFoundError
-from steerserve.features.records import Label
-from steerserve.features.search import Sort
+from steerserve.requests.features import feature_object, feature_row
 from steerserve.server.body import json_body
 from steerserve.server.dependencies import RuntimeDep
-from steerserve.server.feature_view import feature_object, feature_row
 from steerserve.server.keys import require_admin, require_inference
 from steerserve.server.openapi import label_responses, request_body
 from steerserve.server.routes.dictionaries import DictionaryId, find_dictionary
-from steerserve.server.schemas.features import FeatureList, FeatureObject, LabelRequest
+from steerserve.store.records import Label
+from steerserve.store.search import Sort
+from steerserve.wire.features import FeatureList, FeatureObject, LabelRequest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from steerserve.dictionaries.dictionary import Dictionary
-    from steerserve.features.store import FeatureStore
     from steerserve.runtime import Runtime
+    from steerserve.store.store import FeatureStore
 
 MAX_QUERY_CHARS = 200
 _MAX_LISTED = 100

@@ -9,15 +9,15 @@ from fastapi import APIRouter, Depends, Request
 from starlette.responses import Response
 
 from steerserve.core.errors import ContextLengthError, InvalidRequestError
-from steerserve.features.inspection import Inspection
-from steerserve.features.reading import pieces_of, read_all, text_ids
+from steerserve.engine.inspection import Inspection
+from steerserve.engine.readings import pieces_of, read_all, text_ids
+from steerserve.requests.generation import check_served
 from steerserve.server.body import json_body
 from steerserve.server.dependencies import RuntimeDep
 from steerserve.server.disconnect import unless_disconnected
 from steerserve.server.keys import require_inference
 from steerserve.server.openapi import reading_responses, request_body
-from steerserve.server.prepare import check_served
-from steerserve.server.schemas.readings import (
+from steerserve.wire.texts import (
     ActiveFeature,
     InspectedToken,
     InspectionObject,
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from steerserve.dictionaries.dictionary import Dictionary
-    from steerserve.features.inspection import TokenFeatures
-    from steerserve.features.reading import Span
+    from steerserve.engine.inspection import TokenFeatures
+    from steerserve.engine.readings import Span
     from steerserve.runtime import Runtime
 
 _MAX_ENTRIES = 200_000

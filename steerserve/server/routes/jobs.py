@@ -10,16 +10,16 @@ from fastapi import APIRouter, Depends, Path, Query
 from starlette.responses import Response
 
 from steerserve.core.errors import UnavailableError
-from steerserve.jobs.job import State
+from steerserve.core.literals import JobState
+from steerserve.requests.interpretation import interpretation_spec
+from steerserve.requests.training import training_spec
 from steerserve.server.body import json_body
 from steerserve.server.dependencies import RuntimeDep
 from steerserve.server.errors import error_body
-from steerserve.server.interpretation_request import interpretation_spec
 from steerserve.server.keys import require_admin
 from steerserve.server.openapi import job_responses, request_body, stream_response
-from steerserve.server.schemas.jobs import InterpretRequest, JobEventObject, JobList, JobObject, TrainRequest
 from steerserve.server.sse import DONE, EventStream, event_bytes, line_bytes
-from steerserve.server.training_request import training_spec
+from steerserve.wire.jobs import InterpretRequest, JobEventObject, JobList, JobObject, TrainRequest
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -48,7 +48,9 @@ async def start_training(
 
     def submit() -> Job:
         with runtime.jobs.admission:
-            return runtime.jobs.submit("train", body.id, training_spec(body, runtime))
+            return runtime.jobs.submit(
+                "train", body.id, training_spec(body, runtime, promised_bytes=runtime.jobs.promised_bytes())
+            )
 
     return _accepted(await runtime.job_calls.run(submit))
 
@@ -67,7 +69,7 @@ async def start_interpreting(
 
     def submit() -> Job:
         with runtime.jobs.admission:
-            spec = interpretation_spec(body, runtime)
+            spec = interpretation_spec(body, runtime, promised_bytes=runtime.jobs.promised_bytes())
             return runtime.jobs.submit("interpret", spec["claims"][0], spec)
 
     return _accepted(await runtime.job_calls.run(submit))
@@ -76,7 +78,7 @@ async def start_interpreting(
 @router.get("/admin/jobs")
 async def list_jobs(
     runtime: RuntimeDep,
-    state: Annotated[State | None, Query(description="Only jobs in this state.")] = None,
+    state: Annotated[JobState | None, Query(description="Only jobs in this state.")] = None,
     limit: Annotated[int, Query(ge=1, le=_MAX_LISTED, description="At most so many.")] = 100,
 ) -> JobList:
     """List jobs, the newest first; the reports in their results only with the single job."""

@@ -10,7 +10,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 
 import steerserve
 from steerserve.server.dependencies import MetricsDep, RuntimeDep
-from steerserve.server.schemas.status import BrokenPreset, Health, PresetReadiness, Readiness, Version
+from steerserve.wire.status import BrokenPreset, Health, PresetReadiness, Readiness, Version
 
 router = APIRouter(tags=["Operations"])
 

@@ -11,24 +11,24 @@ from typing import TYPE_CHECKING, Annotated
 
 from fastapi import APIRouter, Depends, Path, Query, Request
 
+from steerserve.contrast.difference import difference_of_means
+from steerserve.contrast.text_sets import read_text_sets
 from steerserve.core.errors import ConflictError, InvalidRequestError
-from steerserve.core.sent_names import did_you_mean, short_name
-from steerserve.features.difference import difference_of_means
-from steerserve.features.text_sets import read_text_sets
+from steerserve.core.names import did_you_mean, short_name
+from steerserve.requests.generation import check_served
 from steerserve.server.body import json_body
 from steerserve.server.dependencies import RuntimeDep
 from steerserve.server.disconnect import unless_disconnected
 from steerserve.server.keys import require_admin, require_inference
 from steerserve.server.openapi import request_body, vector_responses
-from steerserve.server.prepare import check_served
-from steerserve.server.schemas.vectors import (
+from steerserve.steering.vectors import StoredVector
+from steerserve.wire.vectors import (
     CreateVectorRequest,
     DeletedVector,
     VectorLayer,
     VectorList,
     VectorObject,
 )
-from steerserve.steering.vectors import StoredVector
 
 if TYPE_CHECKING:
     from steerserve.runtime import Runtime

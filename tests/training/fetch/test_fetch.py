@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from steerserve.core.errors import ConfigError
-from steerserve.training.corpus import load_corpus
+from steerserve.text.corpus import load_corpus
 from steerserve.training.fetch.fetch import Outcome, fetch_sources
 from steerserve.training.fetch.manifest import load_manifest
 from tests.training.fetch.packed import fake_tools, pack_tar

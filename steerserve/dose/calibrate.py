@@ -1,0 +1,174 @@
+"""What features do when they are pushed: how far one dose is, and whether the tokens appear that they promote."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from steerserve.core.observer import StoppedError
+from steerserve.dose.directions import NUM_PROMOTED
+from steerserve.dose.dosing import TYPICAL_PART, DoseSearch, find_doses, usual_dose
+from steerserve.dose.prompts import calibration_ids, more_ids, neutral_ids
+from steerserve.dose.pushed_text import PushedText, run_pieces
+from steerserve.store.records import Calibration
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from jaxtyping import Float
+    from torch import Tensor
+
+    from steerserve.core.observer import Observer
+    from steerserve.dictionaries.dictionary import Dictionary
+    from steerserve.dose.pushed_text import Pieces
+    from steerserve.model.lens import LensModel
+
+_CHUNK = 64
+"""Features that are written together."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """The built-in texts at a dictionary's hook point, ready for its features."""
+
+    text: PushedText
+    more: PushedText
+    """For features that are felt in few places."""
+    neutral: PushedText
+    usual_dose: float
+    """The norm of most directions' dose."""
+
+
+@torch.inference_mode()
+def calibrate_features(
+    lens: LensModel,
+    dictionary: Dictionary,
+    features: Sequence[int],
+    *,
+    promoted: Mapping[int, Sequence[int]] | None,
+    observer: Observer,
+    write: Callable[[dict[int, Calibration]], None],
+) -> None:
+    """Measure features, and write what was found every few seconds; what has no dose is left out.
+
+    Called again with the features that are missing, it goes on where it was stopped: a feature's calibration does not
+    depend on which others are measured.
+
+    Args:
+        lens: The model, which nobody else uses meanwhile.
+        dictionary: Whose features these are.
+        features: In the order in which they are measured.
+        promoted: Token ids that features promote, the strongest first; what is not there is computed.
+        observer: Is told how many are done.
+        write: Takes some of them.
+
+    Raises:
+        StoppedError: the observer asked for it; what was written is all that is known.
+    """
+    with observer.stage("Calibrating features", len(features)) as progress:
+        bench = run_pieces(set_up(lens, dictionary))
+        for first in range(0, len(features), _CHUNK):
+            chunk = features[first : first + _CHUNK]
+            write(run_pieces(calibrate(lens, dictionary, bench, chunk, promoted)))
+            progress.update(first + len(chunk))
+            if observer.should_stop() and first + len(chunk) < len(features):
+                raise StoppedError("Stopped while calibrating; the same call goes on with the features that are left.")
+
+
+def set_up(lens: LensModel, dictionary: Dictionary, usual: float | None = None) -> Pieces[Bench]:
+    """Read the texts where a dictionary is edited; `usual` is the usual dose where that is known from another time."""
+    hook_name = dictionary.hook_name
+    medians, gains = {hook_name: dictionary.median_norm}, {hook_name: dictionary.gains}
+    text, more, neutral = (
+        PushedText(lens, of(lens.tokenizer), medians, gains=gains) for of in (calibration_ids, more_ids, neutral_ids)
+    )
+    yield from text.read()
+    if usual is None:
+        guess = TYPICAL_PART * dictionary.median_norm / text.mean_gain(hook_name)
+        usual = yield from usual_dose(text, hook_name, dictionary.d_out, guess)
+    return Bench(text, more, neutral, usual)
+
+
+def calibrate(
+    lens: LensModel,
+    dictionary: Dictionary,
+    bench: Bench,
+    features: Sequence[int],
+    promoted: Mapping[int, Sequence[int]] | None = None,
+) -> Pieces[dict[int, Calibration]]:
+    """Return what each feature does; those that no strength makes felt are left out."""
+    live = [feature for feature in features if feature not in dictionary.zero_directions]
+    if not live:
+        return {}
+    hook_name = dictionary.hook_name
+    directions = dictionary.directions(torch.tensor(live, device=lens.device)).float()
+    searches = [DoseSearch(bench.usual_dose / norm) for norm in directions.norm(dim=-1).tolist()]
+    doses = yield from find_doses(bench.text, {hook_name: directions}, searches, bench.more)
+    dosed = [place for place, dose in enumerate(doses) if dose is not None]
+    if not dosed:
+        return {}
+    strengths = torch.tensor([doses[place] or 0.0 for place in dosed], device=lens.device)
+    pushes = directions[dosed] * strengths[:, None]
+    logits = yield from bench.neutral.last_logits({hook_name: pushes})
+    tokens = _promoted_tokens(lens, dictionary, directions[dosed], [live[place] for place in dosed], promoted)
+    scores = [output_score(row, ids) for row, ids in zip(logits, tokens, strict=True)]
+    return {
+        live[place]: Calibration(float(strength), score)
+        for place, strength, score in zip(dosed, strengths.tolist(), scores, strict=True)
+    }
+
+
+def calibrate_vector(
+    lens: LensModel, layers: Mapping[str, Float[Tensor, " width"]], median_norms: Mapping[str, float]
+) -> Pieces[float | None]:
+    """Return the scale at which a vector, added at all of its hook points, is one dose; None where none is.
+
+    Args:
+        lens: The model.
+        layers: What is added, by hook point.
+        median_norms: Of the vectors at each hook point of the model.
+    """
+    medians = {name: median_norms[name] for name in layers}
+    text, more = (PushedText(lens, of(lens.tokenizer), medians) for of in (calibration_ids, more_ids))
+    directions = {name: values[None].to(lens.device, torch.float32) for name, values in layers.items()}
+    parts = [float(values.norm()) / median_norms[name] for name, values in directions.items()]
+    if not sum(parts):
+        return None
+    search = DoseSearch(TYPICAL_PART / sum(parts))
+    [dose] = yield from find_doses(text, directions, [search], more)
+    return dose
+
+
+def output_score(logits: Float[Tensor, " vocab"], token_ids: Sequence[int]) -> float:
+    """Return how visibly the best of some tokens was written: (1 - rank / vocabulary) * p, the likeliest of rank 0.
+
+    Source: Arad et al. 2025, arXiv 2505.20063, section 3.
+    """
+    probs = logits.softmax(-1)
+    ranks = [int((logits > logits[token_id]).sum()) for token_id in token_ids]
+    return max(
+        ((1 - rank / len(logits)) * float(probs[token_id]) for rank, token_id in zip(ranks, token_ids, strict=True)),
+        default=0.0,
+    )
+
+
+def _promoted_tokens(
+    lens: LensModel,
+    dictionary: Dictionary,
+    directions: Float[Tensor, "features d_out"],
+    features: Sequence[int],
+    promoted: Mapping[int, Sequence[int]] | None,
+) -> list[Sequence[int]]:
+    known = promoted or {}
+    if not dictionary.d_out == lens.d_model == lens.unembedding.width:  # it does not write into the stream
+        return [known.get(feature, ()) for feature in features]
+    found: list[Sequence[int]] = [known.get(feature, ()) for feature in features]
+    missing = [place for place, feature in enumerate(features) if feature not in known]
+    if missing:
+        logits = lens.unembed(directions[missing])[:, : lens.tokenizer.vocab_size]
+        best = logits.topk(min(NUM_PROMOTED, logits.shape[1])).indices
+        for place, token_ids in zip(missing, best.tolist(), strict=True):
+            found[place] = token_ids
+    return found

@@ -1,0 +1,195 @@
+"""Doses of whatever requests push: looked up, or measured at first use between the engine's steps, and then kept."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import threading
+from collections import OrderedDict
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, TypeVar
+
+import torch
+
+from steerserve.core.errors import FeatureStoreError, UnavailableError
+from steerserve.dose.calibrate import calibrate, calibrate_vector, set_up
+from steerserve.steering.scales import FeatureTarget, UnknownDosesError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from concurrent.futures import Future
+
+    from steerserve.dictionaries.dictionary import Dictionary
+    from steerserve.dose.pushed_text import Pieces
+    from steerserve.model.lens import LensModel
+    from steerserve.steering.scales import Target
+    from steerserve.store.records import Calibration
+    from steerserve.store.stores import FeatureStores
+
+    RunExclusive = Callable[[Callable[[], None]], Future[None]]
+    """`Engine.run_exclusive`: runs a function while nobody else uses the model."""
+
+Result = TypeVar("Result")
+
+_MAX_KEPT = 10_000
+_MAX_DICTIONARIES = 64
+
+_log = logging.getLogger(__name__)
+
+
+class Doses:
+    """The `Scales` of one served model. Any thread; `maximum` and `dose` read files."""
+
+    def __init__(
+        self,
+        lens: LensModel,
+        stores: FeatureStores,
+        norms: Mapping[str, tuple[float, float]],
+        run_exclusive: RunExclusive,
+    ) -> None:
+        """Measure with `lens`, one thing after the other.
+
+        Args:
+            lens: The model, used through `run_exclusive` alone.
+            stores: What is known of each dictionary's features, and where new doses are kept.
+            norms: Median and mean norm at each hook point of the model.
+            run_exclusive: Runs one piece of the work.
+        """
+        self._lens = lens
+        self._stores = stores
+        self._norms = norms
+        self._run_exclusive = run_exclusive
+        self._lock = threading.Lock()
+        self._known: OrderedDict[str, float | None] = OrderedDict()
+        """Of vectors, of dictionaries whose store cannot be written, and what has no dose."""
+        self._usual: OrderedDict[str, float] = OrderedDict()
+        self._under_way: dict[str, Future[None]] = {}
+        self._worker: ThreadPoolExecutor | None = None
+        self._is_stopped = False
+
+    def maximum(self, target: FeatureTarget) -> float | None:
+        """Return the feature's largest activation in the text of its interpretation; None without one."""
+        store = self._stores.find(target.dictionary)
+        return _read(lambda: store.maximum(target.feature)) if store is not None else None
+
+    def mean_norm(self, hook_name: str) -> float:
+        """Return the mean norm of the vectors at a hook point of the model, sinks left out."""
+        return self._norms[hook_name][1]
+
+    def dose(self, target: Target) -> float | None:
+        """Return the raw scale of one dose; None where nothing that can be added comes to one.
+
+        Raises:
+            UnknownDosesError: it was never measured.
+        """
+        if isinstance(target, FeatureTarget):
+            store = self._stores.find(target.dictionary)
+            stored = _read(lambda: store.calibration(target.feature)) if store is not None else None
+            if stored is not None:
+                return stored.dose
+        with self._lock:
+            if target.key in self._known:
+                self._known.move_to_end(target.key)
+                return self._known[target.key]
+        raise UnknownDosesError([target])
+
+    def measure(self, targets: Iterable[Target]) -> list[Future[None]]:
+        """Begin to measure doses; what is being measured already is not begun again.
+
+        Returns:
+            What ends when all are known. Do not cancel it: others may wait for the same.
+
+        Raises:
+            UnavailableError: the server is stopping; the futures raise it too, and QueueFullError and EngineError.
+        """
+        with self._lock:
+            if self._is_stopped:
+                raise UnavailableError("The server is stopping.")
+            by_key = {target.key: target for target in targets}
+            waited_for = {self._under_way[key] for key in by_key if key in self._under_way}
+            fresh = {key: target for key, target in by_key.items() if key not in self._under_way}
+            if fresh:
+                self._worker = self._worker or ThreadPoolExecutor(1, thread_name_prefix="doses")
+                future = self._worker.submit(self._measure, list(fresh.values()))
+                self._under_way |= dict.fromkeys(fresh, future)
+                waited_for.add(future)
+        return list(waited_for)
+
+    def stop(self) -> None:
+        """End the thread; call it once the engine takes no more work. Any number of times."""
+        with self._lock:
+            self._is_stopped = True
+            worker, self._worker = self._worker, None
+        if worker is not None:
+            worker.shutdown()
+
+    def _measure(self, targets: Sequence[Target]) -> None:
+        features: dict[str, list[FeatureTarget]] = {}
+        try:
+            for target in targets:
+                if isinstance(target, FeatureTarget):
+                    features.setdefault(target.dictionary.contents, []).append(target)
+                else:
+                    self._remember({target.key: self._drive(self._vector_pieces(dict(target.layers)))})
+            for some in features.values():
+                self._measure_features(some)
+        finally:
+            with self._lock:
+                for target in targets:
+                    self._under_way.pop(target.key, None)
+
+    def _measure_features(self, targets: Sequence[FeatureTarget]) -> None:
+        dictionary, wanted = targets[0].dictionary, [target.feature for target in targets]
+        found = self._drive(self._feature_pieces(dictionary, wanted))
+        self._remember(
+            {target.key: found[target.feature].dose if target.feature in found else None for target in targets}
+        )
+        if not found:
+            return
+        try:
+            self._stores.for_writing(dictionary, self._lens.id).write_calibrations(found)
+        except FeatureStoreError as error:
+            _log.warning("dictionary %s: doses are kept until the server stops: %s", dictionary.id, error.message)
+
+    def _feature_pieces(self, dictionary: Dictionary, features: Sequence[int]) -> Pieces[dict[int, Calibration]]:
+        bench = yield from set_up(self._lens, dictionary, self._usual.get(dictionary.contents))
+        self._usual[dictionary.contents] = bench.usual_dose
+        if len(self._usual) > _MAX_DICTIONARIES:
+            self._usual.popitem(last=False)
+        found = yield from calibrate(self._lens, dictionary, bench, features)
+        return found
+
+    def _vector_pieces(self, layers: Mapping[str, tuple[float, ...]]) -> Pieces[float | None]:
+        tensors = {hook_name: torch.tensor(values) for hook_name, values in layers.items()}
+        medians = {hook_name: median for hook_name, (median, _) in self._norms.items()}
+        dose = yield from calibrate_vector(self._lens, tensors, medians)
+        return dose
+
+    def _drive(self, pieces: Pieces[Result]) -> Result:
+        """Do the work piece by piece; other requests go on between two of them."""
+        ended: list[Result] = []
+        while not ended:
+            self._run_exclusive(functools.partial(_advance, pieces, ended)).result()
+        return ended[0]
+
+    def _remember(self, doses: Mapping[str, float | None]) -> None:
+        with self._lock:
+            self._known.update(doses)
+            while len(self._known) > _MAX_KEPT:
+                self._known.popitem(last=False)
+
+
+def _advance(pieces: Pieces[Result], ended: list[Result]) -> None:
+    try:
+        next(pieces)
+    except StopIteration as end:
+        ended.append(end.value)
+
+
+def _read(look_up: Callable[[], Result | None]) -> Result | None:
+    """Return what a store knows; one that cannot be read knows nothing."""
+    try:
+        return look_up()
+    except FeatureStoreError as error:
+        _log.warning("%s", error.message)
+        return None

@@ -1,0 +1,229 @@
+"""Labels by a language model: words for what a feature's windows have in common, scored on windows not shown for it.
+
+Source: the scheme of SAEBench's automatic interpretation (detection), which follows EleutherAI's: the model that made a
+label must tell, from the label alone, which of some unseen windows activate the feature.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from steerserve.core.label_text import clean_label
+from steerserve.core.observer import StoppedError
+from steerserve.store.records import Label
+from steerserve.store.stored import token_texts
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from steerserve.core.observer import Observer, Progress
+    from steerserve.interpret.endpoint import ChatEndpoint
+    from steerserve.store.records import Window
+    from steerserve.store.store import FeatureStore
+    from steerserve.store.stored import StoredFeature
+
+NUM_SHOWN = 10
+NUM_HELDOUT = 5
+"""Windows of the feature, and as many of others, that the label is scored on."""
+_ASKED_EVERY_S = 0.5
+_PAGE = 500
+"""Features that are asked for at once where all that are live are wanted."""
+_MAX_LABEL_CHARS = 80
+_MAX_LABEL_TOKENS, _MAX_CHOICE_TOKENS = 40, 60
+_LEAST_SHARE = 0.3
+"""Tokens of at least this part of a window's maximum are marked."""
+_NAMING = (
+    "You name features of a language model. You are shown pieces of text; the tokens that activate the feature stand "
+    "between << and >>. Answer with a short phrase of at most eight words that says what they have in common, "
+    "specific enough to tell such text from other text. Answer with the phrase alone."
+)
+_CHOOSING = (
+    "You are given a description of a feature of a language model, and numbered pieces of text. Answer with the "
+    "numbers of the pieces in which the feature is active, separated by commas, or with: none."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Labelled:
+    """What a run of labelling came to."""
+
+    num_labelled: int
+    num_failed: int
+    """Features whose answers could not be read."""
+    num_tokens: int
+    """That the endpoint was asked to read and write."""
+    is_spent: bool
+    """Whether the budget ended before the features did."""
+
+
+async def label_features(
+    store: FeatureStore,
+    features: Sequence[int],
+    endpoint: ChatEndpoint,
+    *,
+    budget_tokens: int | None,
+    concurrency: int,
+    seed: int,
+    observer: Observer,
+) -> Labelled:
+    """Label `features` and keep each label as it comes; those that this model has labelled before are passed over.
+
+    Args:
+        store: Where windows are read and labels kept.
+        features: In the order in which they are to be labelled.
+        endpoint: The model.
+        budget_tokens: No feature is begun after so many tokens; None for no bound.
+        concurrency: Requests at the same time.
+        seed: Decides which windows are held out.
+        observer: Is told after each feature, and asked all the time.
+
+    Raises:
+        EndpointError: the endpoint cannot be used; labels so far are kept.
+        StoppedError: the observer asked for it; labels so far are kept.
+        FeatureStoreError: a label cannot be kept.
+    """
+    todo = [feature for feature in features if not _is_labelled(store, feature, endpoint.model)]
+    with observer.stage("Labelling", len(todo)) as progress:
+        run = _Run(store, endpoint, progress, observer, budget_tokens, seed, live=_live(store) if todo else [])
+        waiting = iter(todo)
+        workers = [asyncio.create_task(run.work(waiting)) for _ in range(concurrency)]
+        try:
+            await run.watch(asyncio.gather(*workers))
+        finally:
+            for worker in workers:
+                worker.cancel()
+            await asyncio.gather(*workers, return_exceptions=True)
+    return Labelled(run.num_labelled, run.num_failed, endpoint.num_tokens, is_spent=run.is_spent)
+
+
+class _Run:
+    def __init__(
+        self,
+        store: FeatureStore,
+        endpoint: ChatEndpoint,
+        progress: Progress,
+        observer: Observer,
+        budget_tokens: int | None,
+        seed: int,
+        *,
+        live: Sequence[int],
+    ) -> None:
+        self.num_labelled = self.num_failed = 0
+        self.is_spent = False
+        self._store, self._endpoint, self._progress, self._observer = store, endpoint, progress, observer
+        self._budget_tokens, self._seed, self._live = budget_tokens, seed, live
+
+    async def watch(self, work: asyncio.Future[list[None]]) -> None:
+        """Wait for the work's end, or raise once the observer wants a stop: an answer may take minutes to come."""
+        while not (await asyncio.wait((work,), timeout=_ASKED_EVERY_S))[0]:
+            self._ask()
+        work.result()
+
+    async def work(self, waiting: Iterator[int]) -> None:
+        """Label one feature after another."""
+        for feature in waiting:
+            self._ask()
+            if self._budget_tokens is not None and self._endpoint.num_tokens >= self._budget_tokens:
+                self.is_spent = True
+                return
+            label = await self._label(feature)
+            if label is None:
+                self.num_failed += 1
+            else:
+                self._store.set_label(feature, label)
+                self.num_labelled += 1
+            self._progress.update(self.num_labelled + self.num_failed, {"tokens": self._endpoint.num_tokens})
+
+    def _ask(self) -> None:
+        if self._observer.should_stop():
+            raise StoppedError(f"Stopped after {self.num_labelled} labels; the same command goes on from there.")
+
+    async def _label(self, feature: int) -> Label | None:
+        stored = self._store.feature(feature)
+        windows = list(stored.harvested.windows) if stored is not None and stored.harvested is not None else []
+        if stored is None or not windows:
+            return None
+        generator = random.Random(f"{self._seed} {feature}")  # noqa: S311 it only has to differ by feature
+        generator.shuffle(windows)
+        heldout = windows[:NUM_HELDOUT] if len(windows) > NUM_HELDOUT else []
+        shown = [window for window in windows if window not in heldout][:NUM_SHOWN]
+        text = await self._endpoint.ask(
+            _NAMING, "\n".join(_marked(window, stored) for window in shown), max_tokens=_MAX_LABEL_TOKENS
+        )
+        words = clean_label(text, len(text)).strip(" .\"'`*")[:_MAX_LABEL_CHARS].rstrip()
+        if not words:
+            return None
+        score = await self._score(words, heldout, stored, generator) if heldout else None
+        return Label(words, "llm", score=score, author=self._endpoint.model)
+
+    async def _score(
+        self, words: str, heldout: Sequence[Window], stored: StoredFeature, generator: random.Random
+    ) -> float | None:
+        """Return the mean of the shares of active and of other windows that were told rightly.
+
+        None where there are fewer others: whoever finds the feature everywhere must come to .5.
+        """
+        others = list(self._others(stored, len(heldout), generator))
+        if len(others) < len(heldout):
+            return None
+        pieces = [*((_plain(window, stored), True) for window in heldout), *((piece, False) for piece in others)]
+        generator.shuffle(pieces)
+        listed = "\n".join(f"{number}. {piece}" for number, (piece, _) in enumerate(pieces, start=1))
+        answer = await self._endpoint.ask(_CHOOSING, f"Description: {words}\n\n{listed}", max_tokens=_MAX_CHOICE_TOKENS)
+        chosen = {int(number) for number in re.findall(r"\b\d{1,3}\b", answer)}
+        if not chosen and "none" not in answer.lower():
+            return None
+        rights: dict[bool, list[bool]] = {True: [], False: []}
+        for number, (_, is_active) in enumerate(pieces, start=1):
+            rights[is_active].append((number in chosen) == is_active)
+        return sum(sum(some) / len(some) for some in rights.values()) / len(rights)
+
+    def _others(self, stored: StoredFeature, count: int, generator: random.Random) -> Iterator[str]:
+        """Yield windows of as many other live features, drawn at random; none that is also one of its own."""
+        own = {window.token_ids for window in stored.harvested.windows} if stored.harvested is not None else set()
+        found = 0
+        for feature in generator.sample(self._live, len(self._live)):
+            other = self._store.feature(feature) if feature != stored.feature else None
+            if other is None or other.harvested is None:
+                continue
+            if windows := [window for window in other.harvested.windows if window.token_ids not in own]:
+                found += 1
+                yield _plain(generator.choice(windows), other)
+                if found == count:
+                    return
+
+
+def _live(store: FeatureStore) -> list[int]:
+    """Return the features of the store that were active at all."""
+    found: list[int] = []
+    has_more, offset = True, 0
+    while has_more:
+        rows, has_more = store.search("", "feature", _PAGE, offset)
+        found += [row.feature for row in rows if row.density]
+        offset += _PAGE
+    return found
+
+
+def _is_labelled(store: FeatureStore, feature: int, model: str) -> bool:
+    stored = store.feature(feature)
+    return stored is not None and any(label.origin == "llm" and label.author == model for label in stored.labels)
+
+
+def _plain(window: Window, stored: StoredFeature) -> str:
+    return _one_line("".join(token_texts(window.token_ids, stored.token_bytes)))
+
+
+def _marked(window: Window, stored: StoredFeature) -> str:
+    """Write a window with the tokens where the feature is active between << and >>."""
+    least = _LEAST_SHARE * max(window.acts)
+    texts = token_texts(window.token_ids, stored.token_bytes)
+    marked = (f"<<{text}>>" if act >= least > 0 else text for text, act in zip(texts, window.acts, strict=True))
+    return _one_line("".join(marked).replace(">><<", ""))
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())

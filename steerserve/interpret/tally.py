@@ -1,0 +1,138 @@
+"""All that one pass over a text finds of the features of one dictionary, in memory that does not grow with the text."""
+
+from __future__ import annotations
+
+from itertools import repeat
+from typing import TYPE_CHECKING
+
+import torch
+
+from steerserve.interpret.peak_tokens import PeakTokens
+from steerserve.interpret.pool import Candidates, WindowPool
+from steerserve.interpret.snippets import ABSENT, REACH, Snippets, mixed
+from steerserve.interpret.spread import Spread
+from steerserve.store.records import NUM_INTERVALS, NUM_TOP_WINDOWS, WINDOWS_PER_INTERVAL, Window
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+
+    from jaxtyping import Float, Int
+    from torch import Tensor
+
+_LAST = 2**31 - 1
+_KEY_BITS = 24
+"""As many as a float32 tells apart."""
+
+
+class Tally:
+    """What is known of the features so far.
+
+    Windows of an interval are drawn as a reservoir: those of the highest random-looking keys, which depend on the text
+    and the feature alone. Intervals are fifths of the range up to the maximum; where that grows, what was drawn moves
+    to the fifth it is in now, so that the draw is uniform but for what came before the last growth.
+    """
+
+    def __init__(self, d_sae: int, vocab_size: int, device: torch.device) -> None:
+        """Begin with no text."""
+        self.d_sae = d_sae
+        self.spread = Spread(d_sae, device)
+        self.peak_tokens = PeakTokens(d_sae, vocab_size, device)
+        self._strongest = WindowPool(d_sae, NUM_TOP_WINDOWS, device)
+        self._drawn = WindowPool(d_sae * NUM_INTERVALS, WINDOWS_PER_INTERVAL, device)
+
+    def add(self, snippets: Snippets, acts: Float[Tensor, "tokens d_sae"]) -> None:
+        """Count the activations of some tokens, and keep windows around the best. Only activations over 0 count."""
+        token, feature = (acts > 0).nonzero(as_tuple=True)
+        act = acts[token, feature]
+        grown = self.spread.add(len(acts), feature, act)
+        self._add_peaks(snippets, acts, token, feature, act)
+        self._regroup(grown.nonzero().flatten())
+        key = mixed(snippets.identity[token] ^ mixed(feature)) >> (64 - _KEY_BITS)
+        score = (key + 2 ** (_KEY_BITS - 1) + 1).float() / 2**_KEY_BITS
+        offered = Candidates(self._interval(feature, act), score, snippets.identity[token], snippets.row[token])
+        self._drawn.offer(offered, lambda chosen: snippets.cut(token[chosen], feature[chosen], acts))
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the state, to be saved."""
+        parts: dict[str, Spread | PeakTokens | WindowPool] = {
+            "spread": self.spread,
+            "peaks": self.peak_tokens,
+            "strongest": self._strongest,
+            "drawn": self._drawn,
+        }
+        return {f"{part}.{name}": tensor for part, held in parts.items() for name, tensor in held.tensors().items()}
+
+    def load(self, saved: Mapping[str, Tensor]) -> None:
+        """Go on from what `tensors` gave."""
+        for name, tensor in self.tensors().items():
+            if not name.startswith("peaks."):
+                tensor.copy_(saved[name])
+        self.peak_tokens.load({name.removeprefix("peaks."): tensor for name, tensor in saved.items()})
+
+    def windows(self) -> Iterator[tuple[Window, ...]]:
+        """Yield each feature's windows: the strongest first, then those of the intervals that are not among them."""
+        drawn = {
+            name: tensor.view(self.d_sae, -1, *tensor.shape[2:]).cpu() for name, tensor in self._drawn.tensors().items()
+        }
+        identities = self._strongest.identity.tolist()
+        for feature, strongest in enumerate(self.strongest()):
+            known = set(identities[feature][: len(strongest)])
+            slots = []
+            found = zip(drawn["score"][feature].tolist(), drawn["identity"][feature].tolist(), strict=True)
+            for slot, (score, identity) in enumerate(found):
+                if score > 0 and identity not in known:
+                    known.add(identity)
+                    slots.append(slot)
+            intervals = (slot // WINDOWS_PER_INTERVAL for slot in slots)
+            yield (*strongest, *_windows(drawn["ids"][feature][slots], drawn["acts"][feature][slots], intervals))
+
+    def strongest(self) -> Iterator[tuple[Window, ...]]:
+        """Yield each feature's strongest windows."""
+        counts = (self._strongest.score > 0).sum(dim=1).tolist()
+        for ids, acts, count in zip(self._strongest.ids.cpu(), self._strongest.acts.cpu(), counts, strict=True):
+            yield tuple(_windows(ids[:count], acts[:count], repeat(None)))
+
+    def _add_peaks(
+        self,
+        snippets: Snippets,
+        acts: Float[Tensor, "tokens d_sae"],
+        token: Int[Tensor, " active"],
+        feature: Int[Tensor, " active"],
+        act: Float[Tensor, " active"],
+    ) -> None:
+        """Find each feature's highest activation in each row, the first of equals."""
+        # As integers, floats over 0 have the same order. High bits: the activation; low bits: the earlier, the more.
+        found = act.contiguous().view(torch.int32).long() << 32 | (_LAST - token)
+        num_rows = len(snippets.ids)
+        highest = torch.zeros(num_rows * self.d_sae, dtype=torch.long, device=acts.device)
+        highest.scatter_reduce_(0, snippets.row[token] * self.d_sae + feature, found, "amax")
+        place = highest.nonzero().flatten()
+        feature, token = place % self.d_sae, _LAST - (highest[place] & _LAST)
+        self.peak_tokens.add(feature, snippets.ids[snippets.row[token], snippets.place[token]])
+        offered = Candidates(feature, acts[token, feature], snippets.identity[token], snippets.row[token])
+        self._strongest.offer(offered, lambda chosen: snippets.cut(token[chosen], feature[chosen], acts))
+
+    def _regroup(self, grown: Int[Tensor, " grown"]) -> None:
+        """Put the drawn windows of features whose maximum has grown into the fifths they are in now."""
+        groups = (grown[:, None] * NUM_INTERVALS + torch.arange(NUM_INTERVALS, device=grown.device)).flatten()
+        taken, cut = self._drawn.take(groups)
+        _, acts = cut(torch.arange(len(taken.group), device=grown.device))
+        group = self._interval(taken.group // NUM_INTERVALS, acts[:, REACH])
+        self._drawn.offer(taken._replace(group=group), cut)
+
+    def _interval(self, feature: Int[Tensor, " n"], act: Float[Tensor, " n"]) -> Int[Tensor, " n"]:
+        fifth = (NUM_INTERVALS * act / self.spread.maximum[feature]).long().clamp(max=NUM_INTERVALS - 1)
+        return feature * NUM_INTERVALS + fifth
+
+
+def _windows(
+    ids: Int[Tensor, "windows width"], acts: Float[Tensor, "windows width"], intervals: Iterable[int | None]
+) -> Iterator[Window]:
+    """Yield windows without the tokens that are absent, which are the first ones and the last ones."""
+    is_there = ids != ABSENT
+    peaks, nexts = is_there[:, :REACH].sum(dim=1).tolist(), is_there[:, REACH:].sum(dim=1).tolist()
+    for row, values, peak, following, interval in zip(
+        ids.tolist(), acts.tolist(), peaks, nexts, intervals, strict=False
+    ):
+        there = slice(REACH - peak, REACH + following)
+        yield Window(tuple(row[there]), tuple(values[there]), peak, interval)

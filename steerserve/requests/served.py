@@ -1,0 +1,240 @@
+"""The served model as requests see it: what they are checked against, and the engine that runs them.
+
+Knows neither HTTP nor jobs; `steerserve.runtime` builds it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import time
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+from steerserve.compare.running import ScoringLine
+from steerserve.contrast.contrast import ContrastLine
+from steerserve.contrast.vectors import FOLDER as VECTORS_FOLDER
+from steerserve.contrast.vectors import VectorStore
+from steerserve.core.errors import (
+    InvalidRequestError,
+    ModelNotFoundError,
+    NotFoundError,
+    PresetError,
+    UnavailableError,
+)
+from steerserve.core.names import short_name
+from steerserve.dictionaries.loads import DictionaryLoads
+from steerserve.dose.doses import Doses
+from steerserve.presets.fit import PresetFits, check_fit
+from steerserve.presets.library import open_library
+from steerserve.presets.naming import check_count, presets_in, split_model
+from steerserve.steering.resolve import SteeringResolver
+from steerserve.steering.scales import UnknownDosesError
+from steerserve.steering.units import asks_lookup
+from steerserve.store.stores import FeatureStores
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from steerserve.core.config import Settings
+    from steerserve.dictionaries.dictionary import Dictionary
+    from steerserve.dictionaries.loader import DictionaryLoader
+    from steerserve.dictionaries.registry import RegistrySnapshot
+    from steerserve.engine.engine import Engine
+    from steerserve.engine.request import GenerationRequest
+    from steerserve.engine.stats import EngineStats
+    from steerserve.engine.stream import TokenStream
+    from steerserve.model.lens import LensModel
+    from steerserve.presets.library import PresetSnapshot
+    from steerserve.presets.preset import Preset
+    from steerserve.steering.resolved import ResolvedSteering
+
+
+class ServedModel:
+    """One model with its dictionaries, presets, feature stores and engine."""
+
+    def __init__(self, settings: Settings, lens: LensModel, loader: DictionaryLoader, engine: Engine) -> None:
+        """Keep the parts; nothing runs before `start`."""
+        self.settings = settings
+        self.lens = lens
+        self.loads = DictionaryLoads(loader)
+        self.registry = self.loads.registry
+        self.engine = engine
+        self.tokenizer = lens.tokenizer
+        self.model_id = lens.id
+        self.created = int(time.time())
+        self.context_length = engine.runner.cache.context
+        self.stores = FeatureStores(settings.dictionary_dirs, settings.allowed_dictionary_dirs)
+        """The feature stores of the dictionaries."""
+        self.stores.serve(self.model_id, loader.model_names)
+        self.vectors = VectorStore(settings.dictionary_dirs[0] / VECTORS_FOLDER)
+        self.scoring = ScoringLine(engine.run_exclusive)
+        """Measures generated texts, beside generation."""
+        self.contrast_line = ContrastLine()
+        self.presets = open_library(settings, self.model_id)
+        self._is_started = False
+        self._is_stopping = False
+        self._widths = {hook_name: lens.width(hook_name) for hook_name in lens.hook_names}
+        self._doses = Doses(lens, self.stores, loader.norms, engine.run_exclusive)
+        self._preset_fits = PresetFits(self._check_fit)
+
+    def __enter__(self) -> Self:
+        """Start the engine."""
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Stop the engine."""
+        self.stop()
+
+    @property
+    def state(self) -> Literal["loading", "ready", "stopping"]:
+        """Whether the model generates; an engine thread that has died counts as stopping."""
+        if not self._is_started:
+            return "loading"
+        return "ready" if self.engine.is_alive and not self._is_stopping else "stopping"
+
+    def start(self) -> None:
+        """Start generating."""
+        self.engine.start()
+        self._is_started = True
+
+    def stop(self) -> None:
+        """Stop generating; requests under way end with an error. Any number of times."""
+        self._is_stopping = True
+        self.engine.stop()
+        self._doses.stop()
+        self.scoring.stop()
+
+    def check_model(self, name: str, presets: PresetSnapshot | None = None) -> tuple[str, ...]:
+        """Check that `name` is the served model, alone or with presets (`model@a+b`); return the presets' names.
+
+        Args:
+            name: The model's name in the request.
+            presets: The presets to look in; without it the files are read, which is not for an event loop.
+
+        Raises:
+            ModelNotFoundError: it is another model.
+            InvalidRequestError: it names a preset that does not exist or cannot be used.
+        """
+        names = split_model(name, self.model_id)
+        if names is None:
+            message = f"The model {short_name(name)!r} does not exist. This server serves {self.model_id!r}."
+            raise ModelNotFoundError(message, param="model")
+        if names:
+            check_count(names, self.settings.engine.max_edits, param="model")
+            snapshot = presets if presets is not None else self.presets.snapshot()
+            for preset_name in names:
+                try:
+                    snapshot.find(preset_name)
+                except (NotFoundError, PresetError) as error:
+                    raise InvalidRequestError(error.message, param="model") from error
+        return names
+
+    def check_preset(self, preset: Preset) -> None:
+        """Check a preset against the model and the loaded dictionaries. Not for an event loop.
+
+        Raises:
+            PresetError: it cannot be used here.
+        """
+        self._check_fit(preset, self.registry.snapshot())
+
+    def preset_problem(self, preset: Preset) -> str | None:
+        """Say why a preset cannot be used with the loaded dictionaries; None if it can. Not for an event loop."""
+        return self._preset_fits.problem(preset, self.registry.snapshot())
+
+    def _check_fit(self, preset: Preset, snapshot: RegistrySnapshot) -> None:
+        check_fit(preset, self._resolver(None), snapshot, self.model_id)
+
+    def resolve_steering(
+        self, value: object, model_presets: Sequence[str] = (), presets: PresetSnapshot | None = None
+    ) -> ResolvedSteering | None:
+        """Check the steering of a request against the loaded dictionaries; None if it asks for nothing.
+
+        Waits while unknown doses are measured. Not for an event loop; see `resolve_steering_async`.
+
+        Args:
+            value: The JSON value of `steering`.
+            model_presets: The result of `check_model`; these presets add up with `value`.
+            presets: The presets to look in; without it the files are read.
+
+        Raises:
+            InvalidRequestError: it cannot be honoured.
+            QueueFullError: a dose is not known, and cannot be measured now.
+        """
+        snapshot, resolver = self.registry.snapshot(), self._resolver(presets)
+        check_count(presets_in(value), self.settings.engine.max_edits)
+        try:
+            return resolver.resolve(value, snapshot, model_presets=model_presets)
+        except UnknownDosesError as error:
+            unknown = error.targets
+        if self.state != "ready":
+            raise UnavailableError(f"The server is {self.state}, so that doses cannot be measured.")
+        for future in self._doses.measure(unknown):
+            future.result()
+        return resolver.resolve(value, snapshot, model_presets=model_presets)
+
+    async def resolve_steering_async(
+        self, value: object, model_presets: Sequence[str] = (), presets: PresetSnapshot | None = None
+    ) -> ResolvedSteering | None:
+        """Do what `resolve_steering` does, without holding up the event loop.
+
+        Raises:
+            InvalidRequestError: it cannot be honoured.
+            QueueFullError: a dose is not known, and cannot be measured now.
+        """
+        snapshot = self.registry.snapshot()
+        check_count(presets_in(value), self.settings.engine.max_edits)
+        resolve = functools.partial(self._resolver(presets).resolve, value, snapshot, model_presets=model_presets)
+        if not asks_lookup(value) and not model_presets:
+            return resolve()
+        try:
+            return await asyncio.to_thread(resolve)
+        except UnknownDosesError as error:
+            unknown = error.targets
+        for future in self._doses.measure(unknown):
+            # Other requests may wait for the same dose: cancelling this one must not cancel the measurement.
+            await asyncio.shield(asyncio.wrap_future(future))
+        return await asyncio.to_thread(resolve)
+
+    def submit(self, requests: Sequence[GenerationRequest]) -> list[TokenStream]:
+        """Queue samples, all or none, from an event loop.
+
+        Raises:
+            QueueFullError: the queue is full.
+            InvalidRequestError: a token is outside the model's vocabulary.
+        """
+        vocab_size = self.tokenizer.vocab_size
+        if any(token_id >= vocab_size for request in requests for token_id in request.prompt_ids):
+            message = (
+                f"The prompt holds a token that the tokenizer knows and the model does not (ids from {vocab_size})."
+            )
+            raise InvalidRequestError(message)
+        return self.engine.submit(requests)
+
+    def dictionaries(self) -> list[Dictionary]:
+        """Return the loaded dictionaries."""
+        return list(self.registry.snapshot().dictionaries.values())
+
+    def describe(self, dictionary: Dictionary) -> dict[str, Any]:
+        """Return the dictionary object of the API, with the statistics of its feature store. Not for an event loop."""
+        described = dictionary.as_json()
+        return {**described, "statistics": described["statistics"] | self.stores.statistics(dictionary)}
+
+    def _resolver(self, presets: PresetSnapshot | None) -> SteeringResolver:
+        """Return the resolver of one request, which sees the same presets from beginning to end."""
+        return SteeringResolver(
+            self._widths,
+            self.settings.engine.max_edits,
+            self._doses,
+            model_id=self.model_id,
+            vectors=self.vectors,
+            presets=presets if presets is not None else self.presets,
+        )
+
+    def stats(self) -> EngineStats:
+        """Return the engine's counters."""
+        return self.engine.stats()
+
+    def system_fingerprint(self, steering: ResolvedSteering | None) -> str:
+        """Return OpenAI's fingerprint of the set-up: it changes with the steering and only with it."""
+        return "fp_" + (steering.fingerprint[:12] if steering is not None else "unsteered")

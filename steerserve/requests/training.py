@@ -1,0 +1,140 @@
+"""From the body of `/admin/train` to the spec of a job: every refusal happens here."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from steerserve.core.errors import ConfigError, InvalidRequestError
+from steerserve.core.names import did_you_mean, short_name
+from steerserve.jobs.admission import ModelSize, check_corpus, check_folder, check_room, room_for
+from steerserve.model.source import absolute_source
+from steerserve.requests.generation import check_plain_model
+from steerserve.training.options import DEFAULT_HOOK, DEFAULT_L1, DEFAULT_RESAMPLE, Grid, TrainOptions
+
+if TYPE_CHECKING:
+    from steerserve.requests.served import ServedModel
+    from steerserve.wire.jobs import TrainRequest
+
+_MAX_DICTIONARIES = 64
+_DEFAULT_K = 32
+_DEPTH = 0.57
+"""The default hook point of a model that has not the one of the default model: as deep as that is there."""
+
+
+def training_spec(body: TrainRequest, served: ServedModel, *, promised_bytes: int) -> dict[str, Any]:
+    """Check a request and return the spec of its job. Looks at the disk: not for the event loop.
+
+    Raises:
+        InvalidRequestError: it cannot be honoured.
+        ModelNotFoundError: it names another model.
+    """
+    check_plain_model(served, body.model)
+    settings = served.settings
+    options = _options(body, served)
+    check_folder(options)
+    lens = served.lens
+    widths = {hook: lens.width(hook) for hook in options.hooks}
+    room = room_for(options, ModelSize(lens.weight_bytes, lens.vocab_size, widths, lens.device.type == "cpu"))
+    check_room(
+        room,
+        options.out,
+        promised_bytes=promised_bytes,
+        max_dictionary_bytes=settings.max_dictionary_bytes,
+        largest=max(8 * widths[one.hook] * one.d_sae for one in options.dictionaries),
+        device_free=lens.free_bytes(),
+    )
+    return {
+        "claims": sorted({body.id, *(one.id for one in options.dictionaries)}),
+        "threads": settings.jobs.threads,
+        "cache_dir": str(settings.cache_dir.absolute()),
+        "load": body.load,
+        "disk_bytes": room.disk,
+        "options": options.to_json(),
+    }
+
+
+def _options(body: TrainRequest, served: ServedModel) -> TrainOptions:
+    settings = served.settings
+    corpus = (
+        {"corpus": body.corpus}
+        if isinstance(body.corpus, str)
+        else {f"corpus[{place}]": entry for place, entry in enumerate(body.corpus)}
+    )
+    widths = _widths(body)
+    hooks = _hooks(body, served)
+    if body.context_size > served.lens.max_context:
+        message = f"The model reads at most {served.lens.max_context} tokens; context_size is {body.context_size}."
+        raise InvalidRequestError(message, param="context_size")
+    if len(set(hooks)) * len(set(widths)) > _MAX_DICTIONARIES:
+        message = (
+            f"{len(set(hooks))} hook points with {len(set(widths))} widths are more than {_MAX_DICTIONARIES} "
+            "dictionaries at once. Send several requests."
+        )
+        raise InvalidRequestError(message, param="hook")
+    try:
+        return TrainOptions(
+            out=settings.dictionary_dirs[0].resolve() / body.id,
+            corpus=tuple(check_corpus(entry, settings.corpus_dirs, param) for param, entry in corpus.items()),
+            corpus_dirs=tuple(folder.resolve() for folder in settings.corpus_dirs),
+            dictionaries=Grid(body.id, hooks, widths, _shared(body)).dictionaries(),
+            model=absolute_source(settings.model.source),
+            model_dtype=settings.model.dtype,
+            backend=settings.model.backend,
+            process_weights=settings.model.process_weights,
+            trust_remote_code=settings.model.trust_remote_code,
+            tokens=body.tokens,
+            epochs=body.epochs,
+            batch_size=body.batch_size,
+            seed=body.seed,
+            context_size=body.context_size,
+            device=settings.model.device,
+            storage=body.storage,
+        )
+    except ConfigError as error:
+        raise InvalidRequestError(error.message, param=error.param) from error
+
+
+def _hooks(body: TrainRequest, served: ServedModel) -> list[str]:
+    """Return the hook points that are asked for, which the model must have."""
+    known = served.lens.hook_names
+    if body.hook is None:
+        layer = int(_DEPTH * served.lens.num_layers)
+        return [DEFAULT_HOOK if DEFAULT_HOOK in known else f"blocks.{layer}.hook_resid_post"]
+    hooks = [body.hook] if isinstance(body.hook, str) else body.hook
+    for place, hook in enumerate(hooks):
+        if hook not in known:
+            hint = did_you_mean(hook, known)
+            offered = served.lens.offered_hooks
+            message = f"The model {served.model_id} has no hook point {short_name(hook)!r}.{hint} It has {offered}."
+            raise InvalidRequestError(message, param="hook" if isinstance(body.hook, str) else f"hook[{place}]")
+    return hooks
+
+
+def _shared(body: TrainRequest) -> dict[str, Any]:
+    """Return what all dictionaries of the request have in common."""
+    has_penalty = body.architecture in DEFAULT_L1
+    for name, value, is_read in (("k", body.k, not has_penalty), ("l1_coefficient", body.l1_coefficient, has_penalty)):
+        if value is not None and not is_read:
+            other = "l1_coefficient" if has_penalty else "k"
+            message = (
+                f"The architecture {body.architecture!r} does not read '{name}'; its sparsity is set by '{other}'."
+            )
+            raise InvalidRequestError(message, param=name)
+    return {
+        "architecture": body.architecture,
+        "k": body.k if body.k is not None else min(_DEFAULT_K, *_widths(body)),
+        "l1_coefficient": body.l1_coefficient,
+        "lr": body.lr,
+        "resample": _resample(body),
+        "dtype": body.dtype,
+    }
+
+
+def _widths(body: TrainRequest) -> list[int]:
+    return [body.d_sae] if isinstance(body.d_sae, int) else body.d_sae
+
+
+def _resample(body: TrainRequest) -> tuple[float, ...] | None:
+    if isinstance(body.resample, bool):
+        return DEFAULT_RESAMPLE if body.resample else ()
+    return None if body.resample is None else tuple(body.resample)

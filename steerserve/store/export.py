@@ -1,0 +1,141 @@
+"""What a store knows as lines of JSON, one a feature, and labels read back from such lines."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any, get_args
+
+from steerserve.core.errors import ConfigError
+from steerserve.core.label_text import clean_label, finite_number
+from steerserve.core.literals import LabelOrigin
+from steerserve.store.records import Label
+from steerserve.store.stored import StoredFeature, token_texts
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+    from pathlib import Path
+
+    from steerserve.store.records import Feature
+    from steerserve.store.store import FeatureStore
+
+_MAX_LABEL_CHARS = 500
+_SQLITE = b"SQLite format 3\0"
+
+
+def export_lines(store: FeatureStore) -> Iterator[str]:
+    """Give one JSON object for each feature that anything is known of, in order."""
+    histories = store.label_histories()
+    for number in sorted({*store.feature_numbers(), *histories}):
+        found = store.feature(number) or StoredFeature(number, None, None, None, (), {})  # all labels were taken away
+        yield json.dumps(feature_json(found, histories.get(number, ())), ensure_ascii=False)
+
+
+def feature_json(found: StoredFeature, history: Sequence[Label]) -> dict[str, Any]:
+    """Write all that is known of a feature, and every label that it ever had."""
+    calibration = found.calibration
+    return {
+        "feature": found.feature,
+        "labels": [_label_json(label) for label in found.labels],
+        "history": [_label_json(label) for label in history],
+        "dose": calibration.dose if calibration is not None else None,
+        "output_score": calibration.output_score if calibration is not None else None,
+        **(_harvested(found.harvested, found.token_bytes) if found.harvested is not None else {}),
+    }
+
+
+def is_store(file: Path) -> bool:
+    """Tell whether a file is a whole store, or any other database of SQLite.
+
+    Raises:
+        ConfigError: it cannot be read.
+    """
+    try:
+        with file.open("rb") as opened:
+            return opened.read(len(_SQLITE)) == _SQLITE
+    except OSError as error:
+        raise ConfigError(f"{file} cannot be read: {error}.") from error
+
+
+def read_labels(file: Path, d_sae: int) -> dict[int, list[Label]]:
+    """Return the labels in exported lines; a line may also be as short as `{"feature": 7, "label": "bridges"}`.
+
+    Raises:
+        ConfigError: the file cannot be read, or a line is something else.
+    """
+    labels: dict[int, list[Label]] = {}
+    try:
+        lines = file.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file} cannot be read: {error}.") from error
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            entry = json.loads(line)
+            feature, found = entry["feature"], _labels(entry)
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            message = f'{file}, line {number}: an object with "feature" and "labels" (or "label") is needed.'
+            raise ConfigError(message) from error
+        if isinstance(feature, bool) or not isinstance(feature, int) or not 0 <= feature < d_sae:
+            message = f"{file}, line {number}: the dictionary has features 0 to {d_sae - 1}, and not {feature!r}."
+            raise ConfigError(message)
+        if found:
+            labels[feature] = found
+    return labels
+
+
+def _label_json(label: Label) -> dict[str, Any]:
+    return {
+        "text": label.text,
+        "origin": label.origin,
+        "score": label.score,
+        "created": label.created,
+        "author": label.author,
+    }
+
+
+def _labels(entry: Mapping[str, Any]) -> list[Label]:
+    if "labels" not in entry:
+        return [_label(entry["label"], "person")]
+    return [
+        _label(one["text"], one["origin"], one.get("score"), one.get("created", 0.0), one.get("author"))
+        for one in entry["labels"]
+    ]
+
+
+def _label(text: object, origin: Any, score: Any = None, created: Any = 0.0, author: Any = None) -> Label:  # noqa: ANN401 JSON
+    is_sound = isinstance(text, str) and origin in get_args(LabelOrigin) and isinstance(author, str | None)
+    words = clean_label(str(text), _MAX_LABEL_CHARS) if is_sound else ""
+    if not words:
+        raise ValueError(text)
+    made_by = clean_label(author or "", _MAX_LABEL_CHARS) or None
+    return Label(words, origin, None if score is None else finite_number(score), finite_number(created), made_by)
+
+
+def _harvested(feature: Feature, texts: Mapping[int, bytes]) -> dict[str, Any]:
+    activity = feature.activity
+    return {
+        "density": activity.density,
+        "max": activity.maximum,
+        "mean": activity.mean,
+        "active": activity.num_active,
+        "quantiles": activity.quantiles,
+        "histogram": activity.histogram,
+        "snippets": [
+            {
+                "tokens": token_texts(window.token_ids, texts),
+                "activations": window.acts,
+                "peak": window.peak,
+                "interval": window.interval,
+            }
+            for window in feature.windows
+        ],
+        "peak_tokens": _named(feature.peak_tokens, texts),
+        "promoted": _named(feature.promoted, texts),
+        "suppressed": _named(feature.suppressed, texts),
+        "nearest": feature.neighbours,
+    }
+
+
+def _named(tokens: tuple[tuple[int, float], ...], texts: Mapping[int, bytes]) -> list[tuple[str, float]]:
+    return [(texts[token_id].decode("utf-8", errors="replace"), value) for token_id, value in tokens]

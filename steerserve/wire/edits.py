@@ -1,0 +1,224 @@
+"""The schema of `steering`: what a client may write, checked before anything runs. No torch."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, NamedTuple
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
+
+from steerserve.core.errors import InvalidRequestError
+from steerserve.wire.refusals import refusal, shown
+
+Mode = Literal["add", "clamp", "multiply", "ablate", "floor", "ceiling", "remove"]
+Unit = Literal["raw", "max", "norm", "dose"]
+Positions = Literal["all", "prompt", "generated"]
+
+SETTING_MODES: frozenset[str] = frozenset({"clamp", "ablate", "floor", "ceiling"})
+"""Modes that set a feature to something, so that two of them on one feature contradict each other."""
+UNITS: dict[str, tuple[Unit, ...]] = {
+    "add": ("raw", "max", "norm", "dose"),
+    "clamp": ("raw", "max", "dose"),
+    "floor": ("raw", "max"),
+    "ceiling": ("raw", "max"),
+}
+"""What the scale of a mode may count; the other modes take no unit."""
+SCALELESS_MODES: frozenset[str] = frozenset({"ablate", "remove"})
+VECTOR_MODES: frozenset[str] = frozenset({"add", "remove"})
+MAX_SCALE = 1e6
+MAX_VECTOR_VALUES = 1 << 17
+MAX_STRENGTH = 1e3
+_MAX_INDEX = 1 << 31
+
+Scale = Annotated[float, Field(ge=-MAX_SCALE, le=MAX_SCALE, allow_inf_nan=False)]
+
+Values = Annotated[list[Scale], Field(max_length=MAX_VECTOR_VALUES, fail_fast=True)]
+
+
+class Problem(NamedTuple):
+    """What is wrong with an object that is right in each part."""
+
+    field: str | None
+    """The one that is wrong; None where it is the whole."""
+    sentence: str
+    is_missing: bool = False
+    """Whether something is left out that must be there."""
+
+
+def _complaint(problem: Problem) -> PydanticCustomError:
+    said = {"problem": problem.sentence, "field": problem.field, "is_missing": problem.is_missing}
+    return PydanticCustomError("edit", "{problem}", said)
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class InlineVector(_Strict):
+    """A direction of the client's own."""
+
+    hook: str = Field(description="Hook point, such as blocks.17.hook_resid_post.")
+    values: Values | None = Field(
+        default=None,
+        description="As many numbers as vectors have there: d_model, or heads times head size at attn.hook_z.",
+    )
+    base64: str | None = Field(default=None, description="The same numbers as base64 of little-endian bytes.")
+    dtype: Literal["float32", "float16", "float64"] | None = Field(
+        default=None, description="Type of the numbers in `base64`; float32 if absent."
+    )
+
+    @model_validator(mode="after")
+    def _one_form(self) -> InlineVector:
+        if (self.values is None) == (self.base64 is None):
+            is_missing = self.values is None
+            raise _complaint(Problem(None, "a vector has exactly one of values and base64", is_missing=is_missing))
+        if self.dtype is not None and self.base64 is None:
+            raise _complaint(Problem(None, "dtype goes with base64"))
+        return self
+
+
+class Gate(_Strict):
+    """A condition on another feature, token by token."""
+
+    feature: int = Field(description="Index into the dictionary.")
+    dictionary: str | None = Field(default=None, description="Dictionary id; the default dictionary if absent.")
+    above: Scale | None = Field(default=None, description="Edit only where its activation is larger.")
+    below: Scale | None = Field(default=None, description="Edit only where its activation is smaller.")
+
+    @model_validator(mode="after")
+    def _one_bound(self) -> Gate:
+        if (self.above is None) == (self.below is None):
+            is_missing = self.above is None
+            raise _complaint(Problem(None, "a gate has exactly one of above and below", is_missing=is_missing))
+        return self
+
+
+class Edit(_Strict):
+    """One change of one feature (or along one vector) for the tokens of one request."""
+
+    feature: int | None = Field(default=None, description="Index into the dictionary.")
+    vector: str | InlineVector | None = Field(default=None, description="A stored vector's name, or one inline.")
+    dictionary: str | None = Field(default=None, description="Dictionary id; the default dictionary if absent.")
+    mode: Mode = Field(default="add", description="What is done with the feature's activation.")
+    scale: Scale | None = Field(default=None, description="The number of the mode.")
+    unit: Unit | None = Field(
+        default=None,
+        description=(
+            "What `scale` counts: raw (activation, the default), max (times the feature's largest activation), norm "
+            "(fractions of the mean norm there) or dose (1 is the change at which the output visibly shifts)."
+        ),
+    )
+    positions: Positions = Field(default="all", description="Which tokens are edited.")
+    start: int = Field(default=0, ge=0, le=_MAX_INDEX, description="First generated token that is edited.")
+    stop: int | None = Field(default=None, ge=0, le=_MAX_INDEX, description="First generated token no longer edited.")
+    ramp: int = Field(default=0, ge=0, le=_MAX_INDEX, description="Tokens over which the change grows.")
+    special_tokens: bool = Field(
+        default=False, description="Whether control tokens and attention sinks are edited too; that breaks most models."
+    )
+    when: Gate | None = Field(default=None, description="A gate: edit only where another feature is active, or not.")
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Edit:
+        if (found := next(filter(None, (check(self) for check in _CHECKS)), None)) is not None:
+            raise _complaint(found)
+        return self
+
+
+class Steering(_Strict):
+    """The full form of `steering`."""
+
+    edits: list[Edit] = Field(default_factory=list, description="Edits, all reading the same unedited stream.")
+    presets: list[str] = Field(default_factory=list, description="Presets by name, added to the edits.")
+    strength: float = Field(
+        default=1.0, ge=-MAX_STRENGTH, le=MAX_STRENGTH, allow_inf_nan=False, description="Multiplies every change."
+    )
+
+
+_MODELS: dict[str, type[BaseModel]] = {"steering": Steering, "edits": Edit, "vector": InlineVector, "when": Gate}
+
+
+def parse_steering(value: object, *, max_edits: int) -> Steering | None:
+    """Read the five spellings of `steering` into the full form; None where there is nothing to do.
+
+    Raises:
+        InvalidRequestError: the value is no steering; `param` is a path such as `steering.edits[0].scale`.
+    """
+    if value is None:
+        return None
+    if isinstance(value, str):
+        value = {"presets": [value]}
+    elif isinstance(value, list):
+        _check_count(value, max_edits)
+        presets = [part for part in value if isinstance(part, str)]
+        full = {"edits": [part for part in value if not isinstance(part, str)]}
+        value = {**full, "presets": presets} if presets else full
+    elif not isinstance(value, dict):
+        message = f"steering must be a list of edits, a preset's name, an object or null, not {shown(value)}."
+        raise InvalidRequestError(message, param="steering", code="invalid_type")
+    elif isinstance(value.get("edits"), list):
+        _check_count(value["edits"], max_edits)
+    try:
+        return Steering.model_validate(_without_nulls(value))
+    except ValidationError as error:
+        raise refusal(error, _MODELS) from error
+    except RecursionError as error:
+        message = "steering is nested too deeply."
+        raise InvalidRequestError(message, param="steering") from error
+
+
+def _without_nulls(value: object) -> object:
+    """Drop explicit nulls, which clients send for what they leave out."""
+    if isinstance(value, dict):
+        return {key: _without_nulls(part) for key, part in value.items() if part is not None}
+    if isinstance(value, list) and any(isinstance(part, dict) for part in value):
+        return [_without_nulls(part) for part in value]
+    return value
+
+
+def _check_count(edits: list[Any], max_edits: int) -> None:
+    if len(edits) > max_edits:
+        message = f"A request may carry at most {max_edits} edits, and this one has {len(edits)}."
+        raise InvalidRequestError(message, param="steering.edits")
+
+
+def _target(edit: Edit) -> Problem | None:
+    if (edit.feature is None) == (edit.vector is None):
+        is_missing = edit.feature is None
+        return Problem("feature", "an edit names exactly one of feature and vector", is_missing=is_missing)
+    if edit.vector is not None and edit.mode not in VECTOR_MODES:
+        return Problem("mode", f"a vector takes mode add or remove, not {edit.mode}")
+    if edit.vector is not None and edit.dictionary is not None:
+        return Problem("dictionary", "dictionary goes with feature, not with vector")
+    return None
+
+
+def _scale(edit: Edit) -> Problem | None:
+    if edit.mode in SCALELESS_MODES:
+        return Problem("scale", f"mode {edit.mode} takes no scale") if edit.scale is not None else None
+    if edit.scale is None:
+        return Problem("scale", f"mode {edit.mode} needs a scale, a finite number", is_missing=True)
+    return None
+
+
+def _unit(edit: Edit) -> Problem | None:
+    if edit.unit is None:
+        return None
+    units = UNITS.get(edit.mode)
+    if units is None:
+        return Problem("unit", f"mode {edit.mode} takes no unit")
+    if edit.unit not in units:
+        return Problem("unit", f"mode {edit.mode} takes unit {', '.join(units[:-1])} or {units[-1]}, not {edit.unit}")
+    if edit.unit == "max" and edit.vector is not None:
+        return Problem("unit", "a vector has no activations that unit max could count; take unit raw, norm or dose")
+    return None
+
+
+def _window(edit: Edit) -> Problem | None:
+    if edit.positions != "generated" and (edit.start or edit.stop is not None or edit.ramp):
+        return Problem("positions", "start, stop and ramp go with positions: generated")
+    if edit.stop is not None and edit.stop <= edit.start:
+        return Problem("stop", f"stop ({edit.stop}) must lie after start ({edit.start})")
+    return None
+
+
+_CHECKS = (_target, _scale, _unit, _window)

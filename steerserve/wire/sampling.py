@@ -1,0 +1,161 @@
+"""The fields that chat and text completions share."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import Field, field_validator, model_validator
+from pydantic_core import PydanticCustomError, PydanticKnownError
+
+from steerserve.core.errors import InvalidRequestError, UnsupportedParameterError
+from steerserve.wire.base import Identifier, RequestModel
+from steerserve.wire.watching import Features
+
+INT64_MAX = 2**63 - 1
+MAX_BIASES = 4096
+MAX_STOPS = 64
+MAX_STOP_CHARS = 1024
+
+StopText = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARS)]
+
+
+class StreamOptions(RequestModel):
+    """How a stream is sent; only with `stream: true`."""
+
+    include_usage: bool = Field(
+        default=False,
+        description="Send a last chunk with `usage` and no choices, and `usage: null` on all the others.",
+    )
+    continuous_usage_stats: bool = Field(
+        default=False, description="With `include_usage`: the tokens so far on every chunk, instead of null."
+    )
+    include_obfuscation: bool = Field(
+        default=False, description="Padding against traffic analysis; only false is supported."
+    )
+
+    @field_validator("include_obfuscation")
+    @classmethod
+    def _no_obfuscation(cls, value: bool) -> bool:  # noqa: FBT001 pydantic's signature
+        if value:
+            message = "'stream_options.include_obfuscation' is supported only as false: chunks are never padded."
+            raise UnsupportedParameterError(
+                message, param="stream_options.include_obfuscation", code="unsupported_value"
+            )
+        return value
+
+
+class GenerationFields(RequestModel):
+    """Model, sampling, streaming and steering."""
+
+    model: str = Field(
+        description="The model's id, as `/v1/models` lists it; with presets `model@preset` or `model@a+b`.",
+        examples=["smollm2-135m-instruct"],
+    )
+    steering: Any = Field(
+        default=None,
+        description=(
+            "Edits of dictionary features: a list of edits, a preset's name, a list of both, or the full form. `null` "
+            "for none."
+        ),
+        examples=[[{"feature": 4242, "mode": "add", "scale": 8.0}]],
+        # Read by the runtime, which says more of what is wrong than a union of schemas could.
+        json_schema_extra={
+            "anyOf": [
+                {"type": "array", "items": {"anyOf": [{"$ref": "#/components/schemas/Edit"}, {"type": "string"}]}},
+                {"type": "string"},
+                {"$ref": "#/components/schemas/Steering"},
+                {"type": "null"},
+            ]
+        },
+    )
+    features: Features
+    temperature: float | None = Field(
+        default=None,
+        ge=0,
+        le=2,
+        description="0 (or under 1e-5) is greedy. Default: the server's configuration, then 1.",
+    )
+    top_p: float | None = Field(
+        default=None, ge=0, le=1, description="Likeliest tokens with this share of the probability. Default 1."
+    )
+    top_k: int | None = Field(
+        default=None, ge=-1, le=INT64_MAX, description="Number of likeliest tokens to choose from; 0 or -1 is all."
+    )
+    min_p: float | None = Field(
+        default=None, ge=0, le=1, description="Least probability, as a share of the likeliest token's. Default 0."
+    )
+    presence_penalty: float = Field(
+        default=0.0, ge=-2, le=2, description="Taken from the logits of tokens generated before."
+    )
+    frequency_penalty: float = Field(
+        default=0.0, ge=-2, le=2, description="Taken from the logits of generated tokens, once for each time."
+    )
+    repetition_penalty: float | None = Field(
+        default=None, gt=0, le=10, description="Divides the logits of tokens seen before, prompt included. Default 1."
+    )
+    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] = Field(
+        default_factory=dict,
+        description="Token id (as a string) to a number that is added to its logit.",
+        examples=[{"42": -100}],
+    )
+    seed: int | None = Field(
+        default=None, ge=-INT64_MAX - 1, le=INT64_MAX, description="The same seed gives the same text. Default: drawn."
+    )
+    n: int = Field(default=1, ge=1, le=128, description="Number of choices for each prompt.")
+    stop: tuple[str, ...] = Field(
+        default=(),
+        description=f"A string, or up to {MAX_STOPS} of them, before which the text ends.",
+        json_schema_extra={"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]},
+    )
+    stop_token_ids: list[int] = Field(default_factory=list, max_length=1024, description="Tokens that end the text.")
+    include_stop_str_in_output: bool = Field(default=False, description="Keep the stop string in the text.")
+    ignore_eos: bool = Field(default=False, description="Go on after an end-of-sequence token.")
+    min_tokens: int = Field(default=0, ge=0, le=INT64_MAX, description="The text does not end before this many.")
+    stream: bool = Field(default=False, description="Send the text as server-sent events while it is generated.")
+    stream_options: StreamOptions | None = Field(default=None, description="Only with `stream: true`.")
+    user: Identifier | None = Field(default=None, description="An end user's id, for the client's own bookkeeping.")
+
+    @field_validator("logit_bias", mode="before")
+    @classmethod
+    def _check_size(cls, value: Any) -> Any:  # noqa: ANN401 whatever the client sent
+        if isinstance(value, dict) and len(value) > MAX_BIASES:  # told before a million entries are looked at
+            context = {"field_type": "Dictionary", "max_length": MAX_BIASES, "actual_length": len(value)}
+            raise PydanticKnownError("too_long", context)
+        return value
+
+    @field_validator("stop", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: object) -> object:
+        stops = [value] if isinstance(value, str) else value
+        if not isinstance(stops, list):
+            kind, expected = "one_or_many", "a string or an array of strings"
+            raise PydanticCustomError(kind, "{expected}", {"expected": expected})
+        if len(stops) > MAX_STOPS:
+            message = f"Invalid value for 'stop': at most {MAX_STOPS} strings are possible, but got {len(stops)}."
+            raise InvalidRequestError(message, param="stop")
+        for place, stop in enumerate(stops):
+            param = "stop" if isinstance(value, str) else f"stop[{place}]"
+            if not isinstance(stop, str):
+                message = f"Invalid type for '{param}': expected a string."
+                raise InvalidRequestError(message, param=param, code="invalid_type")
+            if not 1 <= len(stop) <= MAX_STOP_CHARS:
+                message = f"Invalid value for '{param}': a stop string has 1 to {MAX_STOP_CHARS} characters."
+                raise InvalidRequestError(message, param=param)
+        return tuple(stops)
+
+    @model_validator(mode="after")
+    def _options_need_a_stream(self) -> GenerationFields:
+        if self.stream_options is not None and not self.stream:
+            message = "'stream_options' is only possible with 'stream': true."
+            raise InvalidRequestError(message, param="stream_options")
+        return self
+
+    @property
+    def include_usage(self) -> bool:
+        """Whether a stream ends with a usage chunk."""
+        return self.stream_options is not None and self.stream_options.include_usage
+
+    @property
+    def continuous_usage(self) -> bool:
+        """Whether every chunk of a stream counts the tokens so far."""
+        return self.include_usage and self.stream_options is not None and self.stream_options.continuous_usage_stats
