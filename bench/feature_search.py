@@ -21,9 +21,9 @@ from steerserve.bench.machine import load_average, this_machine
 from steerserve.store.placement import replacing
 from steerserve.store.records import (
     NUM_INTERVALS,
-    NUM_TOP_WINDOWS,
-    WINDOW_TOKENS,
-    WINDOWS_PER_INTERVAL,
+    NUM_TOP_SNIPPETS,
+    SNIPPET_TOKENS,
+    SNIPPETS_PER_INTERVAL,
     Activity,
     Calibration,
     Feature,
@@ -51,17 +51,17 @@ def features(num_features: int, generator: np.random.Generator, names: list[byte
     """Make up features; each prefers a few words at its peaks, as real ones do."""
     text = generator.zipf(1.2, 4 * _TOKENS) - 1
     text = text[text < _VOCABULARY][:_TOKENS]
-    num_windows = NUM_TOP_WINDOWS + NUM_INTERVALS * WINDOWS_PER_INTERVAL
+    num_windows = NUM_TOP_SNIPPETS + NUM_INTERVALS * SNIPPETS_PER_INTERVAL
     for number in range(num_features):
         liked = generator.integers(0, _VOCABULARY, 3)
-        starts = generator.integers(0, len(text) - WINDOW_TOKENS, num_windows)
+        starts = generator.integers(0, len(text) - SNIPPET_TOKENS, num_windows)
         windows = []
         for place, start in enumerate(starts):
-            ids, acts = text[start : start + WINDOW_TOKENS].copy(), np.zeros(WINDOW_TOKENS)
+            ids, acts = text[start : start + SNIPPET_TOKENS].copy(), np.zeros(SNIPPET_TOKENS)
             ids[20] = liked[place % 3]
-            acts[generator.integers(0, WINDOW_TOKENS, 4)] = generator.uniform(0, 20, 4)
+            acts[generator.integers(0, SNIPPET_TOKENS, 4)] = generator.uniform(0, 20, 4)
             acts[20] = 20.0
-            interval = None if place < NUM_TOP_WINDOWS else place % NUM_INTERVALS
+            interval = None if place < NUM_TOP_SNIPPETS else place % NUM_INTERVALS
             windows.append(Window(tuple(ids.tolist()), tuple(acts.tolist()), 20, interval))
         scored = [
             tuple(

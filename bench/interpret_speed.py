@@ -19,7 +19,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from steerserve.core.openmp import limit_spinning
+from steerserve.core.process import limit_spinning
 
 limit_spinning(os.environ)
 

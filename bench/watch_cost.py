@@ -16,7 +16,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from steerserve.core.openmp import limit_spinning
+from steerserve.core.process import limit_spinning
 
 limit_spinning(os.environ)
 

@@ -22,7 +22,7 @@ from steerserve.commands.train import train_command
 from steerserve.commands.vectors import vectors_app
 from steerserve.commands.watch import watch_command
 from steerserve.core.errors import StartupError
-from steerserve.core.openmp import limit_spinning
+from steerserve.core.process import limit_spinning
 
 EXIT_STARTUP = 2
 _HELP = "Serve a language model whose requests steer features of its sparse autoencoders."

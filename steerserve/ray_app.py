@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from ray import serve
 
-from steerserve.core.openmp import limit_spinning
+from steerserve.core.process import limit_spinning
 
 if TYPE_CHECKING:
     from ray.serve import Application

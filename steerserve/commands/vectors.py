@@ -14,7 +14,7 @@ from steerserve.commands.shared import environment_settings, print_table
 from steerserve.core.errors import ConflictError, VectorError
 
 if TYPE_CHECKING:
-    from steerserve.steering.vectors import StoredVector
+    from steerserve.steering.lookups import StoredVector
 
 _LAYERS = re.compile(r"(\d{1,4})(?:-(\d{1,4}))?")
 _GGUF = b"GGUF"

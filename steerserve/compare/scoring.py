@@ -18,7 +18,7 @@ from steerserve.compare.metrics import Reading
 from steerserve.dose.pushed_text import divergence
 from steerserve.engine.readings import Span, encode_kept
 from steerserve.steering.plan import SequenceEdits
-from steerserve.steering.positions import TokenPlace
+from steerserve.steering.site import TokenPosition
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -75,21 +75,21 @@ class Course:
             raise RuntimeError(message)
         return torch.cat((before[None], logits[:-1])).float()
 
-    def _places(self, ids: Sequence[int], start: int | None) -> list[TokenPlace]:
+    def _places(self, ids: Sequence[int], start: int | None) -> list[TokenPosition]:
         special = self._lens.tokenizer.special_ids
         return [
-            TokenPlace(token_id in special, None if start is None else start + place)
+            TokenPosition(token_id in special, None if start is None else start + place)
             for place, token_id in enumerate(ids)
         ]
 
-    def _edit_hooks(self, places: Sequence[TokenPlace]) -> HookFns:
+    def _edit_hooks(self, places: Sequence[TokenPosition]) -> HookFns:
         if self._edits is None:
             return {}
         is_prompt = places[0].generated_index is None
         return self._edits.prompt_hooks(places) if is_prompt else self._edits.generated_hooks(places)
 
     def _forward(
-        self, ids: Sequence[int], places: Sequence[TokenPlace], hooks: HookFns, logits_to_keep: int = 0
+        self, ids: Sequence[int], places: Sequence[TokenPosition], hooks: HookFns, logits_to_keep: int = 0
     ) -> Float[Tensor, "tokens vocab"]:
         with contextlib.ExitStack() as stack:
             for hook_name, fn in (*self._edit_hooks(places).items(), *hooks.items()):

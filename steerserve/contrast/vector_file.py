@@ -14,7 +14,7 @@ import safetensors.numpy
 
 from steerserve.core.errors import VectorError
 from steerserve.model.control_vector import read_control_vector
-from steerserve.steering.vectors import StoredVector
+from steerserve.steering.lookups import StoredVector
 from steerserve.wire.edits import MAX_SCALE
 
 if TYPE_CHECKING:

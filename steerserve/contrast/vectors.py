@@ -17,7 +17,7 @@ from steerserve.core.names import did_you_mean, short_name
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from steerserve.steering.vectors import StoredVector
+    from steerserve.steering.lookups import StoredVector
 
 FOLDER = ".vectors"
 """Below the first of `dictionary_dirs`."""

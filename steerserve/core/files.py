@@ -18,7 +18,7 @@ _PLAIN = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 @contextlib.contextmanager
-def written_aside(path: Path, content: str) -> Iterator[Path]:
+def atomic_file(path: Path, content: str) -> Iterator[Path]:
     """Write `content` beside `path`, for the caller to move it there; what was not moved is gone afterwards.
 
     The content is on the disk before it can be moved, and no other process, in a container or not, writes the same
@@ -37,7 +37,7 @@ def written_aside(path: Path, content: str) -> Iterator[Path]:
 
 def write_text(path: Path, content: str) -> None:
     """Write `content` to `path`; a reader sees the old file or the new one, never half of it."""
-    with written_aside(path, content) as aside:
+    with atomic_file(path, content) as aside:
         aside.replace(path)
 
 

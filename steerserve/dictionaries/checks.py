@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from steerserve.dictionaries.dictionary import width_out
 from steerserve.dictionaries.files import refusal
-from steerserve.model.hook_names import MLP_IN, STREAM_INTO_MLP, describe_hook_names
 from steerserve.model.lens import official_name
-from steerserve.model.names import plain_name
+from steerserve.model.names import MLP_IN, STREAM_INTO_MLP, describe_hook_names, plain_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -8,7 +8,7 @@ import threading
 from typing import TYPE_CHECKING
 
 from steerserve.core.errors import DictionaryBusyError
-from steerserve.core.memory import give_back_freed
+from steerserve.core.process import give_back_freed
 from steerserve.dictionaries.registry import DictionaryRegistry
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 
 from steerserve.core.observer import StoppedError
-from steerserve.model.hook_names import HOOK_Z
+from steerserve.model.names import HOOK_Z
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
-from steerserve.model.hook_names import RESID_POST, RESID_PRE
+from steerserve.model.names import RESID_POST, RESID_PRE
 from steerserve.model.norms import SINK_RATIO
 
 if TYPE_CHECKING:

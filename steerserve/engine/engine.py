@@ -13,12 +13,10 @@ import torch
 
 from steerserve.core.errors import EngineError, SteerserveError
 from steerserve.engine.inbox import Inbox
-from steerserve.engine.phase import Phase
-from steerserve.engine.request import GenerationRequest, TokenEvent
+from steerserve.engine.request import EngineStats, GenerationRequest, Phase, TokenEvent
 from steerserve.engine.runner import not_finite_error
 from steerserve.engine.scheduler import Scheduler
 from steerserve.engine.sequence import Sequence
-from steerserve.engine.stats import EngineStats
 from steerserve.engine.stream import TokenStream, drain
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from steerserve.core.errors import QueueFullError, UnavailableError
 from steerserve.engine.calls import CallQueue
-from steerserve.engine.phase import Phase
+from steerserve.engine.request import Phase
 
 if TYPE_CHECKING:
     from collections.abc import Callable

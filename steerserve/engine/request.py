@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -145,3 +146,29 @@ class TokenEvent:
     """On the first event where asked for: an entry for each prompt token."""
     receipt: Receipt | None = None
     """On the last event where the request was steered."""
+
+
+class Phase(enum.Enum):
+    """Where a sequence stands."""
+
+    WAITING = "waiting"
+    PREFILL = "prefill"
+    DECODE = "decode"
+    FINISHED = "finished"
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStats:
+    """What the engine is doing and has done."""
+
+    num_running: int
+    num_waiting: int
+    num_slots: int
+    num_steps_total: int
+    num_prompt_tokens_total: int
+    num_generated_tokens_total: int
+    num_requests_total: int
+    num_aborted_total: int
+    num_cached_tokens_total: int
+    kv_usage: float
+    """Share of all slots' columns that running sequences fill."""

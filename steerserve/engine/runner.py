@@ -17,7 +17,7 @@ from steerserve.engine.watching import Watcher, WatchPlan
 from steerserve.model.kv_cache import SlotCache
 from steerserve.model.packed import MIN_ROWS
 from steerserve.steering.plan import BatchPlan, SequenceEdits
-from steerserve.steering.positions import TokenPlace
+from steerserve.steering.site import TokenPosition
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from steerserve.model.lens import LensModel
     from steerserve.steering.plan import HookFns
 
-_NO_TOKEN = TokenPlace(is_special=True, generated_index=0)
+_NO_TOKEN = TokenPosition(is_special=True, generated_index=0)
 _AUTO_CHUNK = {"cpu": 64, "cuda": 512}
 
 
@@ -169,7 +169,7 @@ class Runner:
             sequence.prompt_logprobs.append(read_logprob(row.float().log_softmax(-1), token_id, num_top))
 
 
-def _read_prompt_features(sequence: Sequence, start: int, watched: WatchPass, places: Rows[TokenPlace]) -> None:
+def _read_prompt_features(sequence: Sequence, start: int, watched: WatchPass, places: Rows[TokenPosition]) -> None:
     """Keep what prompt tokens from `start` on activate, and what the last of them does for the token after it."""
     stop = start + len(places)
     if sequence.request.watch is None or not sequence.request.watch.prompt:

@@ -16,7 +16,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
-from steerserve.engine.phase import Phase
+from steerserve.engine.request import Phase
 
 if TYPE_CHECKING:
     from torch import Tensor

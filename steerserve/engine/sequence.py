@@ -5,12 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from steerserve.engine.phase import Phase
-from steerserve.engine.request import FinishReason, GenerationRequest, TokenEvent, TokenFeatures, TokenLogprob
+from steerserve.engine.request import FinishReason, GenerationRequest, Phase, TokenEvent, TokenFeatures, TokenLogprob
 from steerserve.engine.stops import StopMatcher
 from steerserve.model.tokenizer import IncrementalDecoder, Tokenizer
 from steerserve.steering.plan import SequenceEdits
-from steerserve.steering.positions import TokenPlace
+from steerserve.steering.site import TokenPosition
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -67,15 +66,15 @@ class Sequence:
         return len(self.prompt_ids) + len(self.generated) - 1
 
     @property
-    def newest_place(self) -> TokenPlace:
+    def newest_place(self) -> TokenPosition:
         """What edits ask of the newest token."""
         newest = self.generated[-1]
-        return TokenPlace(newest in self._tokenizer.special_ids, len(self.generated) - 1)
+        return TokenPosition(newest in self._tokenizer.special_ids, len(self.generated) - 1)
 
-    def prompt_places(self, start: int, stop: int) -> list[TokenPlace]:
+    def prompt_places(self, start: int, stop: int) -> list[TokenPosition]:
         """Return what edits ask of prompt tokens `[start, stop)`."""
         special = self._tokenizer.special_ids
-        return [TokenPlace(token_id in special, None) for token_id in self.prompt_ids[start:stop]]
+        return [TokenPosition(token_id in special, None) for token_id in self.prompt_ids[start:stop]]
 
     def can_end(self) -> bool:
         """Whether the next token may be one that ends the sequence."""

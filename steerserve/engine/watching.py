@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from steerserve.dictionaries.dictionary import Dictionary
     from steerserve.engine.request import Watch
     from steerserve.steering.plan import HookFns, SequenceEdits
-    from steerserve.steering.positions import TokenPlace
+    from steerserve.steering.site import TokenPosition
 
 Readings = Mapping[str, FeatureReading]
 """Of one position, by dictionary id."""
@@ -86,7 +86,7 @@ class WatchPass:
         found = {name: functools.partial(_in_order, some, edits.get(name)) for name, some in reads.items()}
         return {**edits, **found}
 
-    def readings(self, tokens: Sequence[Sequence[TokenPlace]]) -> list[list[Readings]]:
+    def readings(self, tokens: Sequence[Sequence[TokenPosition]]) -> list[list[Readings]]:
         """Return what each watcher's lines activate, given what tokens they are. Waits for the device once."""
         watchers, reads = self._plan.watchers, self._plan.reads
         encoded = [one.encode(self._x[place], self._norms[place]) for place, one in enumerate(reads)]
@@ -156,7 +156,7 @@ class _Read:
         return torch.cat([norms[:, None].double(), torch.cat(parts)], dim=1)
 
     def reading(
-        self, watch: Watch, token: TokenPlace, numbers: Sequence[float], edited: tuple[tuple[int, float], ...]
+        self, watch: Watch, token: TokenPosition, numbers: Sequence[float], edited: tuple[tuple[int, float], ...]
     ) -> FeatureReading:
         """Read what `encode` gave for one line."""
         if token.is_special or numbers[0] > self._sink_norm:

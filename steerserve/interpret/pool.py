@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 
 from steerserve.interpret.snippets import ABSENT, mixed
-from steerserve.store.records import WINDOW_TOKENS
+from steerserve.store.records import SNIPPET_TOKENS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     Cut = Callable[[Tensor], tuple[Tensor, Tensor]]
-    """Gives token ids and activations, `[chosen, WINDOW_TOKENS]` each, of candidates by their numbers."""
+    """Gives token ids and activations, `[chosen, SNIPPET_TOKENS]` each, of candidates by their numbers."""
 
 
 class Candidates(NamedTuple):
@@ -31,7 +31,7 @@ class Candidates(NamedTuple):
     """A group takes one window of a row at most."""
 
 
-class WindowPool:
+class SnippetPool:
     """For each of `num_groups` groups the `size` windows of the highest scores; its size never changes."""
 
     def __init__(self, num_groups: int, size: int, device: torch.device) -> None:
@@ -40,8 +40,8 @@ class WindowPool:
         self.score = torch.zeros(shape, device=device)
         """0 where there is no window; each group's are in descending order."""
         self.identity = torch.zeros(shape, dtype=torch.long, device=device)
-        self.ids = torch.full((*shape, WINDOW_TOKENS), ABSENT, dtype=torch.int32, device=device)
-        self.acts = torch.zeros((*shape, WINDOW_TOKENS), device=device)
+        self.ids = torch.full((*shape, SNIPPET_TOKENS), ABSENT, dtype=torch.int32, device=device)
+        self.acts = torch.zeros((*shape, SNIPPET_TOKENS), device=device)
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the state, to be saved or filled."""

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from steerserve.store.records import WINDOW_TOKENS
+from steerserve.store.records import SNIPPET_TOKENS
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int
     from torch import Tensor
 
-REACH = WINDOW_TOKENS // 2
+REACH = SNIPPET_TOKENS // 2
 """Tokens of a window on each side of its peak."""
 ABSENT = -1
 """Stands for a token where the row has none."""

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 import torch
 
 from steerserve.interpret.peak_tokens import PeakTokens
-from steerserve.interpret.pool import Candidates, WindowPool
+from steerserve.interpret.pool import Candidates, SnippetPool
 from steerserve.interpret.snippets import ABSENT, REACH, Snippets, mixed
 from steerserve.interpret.spread import Spread
-from steerserve.store.records import NUM_INTERVALS, NUM_TOP_WINDOWS, WINDOWS_PER_INTERVAL, Window
+from steerserve.store.records import NUM_INTERVALS, NUM_TOP_SNIPPETS, SNIPPETS_PER_INTERVAL, Window
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -37,8 +37,8 @@ class Tally:
         self.d_sae = d_sae
         self.spread = Spread(d_sae, device)
         self.peak_tokens = PeakTokens(d_sae, vocab_size, device)
-        self._strongest = WindowPool(d_sae, NUM_TOP_WINDOWS, device)
-        self._drawn = WindowPool(d_sae * NUM_INTERVALS, WINDOWS_PER_INTERVAL, device)
+        self._strongest = SnippetPool(d_sae, NUM_TOP_SNIPPETS, device)
+        self._drawn = SnippetPool(d_sae * NUM_INTERVALS, SNIPPETS_PER_INTERVAL, device)
 
     def add(self, snippets: Snippets, acts: Float[Tensor, "tokens d_sae"]) -> None:
         """Count the activations of some tokens, and keep windows around the best. Only activations over 0 count."""
@@ -54,7 +54,7 @@ class Tally:
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the state, to be saved."""
-        parts: dict[str, Spread | PeakTokens | WindowPool] = {
+        parts: dict[str, Spread | PeakTokens | SnippetPool] = {
             "spread": self.spread,
             "peaks": self.peak_tokens,
             "strongest": self._strongest,
@@ -83,7 +83,7 @@ class Tally:
                 if score > 0 and identity not in known:
                     known.add(identity)
                     slots.append(slot)
-            intervals = (slot // WINDOWS_PER_INTERVAL for slot in slots)
+            intervals = (slot // SNIPPETS_PER_INTERVAL for slot in slots)
             yield (*strongest, *_windows(drawn["ids"][feature][slots], drawn["acts"][feature][slots], intervals))
 
     def strongest(self) -> Iterator[tuple[Window, ...]]:

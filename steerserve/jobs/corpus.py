@@ -9,7 +9,7 @@ import math
 from typing import TYPE_CHECKING, Protocol
 
 from steerserve.core.errors import CorpusError
-from steerserve.model.wanted import WantedModel
+from steerserve.model.opening import ModelOptions
 from steerserve.text.corpus import HELDOUT_SHARE, corpus_files
 from steerserve.text.hub import HubText, write_hub_text
 from steerserve.text.records import RecordFile
@@ -27,7 +27,7 @@ _CHARS_PER_TOKEN = 5
 """More than English has, so that rather too much is read than too little."""
 
 
-class WantedText(WantedModel, Protocol):
+class TextOptions(ModelOptions, Protocol):
     """What a run asks of its text."""
 
     @property
@@ -47,7 +47,7 @@ class WantedText(WantedModel, Protocol):
         """The folder for the files."""
 
 
-def local_corpus(options: WantedText, observer: Observer) -> tuple[str, ...]:
+def local_corpus(options: TextOptions, observer: Observer) -> tuple[str, ...]:
     """Write what `hf:` and `self` stand for into `text_dir`; return paths alone.
 
     Each source gets an equal part of the tokens; folders and files are taken as they are. Called again after a stop or
@@ -71,7 +71,7 @@ def local_corpus(options: WantedText, observer: Observer) -> tuple[str, ...]:
     return tuple(str(made.get(source, source)) for source in options.corpus)
 
 
-def _hub_text(wanted: HubText, options: WantedText, max_chars: int, observer: Observer) -> Path:
+def _hub_text(wanted: HubText, options: TextOptions, max_chars: int, observer: Observer) -> Path:
     name = wanted.name.replace("/", "--")
     target = RecordFile(_path(options, name, str(wanted), options.seed, max_chars))
     if not target.is_whole:
@@ -79,7 +79,7 @@ def _hub_text(wanted: HubText, options: WantedText, max_chars: int, observer: Ob
     return target.path
 
 
-def _own_text(options: WantedText, num_tokens: int, observer: Observer) -> Path:
+def _own_text(options: TextOptions, num_tokens: int, observer: Observer) -> Path:
     target = RecordFile(_path(options, SELF, options.model, options.seed, num_tokens))
     if target.is_whole:
         return target.path
@@ -97,7 +97,7 @@ def _own_text(options: WantedText, num_tokens: int, observer: Observer) -> Path:
     return target.path
 
 
-def _path(options: WantedText, name: str, *shape: str | int) -> Path:
+def _path(options: TextOptions, name: str, *shape: str | int) -> Path:
     """Return a file's path; another model, seed or amount has another name, so that no run takes up another's file."""
     mark = hashlib.sha256(json.dumps(shape).encode()).hexdigest()[:8]
     folder = options.text_dir

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from steerserve.model.hook_names import MLP_OUT, READ_KINDS, RESID_MID, RESID_POST, RESID_PRE
+from steerserve.model.names import MLP_OUT, READ_KINDS, RESID_MID, RESID_POST, RESID_PRE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

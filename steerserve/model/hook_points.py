@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from torch import Tensor, nn
 
-from steerserve.model.hook_names import (
+from steerserve.model.names import (
     ALL_KINDS,
     ATTN_OUT,
     HOOK_Z,

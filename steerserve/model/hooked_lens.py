@@ -14,7 +14,11 @@ from transformers import Cache, DynamicCache
 from steerserve.core.errors import ModelSourceError
 from steerserve.model.fitness import check_fits
 from steerserve.model.hook_check import working_points
-from steerserve.model.hook_names import (
+from steerserve.model.hook_points import HeadsPoint, ReadPoint, StreamPoint
+from steerserve.model.hooked_files import load_hooked
+from steerserve.model.hooked_parts import Placement, Turns, place_parts
+from steerserve.model.lens import LensModel
+from steerserve.model.names import (
     ALL_KINDS,
     HOOK_Z,
     LN2_NORMALIZED,
@@ -24,10 +28,6 @@ from steerserve.model.hook_names import (
     RESID_PRE,
     STREAM_INTO_MLP,
 )
-from steerserve.model.hook_points import HeadsPoint, ReadPoint, StreamPoint
-from steerserve.model.hooked_files import load_hooked
-from steerserve.model.hooked_parts import Placement, Turns, place_parts
-from steerserve.model.lens import LensModel
 from steerserve.model.packed import num_weights
 from steerserve.model.tokenizer import Tokenizer
 from steerserve.model.weights import first_line

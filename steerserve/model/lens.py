@@ -16,7 +16,7 @@ from transformer_lens.supported_models import MODEL_ALIASES
 from transformers.utils import logging as transformers_logging
 
 from steerserve.model.fitness import free_bytes
-from steerserve.model.hook_names import describe_hook_names
+from steerserve.model.names import describe_hook_names
 from steerserve.model.packed import num_weights
 from steerserve.model.source import is_hooked_folder
 from steerserve.model.tokenizer import Tokenizer

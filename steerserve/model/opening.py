@@ -2,29 +2,57 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from steerserve.model.lens import load_lens
 from steerserve.model.source import fetch_model
 
 if TYPE_CHECKING:
+    from steerserve.core.config import Backend
     from steerserve.model.lens import LensModel
     from steerserve.model.source import ModelFiles
-    from steerserve.model.wanted import WantedModel
 
 
-def open_model(wanted: WantedModel) -> tuple[ModelFiles, LensModel]:
+class ModelOptions(Protocol):
+    """What says which model computes, and how."""
+
+    @property
+    def model(self) -> str:
+        """Where it comes from."""
+
+    @property
+    def model_dtype(self) -> str:
+        """In which it computes."""
+
+    @property
+    def device(self) -> str:
+        """Where it computes."""
+
+    @property
+    def backend(self) -> Backend:
+        """What runs it."""
+
+    @property
+    def process_weights(self) -> bool:
+        """Whether a HookedTransformer gets its norms folded and its weights centred."""
+
+    @property
+    def trust_remote_code(self) -> bool:
+        """Whether code that its repository brings is run."""
+
+
+def open_model(options: ModelOptions) -> tuple[ModelFiles, LensModel]:
     """Return the model's files and the model.
 
     Raises:
         ModelSourceError: it cannot be had or loaded.
     """
-    files = fetch_model(wanted.model, trust_remote_code=wanted.trust_remote_code)
+    files = fetch_model(options.model, trust_remote_code=options.trust_remote_code)
     lens = load_lens(
         files,
-        device=wanted.device,
-        dtype=wanted.model_dtype,
-        backend=wanted.backend,
-        process_weights=wanted.process_weights,
+        device=options.device,
+        dtype=options.model_dtype,
+        backend=options.backend,
+        process_weights=options.process_weights,
     )
     return files, lens

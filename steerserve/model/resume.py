@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from steerserve.model.hook_names import RESID_POST, RESID_PRE
+from steerserve.model.names import RESID_POST, RESID_PRE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from steerserve.core.config import DEFAULT_MODEL
 from steerserve.core.errors import InvalidRequestError, NotFoundError, PresetError, PresetFolderError
-from steerserve.core.files import read_plain, write_text, written_aside
+from steerserve.core.files import atomic_file, read_plain, write_text
 from steerserve.presets.folder import PresetFolder
 from steerserve.presets.preset import MAX_FILE_BYTES, SUFFIX, Preset, PresetDefaults, defaults_of
 from steerserve.presets.schema import NAME_RULE, PRESET_NAME
@@ -127,7 +127,7 @@ class PresetLibrary:
             try:
                 self.folder.mkdir(parents=True, exist_ok=True)
                 # In this order: where the disk is full, the version that was kept before is not lost for nothing.
-                with written_aside(file, text) as aside:
+                with atomic_file(file, text) as aside:
                     if before is not None and before != text:
                         self._keep(name, before)
                     aside.replace(file)

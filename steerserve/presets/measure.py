@@ -10,7 +10,7 @@ import torch
 
 from steerserve.engine.readings import Span, encode_kept
 from steerserve.steering.plan import SequenceEdits
-from steerserve.steering.positions import TokenPlace
+from steerserve.steering.site import TokenPosition
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -90,8 +90,8 @@ def _steered_hooks(runner: Runner, text: Continuation, steering: ResolvedSteerin
     special = runner.lens.tokenizer.special_ids
     edits = SequenceEdits(steering, runner.median_norms, runner.lens.device)
     read = text.generated_ids[:-1]  # nothing was computed at the last one
-    prompt = edits.prompt_hooks([TokenPlace(token_id in special, None) for token_id in text.prompt_ids])
-    places = [TokenPlace(token_id in special, place) for place, token_id in enumerate(read)]
+    prompt = edits.prompt_hooks([TokenPosition(token_id in special, None) for token_id in text.prompt_ids])
+    places = [TokenPosition(token_id in special, place) for place, token_id in enumerate(read)]
     generated = edits.generated_hooks(places) if places else {}
     start = len(text.prompt_ids)
 

@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 
     from steerserve.dictionaries.dictionary import Dictionary
     from steerserve.store.records import Activity, Calibration, Feature, Label, Window
-    from steerserve.store.stored import FoundFeature, StoredFeature
+    from steerserve.store.stored import SearchHit, StoredFeature
 
 _QUANTILES = ("0.5", "0.75", "0.9", "0.95", "0.99")
 _NUM_SHOWN = 10
 """Promoted tokens in a list."""
 
 
-def feature_row(dictionary: Dictionary, found: FoundFeature) -> FeatureRow:
+def feature_row(dictionary: Dictionary, found: SearchHit) -> FeatureRow:
     """Write one row of a list."""
     texts = found.token_bytes
     return FeatureRow(

@@ -40,8 +40,7 @@ if TYPE_CHECKING:
     from steerserve.dictionaries.loader import DictionaryLoader
     from steerserve.dictionaries.registry import RegistrySnapshot
     from steerserve.engine.engine import Engine
-    from steerserve.engine.request import GenerationRequest
-    from steerserve.engine.stats import EngineStats
+    from steerserve.engine.request import EngineStats, GenerationRequest
     from steerserve.engine.stream import TokenStream
     from steerserve.model.lens import LensModel
     from steerserve.presets.library import PresetSnapshot

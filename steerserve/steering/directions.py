@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING
 
 from steerserve.core.errors import InvalidRequestError, NotFoundError, VectorError
 from steerserve.core.names import did_you_mean, short_name
-from steerserve.model.hook_names import describe_hook_names
+from steerserve.model.names import describe_hook_names
 from steerserve.wire.edits import MAX_SCALE, InlineVector
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from steerserve.steering.lookups import VectorLookup
     from steerserve.steering.scales import Layers
-    from steerserve.steering.vectors import VectorLookup
 
 _FORMATS = {"float16": "e", "float32": "f", "float64": "d"}
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from steerserve.core.errors import InvalidRequestError
-from steerserve.model.hook_names import ALL_KINDS
+from steerserve.model.names import ALL_KINDS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

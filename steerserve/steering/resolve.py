@@ -20,9 +20,8 @@ if TYPE_CHECKING:
     from steerserve.dictionaries.dictionary import Dictionary
     from steerserve.dictionaries.registry import RegistrySnapshot
     from steerserve.steering.gates import ResolvedGate
-    from steerserve.steering.presets import PresetLookup
+    from steerserve.steering.lookups import PresetLookup, VectorLookup
     from steerserve.steering.scales import Scales
-    from steerserve.steering.vectors import VectorLookup
 
 _LEAST_NORM = 1e-6
 

@@ -26,7 +26,14 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from steerserve.steering.layout import HookPart
-    from steerserve.steering.positions import TokenPlace
+
+
+class TokenPosition(NamedTuple):
+    """What the position rules of an edit ask of a token."""
+
+    is_special: bool
+    generated_index: int | None
+    """None for a prompt token."""
 
 
 class Changes:
@@ -56,7 +63,7 @@ class Pass:
     """One forward pass over some tokens: what they are, and what was read of them so far."""
 
     def __init__(
-        self, tokens: Sequence[TokenPlace], num_columns: int, device: torch.device, changes: Changes | None = None
+        self, tokens: Sequence[TokenPosition], num_columns: int, device: torch.device, changes: Changes | None = None
     ) -> None:
         """Begin to compute these tokens, one a line; `changes` takes what edits do to their activations."""
         self.changes = changes

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from steerserve.core.literals import LabelOrigin, Role
 
-NUM_TOP_WINDOWS = 20
+NUM_TOP_SNIPPETS = 20
 NUM_INTERVALS = 5
-WINDOWS_PER_INTERVAL = 5
-WINDOW_TOKENS = 41
+SNIPPETS_PER_INTERVAL = 5
+SNIPPET_TOKENS = 41
 """Tokens of a window: the peak, and as many on each side of it as the text has, at most 20."""
 WRITES_SCORE = 0.01
 """Features of at least this output score write what they promote; the others mostly read. Source: training.md."""

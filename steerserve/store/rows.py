@@ -12,7 +12,7 @@ from steerserve.store.details import Details, details_of, pack_details, unpack_d
 from steerserve.store.labels import AUTOMATIC_ORIGINS, current_labels, put_label
 from steerserve.store.records import Activity, Calibration, Feature
 from steerserve.store.search import indexed
-from steerserve.store.stored import FoundFeature, StoredFeature
+from steerserve.store.stored import SearchHit, StoredFeature
 from steerserve.store.vocabulary import tokens_of
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ def stored_feature(connection: sqlite3.Connection, feature: int) -> StoredFeatur
     return StoredFeature(feature, harvested, calibration, labels[0] if labels else None, labels, token_bytes)
 
 
-def found_features(connection: sqlite3.Connection, matches: Sequence[Match]) -> list[FoundFeature]:
+def found_features(connection: sqlite3.Connection, matches: Sequence[Match]) -> list[SearchHit]:
     """Return what lists show of the features that match."""
     num_tokens = max(_num_tokens(connection), 1)
     stored = connection.execute(
@@ -129,9 +129,9 @@ def _harvested(
 
 def _row(
     match: Match, num_tokens: int, head: Details, token_bytes: Mapping[int, bytes], labels: Sequence[Label]
-) -> FoundFeature:
+) -> SearchHit:
     score = match.output_score
-    return FoundFeature(
+    return SearchHit(
         feature=match.feature,
         label=labels[0] if labels else None,
         density=None if match.num_active is None else match.num_active / num_tokens,

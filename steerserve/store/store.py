@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     from steerserve.store.records import Feature, Label
     from steerserve.store.search import Sort
-    from steerserve.store.stored import FoundFeature, StoredFeature, Subject
+    from steerserve.store.stored import SearchHit, StoredFeature, Subject
 
 _BATCH = 256
 """Features that are held while they are written; from the first ones comes the order of the vocabulary."""
@@ -230,7 +230,7 @@ class FeatureStore:
 
     def search(
         self, query: str = "", sort: Sort = "relevance", limit: int = 20, offset: int = 0
-    ) -> tuple[list[FoundFeature], bool]:
+    ) -> tuple[list[SearchHit], bool]:
         """Return the features that match, and whether there are more; an empty query matches all.
 
         Raises:

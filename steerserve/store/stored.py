@@ -91,7 +91,7 @@ class StoredFeature:
 
 
 @dataclass(frozen=True, slots=True)
-class FoundFeature:
+class SearchHit:
     """One row of a search."""
 
     feature: int

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -35,3 +35,11 @@ class DeletedDictionary(ResponseModel):
     id: str = Field(description="What edits called it.")
     object: Literal["dictionary"] = Field(default="dictionary", description="Always this.")
     deleted: Literal[True] = Field(default=True, description="Always this.")
+
+
+class DictionaryList(ResponseModel):
+    """All dictionaries that are loaded."""
+
+    object: Literal["list"] = Field(default="list", description="Always this.")
+    data: list[dict[str, Any]] = Field(description="Dictionary objects, the default one marked.")
+    has_more: bool = Field(default=False, description="Always false: the list is whole.")

@@ -17,7 +17,7 @@ import safetensors.numpy
 from steerserve.contrast.vector_file import MAX_FILE_BYTES, dump_vector, read_vector
 from steerserve.contrast.vectors import VectorStore
 from steerserve.core.errors import ConflictError, NotFoundError, StartupError, VectorError
-from steerserve.steering.vectors import StoredVector
+from steerserve.steering.lookups import StoredVector
 from tests.tiny import HOOK_NAME
 
 if TYPE_CHECKING:

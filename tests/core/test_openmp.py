@@ -1,4 +1,4 @@
-from steerserve.core.openmp import SPIN_COUNT, limit_spinning
+from steerserve.core.process import SPIN_COUNT, limit_spinning
 
 
 def test_threads_spin_shortly_by_default() -> None:

@@ -9,8 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from steerserve.engine.phase import Phase
-from steerserve.engine.request import GenerationRequest, SamplingParams
+from steerserve.engine.request import GenerationRequest, Phase, SamplingParams
 from steerserve.engine.scheduler import Scheduler
 from steerserve.engine.sequence import Sequence
 from steerserve.model.tokenizer import Tokenizer

@@ -15,7 +15,7 @@ from steerserve.interpret.harvest import harvest
 from steerserve.interpret.tally import Tally
 from steerserve.model.lens import load_lens
 from steerserve.model.source import fetch_model
-from steerserve.store.records import NUM_INTERVALS, NUM_TOP_WINDOWS, WINDOW_TOKENS, WINDOWS_PER_INTERVAL
+from steerserve.store.records import NUM_INTERVALS, NUM_TOP_SNIPPETS, SNIPPET_TOKENS, SNIPPETS_PER_INTERVAL
 from tests.interpret.toy import EMBEDDINGS, SINK, batches_of, count, dictionary_of, mark_of, sink_model_folder, texts
 from tests.tiny import IM_START_ID
 from tests.training.quiet import Quiet
@@ -111,7 +111,7 @@ def test_the_strongest_windows_are_those_of_the_highest_peaks_each_text_once(
         best: dict[tuple[int, ...], float] = {}
         for act, _, mark in sorted(one.peaks, reverse=True):
             best.setdefault(mark, act)
-        wanted = sorted(best.values(), reverse=True)[:NUM_TOP_WINDOWS]
+        wanted = sorted(best.values(), reverse=True)[:NUM_TOP_SNIPPETS]
         top = [window for window in windows if window.interval is None]
         assert [window.acts[window.peak] for window in top] == pytest.approx(wanted, rel=1e-5)
         assert {mark_of(window.token_ids, window.peak) for window in top} <= best.keys()
@@ -128,7 +128,7 @@ def test_windows_end_where_the_text_does_and_hold_the_acts_of_their_tokens(
     for windows, one in zip(tally.windows(), counted, strict=True):
         for window in windows:
             lengths.add(len(window.token_ids))
-            assert len(window.token_ids) == len(window.acts) <= WINDOW_TOKENS
+            assert len(window.token_ids) == len(window.acts) <= SNIPPET_TOKENS
             assert window.peak == min(20, window.peak)
             assert any(
                 window.acts[window.peak] == pytest.approx(act, rel=1e-5) for act in one.windows[window.token_ids]
@@ -137,7 +137,7 @@ def test_windows_end_where_the_text_does_and_hold_the_acts_of_their_tokens(
             assert all(window.acts[place] == 0 for place in left_out)
             if window.peak < 20:
                 assert window.token_ids[0] == IM_START_ID  # every row begins with it
-    assert min(lengths) < 21 < WINDOW_TOKENS == max(lengths)
+    assert min(lengths) < 21 < SNIPPET_TOKENS == max(lengths)
 
 
 def test_windows_of_the_intervals_are_spread_over_the_range_up_to_the_maximum(
@@ -150,13 +150,13 @@ def test_windows_of_the_intervals_are_spread_over_the_range_up_to_the_maximum(
     for windows, one in zip(tally.windows(), counted, strict=True):
         for interval in range(NUM_INTERVALS):
             found = [window for window in windows if window.interval == interval]
-            assert len(found) <= WINDOWS_PER_INTERVAL
+            assert len(found) <= SNIPPETS_PER_INTERVAL
             low, high = (edge * max(one.acts, default=0) / NUM_INTERVALS for edge in (interval, interval + 1))
             assert all(low * 0.999 <= window.acts[window.peak] <= high * 1.001 for window in found)
             if sum(low <= act < high for act in one.acts) > 200:
                 num_strongest = sum(low <= window.acts[window.peak] for window in windows if window.interval is None)
                 assert found
-                assert len(found) >= WINDOWS_PER_INTERVAL - num_strongest
+                assert len(found) >= SNIPPETS_PER_INTERVAL - num_strongest
 
 
 def test_sinks_and_special_tokens_are_no_peak_and_do_not_count(

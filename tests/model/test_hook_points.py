@@ -14,7 +14,9 @@ from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_f
 from transformers import AutoModelForCausalLM
 
 from steerserve.model.hook_check import working_points
-from steerserve.model.hook_names import (
+from steerserve.model.hook_points import ModulePoint, _norm_of
+from steerserve.model.lens import LensModel, load_lens
+from steerserve.model.names import (
     ALL_KINDS,
     KINDS,
     LN2_NORMALIZED,
@@ -26,8 +28,6 @@ from steerserve.model.hook_names import (
     STREAM_INTO_MLP,
     describe_hook_names,
 )
-from steerserve.model.hook_points import ModulePoint, _norm_of
-from steerserve.model.lens import LensModel, load_lens
 from tests.model.architectures import GROUPED, SERVED, write_model
 
 if TYPE_CHECKING:

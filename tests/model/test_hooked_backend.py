@@ -14,11 +14,10 @@ from transformer_lens import HookedTransformer
 
 from steerserve.core.errors import ModelSourceError
 from steerserve.model.bridge_lens import BridgeLens
-from steerserve.model.hook_names import HOOK_Z, LN2_NORMALIZED, MLP_OUT, READ_KINDS, RESID_POST, RESID_PRE
 from steerserve.model.hooked_lens import HookedLens
 from steerserve.model.kv_cache import SlotCache
 from steerserve.model.lens import load_lens
-from steerserve.model.names import model_names
+from steerserve.model.names import HOOK_Z, LN2_NORMALIZED, MLP_OUT, READ_KINDS, RESID_POST, RESID_PRE, model_names
 from steerserve.model.source import fetch_model
 from tests.model.architectures import GROUPED, SERVED, write_model
 from tests.model.hooked import SHAPES, hooked_folder, hooked_model

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from steerserve.model.bridge_lens import BridgeLens
-from steerserve.model.hook_names import MLP_OUT, RESID_POST, RESID_PRE
 from steerserve.model.lens import LensModel, load_lens
+from steerserve.model.names import MLP_OUT, RESID_POST, RESID_PRE
 from tests.model.architectures import GROUPED, SERVED, write_model
 
 if TYPE_CHECKING:

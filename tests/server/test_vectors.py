@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from steerserve.server.app import create_app
-from steerserve.steering.vectors import StoredVector
+from steerserve.steering.lookups import StoredVector
 from tests.server.asking import CHAT, chat, client_of
 from tests.tiny import D_MODEL, HOOK_NAME
 

@@ -10,8 +10,8 @@ import torch
 
 from steerserve.compare.control import control_steering
 from steerserve.steering.plan import SequenceEdits
-from steerserve.steering.positions import TokenPlace
 from steerserve.steering.rotation import rotated
+from steerserve.steering.site import TokenPosition
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -47,7 +47,7 @@ def resolved(runtime: Runtime, steering: object) -> ResolvedSteering:
 @torch.inference_mode()
 def change(runtime: Runtime, steering: ResolvedSteering, x: Tensor) -> Tensor:
     edits = SequenceEdits(steering, runtime.engine.runner.median_norms, torch.device("cpu"))
-    hooks = edits.generated_hooks([TokenPlace(is_special=False, generated_index=place) for place in range(len(x))])
+    hooks = edits.generated_hooks([TokenPosition(is_special=False, generated_index=place) for place in range(len(x))])
     edited = hooks[HOOK_NAME](x[None])
     assert edited is not None
     difference: Tensor = edited[0] - x

@@ -11,7 +11,7 @@ from transformer_lens import HookedTransformer, HookedTransformerConfig
 from transformer_lens.pretrained.weight_conversions import convert_gpt2_weights, convert_llama_weights
 from transformers import AutoModelForCausalLM
 
-from steerserve.model.hook_names import KINDS
+from steerserve.model.names import KINDS
 from tests.engine.harness import ask, run
 from tests.tiny import CONTEXT, D_MODEL, NUM_LAYERS, VOCAB_SIZE
 

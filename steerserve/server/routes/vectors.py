@@ -21,7 +21,7 @@ from steerserve.server.dependencies import RuntimeDep
 from steerserve.server.disconnect import unless_disconnected
 from steerserve.server.keys import require_admin, require_inference
 from steerserve.server.openapi import request_body, vector_responses
-from steerserve.steering.vectors import StoredVector
+from steerserve.steering.lookups import StoredVector
 from steerserve.wire.vectors import (
     CreateVectorRequest,
     DeletedVector,

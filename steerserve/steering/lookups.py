@@ -1,4 +1,4 @@
-"""Stored steering vectors, as edits see them. No torch; not where they are kept."""
+"""Stored vectors and presets, as edits see them: what they hold, and where edits look them up. No torch."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ import struct
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
-from steerserve.model.hook_names import describe_hook_names
-from steerserve.model.names import plain_name
+from steerserve.model.names import describe_hook_names, plain_name
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from steerserve.wire.edits import Edit
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,4 +64,28 @@ class VectorLookup(Protocol):
         Raises:
             NotFoundError: there is none of that name; the message says which there are.
             VectorError: its file cannot be used.
+        """
+
+
+class PresetEdits(Protocol):
+    """A named set of edits. Its contents never change."""
+
+    @property
+    def name(self) -> str:
+        """What requests call it."""
+
+    @property
+    def edits(self) -> tuple[Edit, ...]:
+        """What it does."""
+
+
+class PresetLookup(Protocol):
+    """Where presets are found."""
+
+    def find(self, name: str) -> PresetEdits:
+        """Return a preset as it is now. Not for an event loop: it may read files.
+
+        Raises:
+            NotFoundError: there is none of that name; the message says which is nearest.
+            PresetError: its file cannot be used, and never could since this server runs.
         """

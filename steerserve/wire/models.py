@@ -1,8 +1,8 @@
-"""Models and dictionaries as the listing routes give them."""
+"""Models as `/v1/models` gives them."""
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field
 
@@ -26,12 +26,4 @@ class ModelList(ResponseModel):
 
     object: Literal["list"] = Field(default="list", description="Always this.")
     data: list[ModelObject] = Field(description="The models.")
-    has_more: bool = Field(default=False, description="Always false: the list is whole.")
-
-
-class DictionaryList(ResponseModel):
-    """All dictionaries that are loaded."""
-
-    object: Literal["list"] = Field(default="list", description="Always this.")
-    data: list[dict[str, Any]] = Field(description="Dictionary objects, the default one marked.")
     has_more: bool = Field(default=False, description="Always false: the list is whole.")
