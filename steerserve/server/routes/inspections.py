@@ -3,39 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 from fastapi import APIRouter, Depends, Request
 from starlette.responses import Response
 
-from steerserve.core.errors import ContextLengthError, InvalidRequestError
-from steerserve.engine.inspection import Inspection
-from steerserve.engine.readings import pieces_of, read_all, text_ids
-from steerserve.requests.generation import check_served
+from steerserve.requests.inspection import inspect
 from steerserve.server.body import json_body
 from steerserve.server.dependencies import RuntimeDep
 from steerserve.server.disconnect import unless_disconnected
 from steerserve.server.keys import require_inference
 from steerserve.server.openapi import reading_responses, request_body
-from steerserve.wire.texts import (
-    ActiveFeature,
-    InspectedToken,
-    InspectionObject,
-    InspectRequest,
-    StrongFeature,
-    TokenActivations,
-)
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from steerserve.dictionaries.dictionary import Dictionary
-    from steerserve.engine.inspection import TokenFeatures
-    from steerserve.engine.readings import Span
-    from steerserve.runtime import Runtime
-
-_MAX_ENTRIES = 200_000
-"""Activations in one answer; more would be tens of megabytes."""
+from steerserve.wire.texts import InspectionObject, InspectRequest
 
 router = APIRouter(tags=["Features"], dependencies=[Depends(require_inference)])
 
@@ -50,90 +29,5 @@ async def inspect_text(
     request: Request, body: Annotated[InspectRequest, Depends(json_body(InspectRequest))], runtime: RuntimeDep
 ) -> Response:
     """Read a text or a conversation, and give what it activates: at every token, and over the whole."""
-    check_served(runtime, body.model)
-    dictionaries = _dictionaries(runtime, body)
-    ids = await asyncio.to_thread(_token_ids, runtime, body)
-    if len(ids) * len(dictionaries) * max(body.top + len(body.watch), 1) > _MAX_ENTRIES:
-        message = f"The answer would have over {_MAX_ENTRIES} activations. Send less text, or ask for a smaller 'top'."
-        raise InvalidRequestError(message, param="top")
-    special_ids = runtime.tokenizer.special_ids
-    found = [Inspection(one, top=body.top, watch=body.watch, special_ids=special_ids) for one in dictionaries]
-
-    def take(span: Span) -> None:
-        for inspection in found:
-            inspection.take(span)
-
-    hook_names = {name for one in dictionaries for name in one.hook_names}
-    await unless_disconnected(request, read_all(runtime.engine, pieces_of(runtime.lens, [ids], hook_names, take)))
-    answer = await asyncio.to_thread(_inspection, runtime, ids, found)
-    return Response(answer, media_type="application/json")
-
-
-def _dictionaries(runtime: Runtime, body: InspectRequest) -> list[Dictionary]:
-    snapshot = runtime.registry.snapshot()
-    if not body.dictionaries:
-        found = [snapshot.find(None, "dictionaries")]
-    else:
-        names = dict.fromkeys(body.dictionaries)
-        found = [snapshot.find(name, f"dictionaries[{body.dictionaries.index(name)}]") for name in names]
-    for dictionary in found:
-        place = next((place for place, feature in enumerate(body.watch) if feature >= dictionary.d_sae), None)
-        if place is not None:
-            message = (
-                f"The dictionary {dictionary.id!r} has features 0 to {dictionary.d_sae - 1}, not {body.watch[place]}."
-            )
-            raise InvalidRequestError(message, param=f"watch[{place}]")
-    return found
-
-
-def _token_ids(runtime: Runtime, body: InspectRequest) -> tuple[int, ...]:
-    if body.messages is not None:
-        messages = [message.as_template_input() for message in body.messages]
-        rendered = runtime.tokenizer.render_chat(messages, add_generation_prompt=body.add_generation_prompt)
-        ids, param = tuple(rendered), "messages"
-    else:
-        ids, param = text_ids(runtime.tokenizer, body.text or ""), "text"
-    if len(ids) > runtime.context_length:
-        message = f"{param} has {len(ids)} tokens, and this server reads at most {runtime.context_length}."
-        raise ContextLengthError(message, param=param)
-    if not ids or max(ids) >= runtime.tokenizer.vocab_size:
-        message = f"{param} has no token, or one that the tokenizer knows and the model does not."
-        raise InvalidRequestError(message, param=param)
-    return ids
-
-
-def _inspection(runtime: Runtime, ids: Sequence[int], found: Sequence[Inspection]) -> str:
-    texts = [runtime.tokenizer.token_text(token_id) for token_id in ids]
-    tokens: list[dict[str, TokenActivations]] = [{} for _ in ids]
-    strongest: dict[str, list[StrongFeature]] = {}
-    for inspection in found:
-        over_text = inspection.strongest()
-        shown = {feature for token in inspection.tokens for feature, _ in token.top}
-        labels = runtime.stores.labels(inspection.dictionary, shown | {one.feature for one in over_text})
-        for entry, token in zip(tokens, inspection.tokens, strict=True):
-            entry[inspection.dictionary.id] = _activations(token, labels)
-        strongest[inspection.dictionary.id] = [
-            StrongFeature(
-                feature=one.feature,
-                activation=one.activation,
-                label=labels.get(one.feature),
-                position=one.position,
-                token=texts[one.position],
-                mean_activation=one.mean_activation,
-                tokens_active=one.tokens_active,
-            )
-            for one in over_text
-        ]
-    entries = [
-        InspectedToken(token=text, token_id=token_id, position=position, dictionaries=entry)
-        for position, (token_id, text, entry) in enumerate(zip(ids, texts, tokens, strict=True))
-    ]
-    return InspectionObject(model=runtime.model_id, tokens=entries, strongest=strongest).model_dump_json()
-
-
-def _activations(token: TokenFeatures, labels: Mapping[int, str]) -> TokenActivations:
-    top = [
-        ActiveFeature(feature=feature, activation=activation, label=labels.get(feature))
-        for feature, activation in token.top
-    ]
-    return TokenActivations(top=top, watch=list(token.watch), skipped=token.skipped)
+    inspection = await unless_disconnected(request, inspect(runtime, body))
+    return Response(await asyncio.to_thread(inspection.model_dump_json), media_type="application/json")

@@ -1,0 +1,95 @@
+"""Two sets of texts told apart: from the request to the object that answers it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING
+
+from steerserve.contrast.contrast import SIGNIFICANT, ready_steering
+from steerserve.contrast.contrast import contrast as rank_candidates
+from steerserve.contrast.separation import smallest_p_value
+from steerserve.contrast.text_sets import read_text_sets
+from steerserve.core.errors import FeatureStoreError
+from steerserve.requests.features import calibration_fields
+from steerserve.requests.generation import check_served
+from steerserve.wire.texts import ContrastFeature, ContrastObject
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from steerserve.contrast.separation import Candidate
+    from steerserve.contrast.text_sets import TextSets
+    from steerserve.dictionaries.dictionary import Dictionary
+    from steerserve.requests.served import ServedModel
+    from steerserve.store.records import Calibration
+    from steerserve.wire.texts import ContrastRequest
+
+_log = logging.getLogger(__name__)
+
+
+async def contrast(served: ServedModel, body: ContrastRequest) -> ContrastObject:
+    """Return the features that tell two sets of texts apart, held against chance, and edits that lead to the first.
+
+    Raises:
+        SteerserveError: the request cannot be honoured.
+    """
+    check_served(served, body.model)
+    dictionary = served.registry.snapshot().find(body.dictionary, "dictionary")
+    sets = await asyncio.to_thread(
+        read_text_sets, served.tokenizer, body.positive, body.negative, served.context_length
+    )
+    candidates = await rank_candidates(served.engine, dictionary, sets, body.limit, served.contrast_line)
+    features = [candidate.feature for candidate in candidates]
+    labels = await asyncio.to_thread(served.stores.labels, dictionary, features)
+    calibrations = await asyncio.to_thread(_calibrations, served, dictionary, features)
+    steering = ready_steering(candidates, dictionary, calibrations, body.max_edits)
+    return ContrastObject(
+        model=served.model_id,
+        dictionary=dictionary.id,
+        held_out_auc=candidates[0].held_out_auc if candidates else None,
+        data=[_row(one, labels.get(one.feature), calibrations.get(one.feature)) for one in candidates],
+        steering=steering,
+        warnings=_warnings(sets, body, steering),
+    )
+
+
+def _calibrations(served: ServedModel, dictionary: Dictionary, features: Sequence[int]) -> dict[int, Calibration]:
+    """Return what is known of them: an answer is worth having without it, too."""
+    store = served.stores.find(dictionary)
+    try:
+        known = store.calibrations() if store is not None else {}
+    except FeatureStoreError as error:
+        _log.warning("dictionary %s: %s", dictionary.id, error.message)
+        known = {}
+    return {feature: known[feature] for feature in features if feature in known}
+
+
+def _row(candidate: Candidate, label: str | None, calibration: Calibration | None) -> ContrastFeature:
+    return ContrastFeature(
+        feature=candidate.feature,
+        label=label,
+        auc=candidate.auc,
+        held_out_auc=candidate.held_out_auc,
+        p_value=candidate.p_value,
+        mean_difference=candidate.mean_difference,
+        positive_mean=candidate.positive_mean,
+        negative_mean=candidate.negative_mean,
+        **calibration_fields(calibration),
+    )
+
+
+def _warnings(sets: TextSets, body: ContrastRequest, steering: Sequence[object]) -> list[str]:
+    found = []
+    if sets.num_repeated:
+        found.append(f"Repeated texts count once: {sets.num_repeated} were left out.")
+    least = smallest_p_value(sets.num_positive, len(sets.rows) - sets.num_positive)
+    if least > SIGNIFICANT:
+        found.append(
+            f"With so few texts no p_value can be below {least:.2g}, so nothing can be told from chance. Send more."
+        )
+    if not steering and body.max_edits:
+        found.append(
+            "No feature marks the positive texts better than chance explains, so there is nothing to steer with."
+        )
+    return found

@@ -1,0 +1,128 @@
+"""What a text activates: from the request to the object that answers it."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from steerserve.core.errors import ContextLengthError, InvalidRequestError
+from steerserve.engine.inspection import Inspection
+from steerserve.engine.readings import pieces_of, read_all, text_ids
+from steerserve.requests.generation import check_served
+from steerserve.wire.texts import (
+    ActiveFeature,
+    InspectedToken,
+    InspectionObject,
+    StrongFeature,
+    TokenActivations,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from steerserve.dictionaries.dictionary import Dictionary
+    from steerserve.engine.inspection import TokenFeatures
+    from steerserve.engine.readings import Span
+    from steerserve.requests.served import ServedModel
+    from steerserve.wire.texts import InspectRequest
+
+_MAX_ENTRIES = 200_000
+"""Most activations in one answer; more would be tens of megabytes."""
+
+
+async def inspect(served: ServedModel, body: InspectRequest) -> InspectionObject:
+    """Read a text or a conversation; return what it activates at every token, and over the whole.
+
+    Cancelling this leaves out what has not been read yet.
+
+    Raises:
+        SteerserveError: the request cannot be honoured.
+    """
+    check_served(served, body.model)
+    dictionaries = _dictionaries(served, body)
+    ids = await asyncio.to_thread(_token_ids, served, body)
+    if len(ids) * len(dictionaries) * max(body.top + len(body.watch), 1) > _MAX_ENTRIES:
+        message = f"The answer would have over {_MAX_ENTRIES} activations. Send less text, or ask for a smaller 'top'."
+        raise InvalidRequestError(message, param="top")
+    special_ids = served.tokenizer.special_ids
+    inspections = [
+        Inspection(dictionary, top=body.top, watch=body.watch, special_ids=special_ids) for dictionary in dictionaries
+    ]
+
+    def take(span: Span) -> None:
+        for inspection in inspections:
+            inspection.take(span)
+
+    hook_names = {name for dictionary in dictionaries for name in dictionary.hook_names}
+    await read_all(served.engine, pieces_of(served.lens, [ids], hook_names, take))
+    return await asyncio.to_thread(_inspection, served, ids, inspections)
+
+
+def _dictionaries(served: ServedModel, body: InspectRequest) -> list[Dictionary]:
+    snapshot = served.registry.snapshot()
+    if not body.dictionaries:
+        found = [snapshot.find(None, "dictionaries")]
+    else:
+        names = dict.fromkeys(body.dictionaries)
+        found = [snapshot.find(name, f"dictionaries[{body.dictionaries.index(name)}]") for name in names]
+    for dictionary in found:
+        place = next((place for place, feature in enumerate(body.watch) if feature >= dictionary.d_sae), None)
+        if place is not None:
+            message = (
+                f"The dictionary {dictionary.id!r} has features 0 to {dictionary.d_sae - 1}, not {body.watch[place]}."
+            )
+            raise InvalidRequestError(message, param=f"watch[{place}]")
+    return found
+
+
+def _token_ids(served: ServedModel, body: InspectRequest) -> tuple[int, ...]:
+    if body.messages is not None:
+        messages = [message.as_template_input() for message in body.messages]
+        rendered = served.tokenizer.render_chat(messages, add_generation_prompt=body.add_generation_prompt)
+        ids, param = tuple(rendered), "messages"
+    else:
+        ids, param = text_ids(served.tokenizer, body.text or ""), "text"
+    if len(ids) > served.context_length:
+        message = f"{param} has {len(ids)} tokens, and this server reads at most {served.context_length}."
+        raise ContextLengthError(message, param=param)
+    if not ids or max(ids) >= served.tokenizer.vocab_size:
+        message = f"{param} has no token, or one that the tokenizer knows and the model does not."
+        raise InvalidRequestError(message, param=param)
+    return ids
+
+
+def _inspection(served: ServedModel, ids: Sequence[int], found: Sequence[Inspection]) -> InspectionObject:
+    texts = [served.tokenizer.token_text(token_id) for token_id in ids]
+    tokens: list[dict[str, TokenActivations]] = [{} for _ in ids]
+    strongest: dict[str, list[StrongFeature]] = {}
+    for inspection in found:
+        over_text = inspection.strongest()
+        shown = {feature for token in inspection.tokens for feature, _ in token.top}
+        labels = served.stores.labels(inspection.dictionary, shown | {one.feature for one in over_text})
+        for entry, token in zip(tokens, inspection.tokens, strict=True):
+            entry[inspection.dictionary.id] = _activations(token, labels)
+        strongest[inspection.dictionary.id] = [
+            StrongFeature(
+                feature=one.feature,
+                activation=one.activation,
+                label=labels.get(one.feature),
+                position=one.position,
+                token=texts[one.position],
+                mean_activation=one.mean_activation,
+                tokens_active=one.tokens_active,
+            )
+            for one in over_text
+        ]
+    entries = [
+        InspectedToken(token=text, token_id=token_id, position=position, dictionaries=entry)
+        for position, (token_id, text, entry) in enumerate(zip(ids, texts, tokens, strict=True))
+    ]
+    return InspectionObject(model=served.model_id, tokens=entries, strongest=strongest)
+
+
+def _activations(token: TokenFeatures, labels: Mapping[int, str]) -> TokenActivations:
+    top = [
+        ActiveFeature(feature=feature, activation=activation, label=labels.get(feature))
+        for feature, activation in token.top
+    ]
+    return TokenActivations(top=top, watch=list(token.watch), skipped=token.skipped)
