@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from starlette.responses import Response
 
 from steerserve.core.errors import EngineError, SteerserveError
 from steerserve.requests.running import Generation
@@ -11,14 +14,14 @@ from steerserve.server.disconnect import unless_disconnected
 from steerserve.server.errors import error_body
 from steerserve.server.metrics import RequestObserver
 from steerserve.server.sse import DONE, GenerationStream, event_bytes
-from steerserve.wire.usage import PromptTokensDetails, Usage
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Sequence
 
+    from pydantic import BaseModel
     from starlette.requests import Request
 
-    from steerserve.engine.request import TokenEvent
+    from steerserve.requests.answers.writer import AnswerWriter
     from steerserve.requests.generation import Prepared
     from steerserve.runtime import Runtime
     from steerserve.server.metrics import Metrics
@@ -42,27 +45,32 @@ def start_generation(runtime: Runtime, prepared: Prepared, metrics: Metrics, sum
     return generation
 
 
-async def whole_results(request: Request, generation: Generation) -> list[TokenEvent]:
-    """Wait for all choices, each as one event, while the client is there.
+async def whole_answer(
+    request: Request, generation: Generation, writer: AnswerWriter[Any, Any], *, in_thread: bool
+) -> Response:
+    """Answer once all choices have ended, while the client is there; write in a thread if that takes a while.
 
     Raises:
         SteerserveError: a choice failed.
         ClientDisconnect: the client went away.
     """
     with generation:
-        return await unless_disconnected(request, generation.results())
+        events = await unless_disconnected(request, generation.results())
+
+    def write() -> str:
+        written: str = writer.whole(events).model_dump_json()
+        return written
+
+    return Response(await asyncio.to_thread(write) if in_thread else write(), media_type="application/json")
 
 
-async def stream_results(
-    request: Request,
-    runtime: Runtime,
-    generation: Generation,
-    chunks: Callable[[], AsyncIterator[bytes]],
+async def stream_answer(
+    request: Request, runtime: Runtime, generation: Generation, writer: AnswerWriter[Any, Any]
 ) -> GenerationStream:
-    """Answer with a stream once there is something to send, so that what fails before has a status.
+    """Answer with a stream once there is something to send, so that an earlier failure has a status.
 
     Raises:
-        SteerserveError: the first thing that came was a failure.
+        SteerserveError: the first event was a failure.
         ClientDisconnect: the client went away.
     """
     settings = runtime.settings.server
@@ -71,22 +79,12 @@ async def stream_results(
     except BaseException:
         generation.close()
         raise
-    return GenerationStream(
-        _with_end(chunks()), generation, keep_alive_s=settings.keep_alive_s, drain_s=settings.drain_s
-    )
+    events = _with_end(writer.chunks(_chunk_bytes))
+    return GenerationStream(events, generation, keep_alive_s=settings.keep_alive_s, drain_s=settings.drain_s)
 
 
-def usage_of(prepared: Prepared, generation: Generation) -> Usage:
-    """Count the tokens so far; a prompt counts once, by its first sample."""
-    num_generated = generation.num_generated_tokens
-    return Usage(
-        prompt_tokens=prepared.num_prompt_tokens,
-        completion_tokens=num_generated,
-        total_tokens=prepared.num_prompt_tokens + num_generated,
-        prompt_tokens_details=PromptTokensDetails(
-            cached_tokens=sum(generation.num_cached_tokens[:: prepared.num_samples])
-        ),
-    )
+def _chunk_bytes(chunks: Sequence[BaseModel]) -> bytes:
+    return b"".join(map(event_bytes, chunks))
 
 
 async def _with_end(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from steerserve.engine.request import TokenLogprob
-from steerserve.server.answers.logprobs import CompletionLogprobWriter, chat_logprobs
+from steerserve.requests.answers.logprobs import CompletionLogprobWriter, chat_logprobs
 from steerserve.server.sse import event_bytes
 from steerserve.wire.chat import Delta
 from tests.tiny import IM_START_ID

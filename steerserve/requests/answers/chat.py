@@ -1,0 +1,128 @@
+"""Chat completions, written from what a generation yields."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from steerserve.requests.answers.logprobs import chat_logprobs
+from steerserve.requests.answers.writer import AnswerWriter
+from steerserve.wire.chat import (
+    AssistantMessage,
+    ChatChoice,
+    ChatChunk,
+    ChatChunkChoice,
+    ChatCompletion,
+    ChatUsageChunk,
+    Delta,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from steerserve.engine.request import TokenEvent
+    from steerserve.requests.generation import Prepared
+    from steerserve.requests.running import Generation
+    from steerserve.requests.served import ServedModel
+    from steerserve.wire.chat import ChatCompletionRequest
+    from steerserve.wire.usage import Usage
+    from steerserve.wire.watching import WatchedToken
+
+
+class ChatWriter(AnswerWriter[ChatCompletion, ChatChunk]):
+    """Writes the answer to a chat request."""
+
+    def __init__(
+        self, body: ChatCompletionRequest, served: ServedModel, prepared: Prepared, generation: Generation
+    ) -> None:
+        """Write the answer to `body`."""
+        super().__init__(served, prepared, generation, include_usage=body.include_usage)
+        self._body = body
+        self._has_roles = False
+        self._service_tier: Literal["default"] | None = "default" if body.service_tier is not None else None
+
+    def whole(self, events: Sequence[TokenEvent]) -> ChatCompletion:
+        """Write the whole answer, of one event for each choice."""
+        return ChatCompletion(
+            id=self._prepared.id,
+            created=self._prepared.created,
+            model=self._prepared.model,
+            choices=[self._choice(index, event) for index, event in enumerate(events)],
+            usage=self.usage(),
+            system_fingerprint=self._prepared.system_fingerprint,
+            service_tier=self._service_tier,
+            metadata=self._body.metadata,
+            steering=self._receipt(events[0]),
+        )
+
+    def _delta_chunks(self, delta: Sequence[tuple[int, TokenEvent]]) -> Iterator[ChatChunk]:
+        """Write new events; a choice's prompt goes into its first chunk: that of the role, if it came in time."""
+        prompts = {
+            index: self._features.entries(event.prompt_features)
+            for index, event in delta
+            if event.prompt_features is not None
+        }
+        if not self._has_roles:
+            self._has_roles = True
+            yield from self._role_chunks(prompts)
+            prompts = {}
+        for index, event in delta:
+            if index in prompts:
+                yield self._chunk(ChatChunkChoice(index=index, delta=Delta(content=""), features=prompts[index]))
+            yield from self._event_chunks(index, event)
+
+    def _usage_chunk(self) -> ChatChunk:
+        return self._chunk(None, usage=self.usage())
+
+    def _role_chunks(self, prompts: dict[int, list[WatchedToken]]) -> Iterator[ChatChunk]:
+        for index in range(self._generation.num_choices):
+            delta = Delta(role="assistant", content="")
+            yield self._chunk(ChatChunkChoice(index=index, delta=delta, features=prompts.get(index)))
+
+    def _event_chunks(self, index: int, event: TokenEvent) -> Iterator[ChatChunk]:
+        logprobs = chat_logprobs(event.logprobs, self._tokenizer) if event.logprobs else None
+        features = self._features.entries(event.features) if event.features else None
+        if event.text or logprobs is not None or features is not None:
+            delta = Delta(content=event.text)
+            yield self._chunk(ChatChunkChoice(index=index, delta=delta, logprobs=logprobs, features=features))
+        if event.finish_reason is not None:
+            receipt = self._receipt(event)
+            choice = ChatChunkChoice(
+                index=index,
+                delta=Delta(),
+                finish_reason=event.finish_reason,
+                stop_reason=event.stop_reason,
+                steering=receipt if self._body.n > 1 else None,
+            )
+            yield self._chunk(choice, steering=receipt)
+
+    def _chunk(
+        self,
+        choice: ChatChunkChoice | None,
+        *,
+        steering: dict[str, object] | None = None,
+        usage: Usage | None = None,
+    ) -> ChatChunk:
+        if self._body.continuous_usage and usage is None:
+            usage = self.usage()
+        chunk = ChatChunk(
+            id=self._prepared.id,
+            created=self._prepared.created,
+            model=self._prepared.model,
+            choices=[choice] if choice is not None else [],
+            system_fingerprint=self._prepared.system_fingerprint,
+            service_tier=self._service_tier,
+            steering=steering,
+        )
+        return ChatUsageChunk(**dict(chunk), usage=usage) if self._body.include_usage else chunk
+
+    def _choice(self, index: int, event: TokenEvent) -> ChatChoice:
+        return ChatChoice(
+            index=index,
+            message=AssistantMessage(content=event.text),
+            logprobs=chat_logprobs(event.logprobs, self._tokenizer) if self._body.logprobs else None,
+            finish_reason=event.finish_reason or "stop",
+            stop_reason=event.stop_reason,
+            features=self._features.of_choice(event),
+            prompt_features=self._features.of_prompt(event),
+            steering=self._receipt(event) if self._body.n > 1 else None,
+        )

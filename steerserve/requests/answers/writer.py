@@ -1,0 +1,79 @@
+"""What the writers of chat and text completions share: an answer written whole, or as chunks. Knows no HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from steerserve.requests.watching import FeatureWriter, is_long
+from steerserve.wire.usage import PromptTokensDetails, Usage
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+
+    from pydantic import BaseModel
+
+    from steerserve.engine.request import TokenEvent
+    from steerserve.requests.generation import Prepared
+    from steerserve.requests.running import Generation
+    from steerserve.requests.served import ServedModel
+
+Whole = TypeVar("Whole", bound="BaseModel")
+Chunk = TypeVar("Chunk", bound="BaseModel")
+Written = TypeVar("Written")
+
+
+class AnswerWriter(Generic[Whole, Chunk]):
+    """Writes what a generation yields as OpenAI's objects."""
+
+    def __init__(self, served: ServedModel, prepared: Prepared, generation: Generation, *, include_usage: bool) -> None:
+        """Write the answer to a prepared request; with `include_usage` a last chunk has the usage."""
+        self._prepared = prepared
+        self._generation = generation
+        self._tokenizer = served.tokenizer
+        self._label_of = served.stores.label
+        self._features = FeatureWriter(served, prepared.watch)
+        self._include_usage = include_usage
+
+    def whole(self, events: Sequence[TokenEvent]) -> Whole:
+        """Write the whole answer, of one event for each choice."""
+        raise NotImplementedError
+
+    async def chunks(self, write: Callable[[Sequence[Chunk]], Written]) -> AsyncIterator[Written]:
+        """Yield `write` of the chunks that become ready together, then of the usage chunk if the request wants one.
+
+        `write` runs in a thread if the chunks hold many activations, so that other streams go on meanwhile.
+        """
+        async for delta in self._generation.deltas():
+            is_slow = is_long(part for _, event in delta for part in (event.prompt_features, event.features))
+            written = await asyncio.to_thread(self._write, delta, write) if is_slow else self._write(delta, write)
+            if written is not None:
+                yield written
+        if self._include_usage:
+            yield write([self._usage_chunk()])
+
+    def usage(self) -> Usage:
+        """Count the tokens so far; a prompt counts once, by its first sample."""
+        num_prompt, num_generated = self._prepared.num_prompt_tokens, self._generation.num_generated_tokens
+        num_cached = sum(self._generation.num_cached_tokens[:: self._prepared.num_samples])
+        return Usage(
+            prompt_tokens=num_prompt,
+            completion_tokens=num_generated,
+            total_tokens=num_prompt + num_generated,
+            prompt_tokens_details=PromptTokensDetails(cached_tokens=num_cached),
+        )
+
+    def _write(
+        self, delta: Sequence[tuple[int, TokenEvent]], write: Callable[[Sequence[Chunk]], Written]
+    ) -> Written | None:
+        chunks = list(self._delta_chunks(delta))
+        return write(chunks) if chunks else None
+
+    def _delta_chunks(self, delta: Sequence[tuple[int, TokenEvent]]) -> Iterator[Chunk]:
+        raise NotImplementedError
+
+    def _usage_chunk(self) -> Chunk:
+        raise NotImplementedError
+
+    def _receipt(self, event: TokenEvent) -> dict[str, Any] | None:
+        return event.receipt.as_json(self._label_of) if event.receipt is not None else None
