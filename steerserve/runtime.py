@@ -41,7 +41,7 @@ class Runtime(ServedModel):
     def __init__(self, settings: Settings, lens: LensModel, loader: DictionaryLoader, engine: Engine) -> None:
         """Keep the parts; `build_runtime` makes them."""
         super().__init__(settings, lens, loader, engine)
-        self.jobs = Supervisor(settings.dictionary_dirs[0], settings.jobs, self.loads.load)
+        self.jobs = Supervisor(settings.dictionary_dirs[0], settings.jobs, self.dictionary_library.load)
         """Call it from any thread but that of an event loop."""
         # Pools of their own: calls that wait for a disk or a hub must not delay the tokenising of long prompts.
         self.job_calls = Pool("job-calls", 4)
@@ -102,7 +102,7 @@ def build_runtime(settings: Settings) -> Runtime:
         begin("dictionaries")
         runtime = Runtime(settings, lens, _loader(settings, files, lens, norms), engine)
         for entry in settings.dictionaries:
-            runtime.loads.load(entry.id, entry.source, force=entry.force)
+            runtime.dictionary_library.load(entry.id, entry.source, force=entry.force)
     return runtime
 
 

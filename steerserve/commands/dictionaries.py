@@ -136,7 +136,7 @@ def dictionaries_check(
     """Check a dictionary as the server does before it is used; what is wrong is one line and exit code 2."""
     import torch
 
-    from steerserve.dictionaries.checks import check_fit
+    from steerserve.dictionaries.model_fit import check_model_fit
     from steerserve.dictionaries.saelens import build_sae
 
     sae = build_sae(_read(source), torch.device("cpu"))
@@ -148,7 +148,7 @@ def dictionaries_check(
     from steerserve.model.source import fetch_model
 
     files = fetch_model(model, cache_dir=environment_settings().cache_dir)
-    fit = check_fit(sae, source, load_lens(files), model_names(files), force=force)
+    fit = check_model_fit(sae, source, load_lens(files), model_names(files), force=force)
     typer.echo(f"{source} is sound and fits {files.id} at {fit.hook_name}.")
     for reservation in fit.reservations:
         typer.echo(f"But it {reservation}.")
@@ -208,10 +208,10 @@ def _read(source: str) -> StoredDictionary:
     from steerserve.dictionaries.layouts import StoredDictionary
     from steerserve.dictionaries.saelens import read_config
     from steerserve.dictionaries.sources import read_source
-    from steerserve.dictionaries.weights import Room
+    from steerserve.dictionaries.weights import SizeLimit
 
-    room = Room(environment_settings().max_dictionary_bytes)
-    stored = read_source(source, _readable_dirs(source), room)
+    limit = SizeLimit(environment_settings().max_dictionary_bytes)
+    stored = read_source(source, _readable_dirs(source), limit)
     config = read_config(stored.config, source)
     return StoredDictionary(source, config, stored.tensors, stored.sha256, stored.report, stored.plain)
 

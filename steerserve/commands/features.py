@@ -250,7 +250,7 @@ class _Place:
 def _locate(source: str) -> _Place:
     from steerserve.dictionaries.saelens import read_config
     from steerserve.dictionaries.sources import read_source
-    from steerserve.dictionaries.weights import Room
+    from steerserve.dictionaries.weights import SizeLimit
     from steerserve.store.location import locate_store
     from steerserve.store.stored import Subject
 
@@ -258,7 +258,7 @@ def _locate(source: str) -> _Place:
     kind, _, name = source.partition(":")
     # Who types a folder can read it.
     allowed = [*settings.dictionary_dirs, *([expand_home(Path(name))] if kind == "path" else [])]
-    stored = read_source(source, allowed, Room(settings.max_dictionary_bytes))
+    stored = read_source(source, allowed, SizeLimit(settings.max_dictionary_bytes))
     config = read_config(stored.config, source)
     location = locate_store(source, Subject(stored.sha256), settings.dictionary_dirs, allowed)
     return _Place(source, location, int(config["d_sae"]))

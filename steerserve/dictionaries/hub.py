@@ -16,7 +16,7 @@ from steerserve.dictionaries.layouts import LAYOUTS, REPORT_FILE, find_layout
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from steerserve.dictionaries.weights import Room
+    from steerserve.dictionaries.weights import SizeLimit
 
 _REPO = re.compile(r"([\w.-]+/[\w.-]+)(?:/(.+))?", re.ASCII)
 _TIMEOUT_S = 30.0
@@ -38,7 +38,7 @@ def split_repo(name: str, source: str) -> tuple[str, str]:
     return found[1], folder
 
 
-def fetch_folder(name: str, source: str, room: Room) -> SourceFolder:
+def fetch_folder(name: str, source: str, limit: SizeLimit) -> SourceFolder:
     """Fetch the files of a dictionary, or take them from the hub's cache where it cannot be reached.
 
     Raises:
@@ -46,7 +46,7 @@ def fetch_folder(name: str, source: str, room: Room) -> SourceFolder:
     """
     repo, folder = split_repo(name, source)
     with hub_refusals(source, repo), progress_line(f"Fetching {source}"):
-        path = _fetch(repo, folder, source, room)
+        path = _fetch(repo, folder, source, limit)
     return SourceFolder(path, source, PurePosixPath(folder).name or PurePosixPath(repo).name)
 
 
@@ -93,7 +93,7 @@ def hub_refusals(source: str, repo: str) -> Iterator[None]:
         raise
 
 
-def _fetch(repo: str, folder: str, source: str, room: Room) -> Path:
+def _fetch(repo: str, folder: str, source: str, limit: SizeLimit) -> Path:
     from huggingface_hub import hf_hub_download, model_info  # noqa: PLC0415 as above
     from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError  # noqa: PLC0415
 
@@ -110,7 +110,7 @@ def _fetch(repo: str, folder: str, source: str, room: Room) -> Path:
     layout = find_layout(sizes, source)
     wanted = [layout.config, *([REPORT_FILE] if REPORT_FILE in sizes else []), layout.weights]
     limits = dict.fromkeys(wanted, MAX_JSON_BYTES)
-    limits[layout.weights] = MAX_JSON_BYTES + _MOST_ITEM_BYTES * room.max_bytes // 4
+    limits[layout.weights] = MAX_JSON_BYTES + _MOST_ITEM_BYTES * limit.max_bytes // 4
     for name in wanted:
         size = sizes[name]
         if size is None:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from steerserve.dictionaries.conversions import Parts
     from steerserve.dictionaries.files import SourceFolder
-    from steerserve.dictionaries.weights import Room
+    from steerserve.dictionaries.weights import SizeLimit
 
 CONFIG_FILE = "cfg.json"
 WEIGHTS_FILE = "sae_weights.safetensors"
@@ -47,7 +47,7 @@ class StoredDictionary:
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
+class FileLayout:
     """Two files and how to read them."""
 
     config: str
@@ -55,7 +55,7 @@ class Layout:
     read: Callable[[SourceFolder, dict[str, Any], dict[str, Tensor]], Parts]
 
 
-def find_layout(names: Collection[str], source: str) -> Layout:
+def find_layout(names: Collection[str], source: str) -> FileLayout:
     """Return the layout of a folder with files of these names.
 
     Raises:
@@ -77,7 +77,7 @@ def find_layout(names: Collection[str], source: str) -> Layout:
     raise refusal(source, f"holds no dictionary: it needs {known}")
 
 
-def read_folder(folder: SourceFolder, room: Room) -> StoredDictionary:
+def read_folder(folder: SourceFolder, limit: SizeLimit) -> StoredDictionary:
     """Read the dictionary in a folder.
 
     Raises:
@@ -87,7 +87,7 @@ def read_folder(folder: SourceFolder, room: Room) -> StoredDictionary:
     layout = find_layout(names, folder.source)
     config = folder.read_json(layout.config)
     report = folder.read_json(REPORT_FILE) if REPORT_FILE in names else None
-    weights = read_weights(folder, layout.weights, room)
+    weights = read_weights(folder, layout.weights, limit)
     try:
         config, tensors = layout.read(folder, config, weights.tensors)
     except (KeyError, TypeError, ValueError, IndexError, AttributeError, RuntimeError) as error:
@@ -106,8 +106,8 @@ def _read_saelens(_folder: SourceFolder, config: dict[str, Any], tensors: dict[s
 
 
 LAYOUTS = (
-    Layout(CONFIG_FILE, WEIGHTS_FILE, _read_saelens),
-    Layout(CONFIG_FILE, "sae.safetensors", read_sparsify),
-    Layout(OUTER_CONFIG_FILE, "ae.safetensors", read_dictionary_learning),
+    FileLayout(CONFIG_FILE, WEIGHTS_FILE, _read_saelens),
+    FileLayout(CONFIG_FILE, "sae.safetensors", read_sparsify),
+    FileLayout(OUTER_CONFIG_FILE, "ae.safetensors", read_dictionary_learning),
 )
 """SAELens', EleutherAI's sparsify, dictionary_learning."""

@@ -8,11 +8,11 @@ import threading
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from steerserve.dictionaries.checks import check_fit, recorded_norms
 from steerserve.dictionaries.dictionary import Dictionary
+from steerserve.dictionaries.model_fit import check_model_fit, recorded_norms
 from steerserve.dictionaries.saelens import build_sae
 from steerserve.dictionaries.sources import fetch_source, read_fetched
-from steerserve.dictionaries.weights import Room
+from steerserve.dictionaries.weights import SizeLimit
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -52,13 +52,13 @@ class DictionaryLoader:
         Raises:
             DictionarySourceError: there is none, its files are damaged, or it does not fit the model.
         """
-        room = Room(self.max_bytes, self.lens.device)
-        folder = fetch_source(source, self.allowed_dirs, room)
+        limit = SizeLimit(self.max_bytes, self.lens.device)
+        folder = fetch_source(source, self.allowed_dirs, limit)
         with self.allocating:
-            stored = read_fetched(folder, source, room)
+            stored = read_fetched(folder, source, limit)
             dtype = str(stored.tensors["W_dec"].dtype) if "W_dec" in stored.tensors else ""
             sae = build_sae(stored, self.lens.device)
-        fit = check_fit(sae, source, self.lens, self.model_names, force=force)
+        fit = check_model_fit(sae, source, self.lens, self.model_names, force=force)
         median, mean = recorded_norms(sae, self.norms[fit.hook_name], source)
         return Dictionary(
             id=dictionary_id,

@@ -22,7 +22,7 @@ from steerserve.dictionaries.weights import dump_weights
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from steerserve.dictionaries.weights import Room
+    from steerserve.dictionaries.weights import SizeLimit
 
 SAFE_LOADERS = frozenset(
     {
@@ -45,7 +45,7 @@ write there, for reading activations and not for decoding (so its own warning)."
 _FLOAT32_BYTES = 4
 
 
-def read_release(name: str, source: str, room: Room) -> StoredDictionary:
+def read_release(name: str, source: str, limit: SizeLimit) -> StoredDictionary:
     """Fetch and load `RELEASE/SAE_ID` as SAELens does, with decoder rows of length one where it can fold them.
 
     Raises:
@@ -69,7 +69,7 @@ def read_release(name: str, source: str, room: Room) -> StoredDictionary:
             present = {**load_sae_config_from_huggingface(release, sae_id), "sae_lens_version": sae_lens.__version__}
             config = read_config(present, source)
             num_values = (config["d_in"] + config.get("d_out", config["d_in"])) * config["d_sae"]
-            room.check(source, num_values, 2 * _FLOAT32_BYTES * num_values)
+            limit.check(source, num_values, 2 * _FLOAT32_BYTES * num_values)
             sae = SAE.from_pretrained(release, sae_id, device="cpu", dtype="float32")
         except (KeyError, TypeError, ValueError, RecursionError, RuntimeError) as error:
             reason = next(iter(str(error).splitlines()), "")[:200] or type(error).__name__

@@ -1,6 +1,6 @@
 """From configuration and tensors to a SAELens SAE that works, or a refusal: what can be said without the model.
 
-Whether it may be used with a model is decided in `checks.py`.
+Whether it may be used with a model is decided in `model_fit.py`.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def build_sae(stored: StoredDictionary, device: torch.device) -> SAE[Any]:
         DictionarySourceError: a value, a tensor or the architecture is not what SAELens takes.
     """
     config = read_config(stored.config, stored.source)
-    processing = config["metadata"].pop(_PROCESSING, None)  # SAELens warns of it each time; `checks.py` says it once
+    processing = config["metadata"].pop(_PROCESSING, None)  # SAELens warns of it each time; `model_fit.py` says it once
     try:
         sae = SAE.from_dict({**config, **_SERVED_AS})
         sae.process_state_dict_for_loading(stored.tensors)

@@ -14,28 +14,28 @@ from steerserve.dictionaries.releases import read_release
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from steerserve.dictionaries.weights import Room
+    from steerserve.dictionaries.weights import SizeLimit
 
 BUNDLED_DIR = Path(__file__).parent / "bundled"
 
 _MAX_SOURCE_CHARS = 1024
 
 
-def read_source(source: str, allowed_dirs: Sequence[Path], room: Room) -> StoredDictionary:
+def read_source(source: str, allowed_dirs: Sequence[Path], limit: SizeLimit) -> StoredDictionary:
     """Read the dictionary at `source`, which is fetched first where it is elsewhere.
 
     Args:
         source: `bundled:NAME`, `path:DIR`, `hf:REPO[/FOLDER]` or `sae_lens:RELEASE/SAE_ID`.
         allowed_dirs: `path:` sources must lie within one of these folders, links followed.
-        room: How large it may be.
+        limit: How large it may be.
 
     Raises:
         DictionarySourceError: there is none, it cannot be fetched, its files are damaged, or it is too large.
     """
-    return read_fetched(fetch_source(source, allowed_dirs, room), source, room)
+    return read_fetched(fetch_source(source, allowed_dirs, limit), source, limit)
 
 
-def fetch_source(source: str, allowed_dirs: Sequence[Path], room: Room) -> SourceFolder | None:
+def fetch_source(source: str, allowed_dirs: Sequence[Path], limit: SizeLimit) -> SourceFolder | None:
     """Return the folder of a source, fetched where it is elsewhere; None for a release, which is fetched as it is read.
 
     Raises:
@@ -43,16 +43,16 @@ def fetch_source(source: str, allowed_dirs: Sequence[Path], room: Room) -> Sourc
     """
     located = locate_dictionary(source, allowed_dirs)
     kind, _, name = source.partition(":")
-    return fetch_folder(name, source, room) if located is None and kind == "hf" else located
+    return fetch_folder(name, source, limit) if located is None and kind == "hf" else located
 
 
-def read_fetched(folder: SourceFolder | None, source: str, room: Room) -> StoredDictionary:
+def read_fetched(folder: SourceFolder | None, source: str, limit: SizeLimit) -> StoredDictionary:
     """Read what `fetch_source` found.
 
     Raises:
         DictionarySourceError: as `read_source`.
     """
-    return read_release(source.partition(":")[2], source, room) if folder is None else read_folder(folder, room)
+    return read_release(source.partition(":")[2], source, limit) if folder is None else read_folder(folder, limit)
 
 
 def locate_dictionary(source: str, allowed_dirs: Sequence[Path]) -> SourceFolder | None:

@@ -58,7 +58,7 @@ class Weights:
 
 
 @dataclass(frozen=True, slots=True)
-class Room:
+class SizeLimit:
     """How large a dictionary may be."""
 
     max_bytes: int
@@ -82,7 +82,7 @@ class Room:
 
 
 @dataclass(frozen=True, slots=True)
-class _Entry:
+class _TensorEntry:
     """A tensor in a file."""
 
     name: str
@@ -103,7 +103,7 @@ class _Entry:
         return (part if is_aligned else part.clone()).view(self.dtype).view(self.shape)
 
 
-def read_weights(folder: SourceFolder, name: str, room: Room) -> Weights:
+def read_weights(folder: SourceFolder, name: str, limit: SizeLimit) -> Weights:
     """Read a safetensors file.
 
     Not with the library's own function, which copies all tensors while every other thread of the process waits.
@@ -114,7 +114,7 @@ def read_weights(folder: SourceFolder, name: str, room: Room) -> Weights:
     with folder.opened(name) as (file, size):
         head = _read_head(file, size, folder, name)
         entries = _read_entries(head[_LENGTH_BYTES:], size - len(head), folder, name)
-        room.check(folder.source, sum(entry.num_values for entry in entries), size)
+        limit.check(folder.source, sum(entry.num_values for entry in entries), size)
         file.seek(0)
         data = torch.empty(size, dtype=torch.uint8)
         num_read = file.readinto(data.numpy().data)
@@ -138,7 +138,7 @@ def _read_head(file: BufferedReader, size: int, folder: SourceFolder, name: str)
     return start + file.read(length)
 
 
-def _read_entries(header: bytes, num_bytes: int, folder: SourceFolder, name: str) -> list[_Entry]:
+def _read_entries(header: bytes, num_bytes: int, folder: SourceFolder, name: str) -> list[_TensorEntry]:
     """Return what the header describes, which must be the bytes after it from the first to the last."""
     try:
         described = jiter.from_json(header, allow_inf_nan=False, catch_duplicate_keys=True)
@@ -158,7 +158,7 @@ def _read_entries(header: bytes, num_bytes: int, folder: SourceFolder, name: str
     return entries
 
 
-def _read_entry(key: str, entry: object, folder: SourceFolder, name: str) -> _Entry:
+def _read_entry(key: str, entry: object, folder: SourceFolder, name: str) -> _TensorEntry:
     found = entry if isinstance(entry, dict) else {}
     dtype, shape, offsets = _DTYPES.get(str(found.get("dtype"))), found.get("shape"), found.get("data_offsets")
     if dtype is None or not _are_sizes(shape) or not _are_sizes(offsets) or len(offsets) != _NUM_OFFSETS:
@@ -166,7 +166,7 @@ def _read_entry(key: str, entry: object, folder: SourceFolder, name: str) -> _En
     if 0 in shape:
         # Its other sizes cost no byte of the file, and so say nothing: no dictionary has one.
         raise _damaged(folder, name, f"its tensor {key[:60]!r} is empty, of the shape {shape}")
-    return _Entry(key, dtype, tuple(shape), *offsets)
+    return _TensorEntry(key, dtype, tuple(shape), *offsets)
 
 
 def _are_sizes(value: object) -> TypeGuard[list[int]]:

@@ -22,7 +22,7 @@ from steerserve.core.errors import (
     UnavailableError,
 )
 from steerserve.core.names import short_name
-from steerserve.dictionaries.loads import DictionaryLoads
+from steerserve.dictionaries.library import DictionaryLibrary
 from steerserve.dose.doses import Doses
 from steerserve.presets.fit import PresetFits, check_fit
 from steerserve.presets.library import open_library
@@ -55,8 +55,8 @@ class ServedModel:
         """Keep the parts; nothing runs before `start`."""
         self.settings = settings
         self.lens = lens
-        self.loads = DictionaryLoads(loader)
-        self.registry = self.loads.registry
+        self.dictionary_library = DictionaryLibrary(loader)
+        self.registry = self.dictionary_library.registry
         self.engine = engine
         self.tokenizer = lens.tokenizer
         self.model_id = lens.id

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from steerserve.cli import app, main
 from steerserve.dictionaries.sources import read_source
-from steerserve.dictionaries.weights import Room
+from steerserve.dictionaries.weights import SizeLimit
 from steerserve.store.placement import replacing
 from steerserve.store.records import Calibration
 from steerserve.store.store import FeatureStore
@@ -32,7 +32,7 @@ def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 @pytest.fixture
 def interpreted(source: str, tmp_path: Path) -> str:
-    sha256 = read_source(source, [tmp_path], Room(2**30)).sha256
+    sha256 = read_source(source, [tmp_path], SizeLimit(2**30)).sha256
     meta = StoreMeta(sha256, 96, "tiny", 1000)
     with replacing(tmp_path / "dict" / "features.sqlite3", meta) as store:
         features = [

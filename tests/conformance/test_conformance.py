@@ -89,7 +89,7 @@ def test_edits_equal_saelens_splice(
         size=1.0 if is_scaled else sizes[cell.hook_name],
         **cell.config,
     )
-    runtime.loads.load("one", f"path:{folder}", force=True)
+    runtime.dictionary_library.load("one", f"path:{folder}", force=True)
     sae = load_sae(folder)
     differences: list[float] = []
 

@@ -35,11 +35,11 @@ import json, sys
 from pathlib import Path
 from steerserve.core.errors import DictionarySourceError
 from steerserve.dictionaries.sources import read_source
-from steerserve.dictionaries.weights import Room
+from steerserve.dictionaries.weights import SizeLimit
 said = {}
 for source in sys.argv[1:]:
     try:
-        read_source(source, [], Room(1 << 20))
+        read_source(source, [], SizeLimit(1 << 20))
     except DictionarySourceError as error:
         said[source] = error.message
 print(json.dumps(said))

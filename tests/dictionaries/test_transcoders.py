@@ -12,7 +12,7 @@ from sae_lens import SAE
 from steerserve.core.errors import DictionarySourceError, InvalidRequestError
 from steerserve.dictionaries.loader import DictionaryLoader
 from steerserve.dictionaries.releases import read_release
-from steerserve.dictionaries.weights import Room
+from steerserve.dictionaries.weights import SizeLimit
 from steerserve.model.lens import load_lens
 from steerserve.model.norms import measure_norms
 from steerserve.model.source import ModelFiles
@@ -186,7 +186,7 @@ def test_a_client_cannot_edit_where_transcoders_read(llama: Runtime) -> None:
 def test_a_layer_of_a_transcoder_across_layers_is_refused() -> None:
     name = "mntss-gemma-2-2b-2.5m-clt-as-per-layer/layer_0"
     with pytest.raises(DictionarySourceError, match="write at many hook points"):
-        read_release(name, f"sae_lens:{name}", Room(1 << 30))
+        read_release(name, f"sae_lens:{name}", SizeLimit(1 << 30))
 
 
 def test_what_it_keeps_of_the_model_is_not_judged(lens: LensModel, tmp_path: Path) -> None:

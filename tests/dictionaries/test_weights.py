@@ -14,12 +14,12 @@ from safetensors.torch import load, load_file, save_file
 
 from steerserve.core.errors import DictionarySourceError
 from steerserve.dictionaries.files import SourceFolder
-from steerserve.dictionaries.weights import Room, dump_weights, read_weights
+from steerserve.dictionaries.weights import SizeLimit, dump_weights, read_weights
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-ROOM = Room(1 << 20)
+LIMIT = SizeLimit(1 << 20)
 
 
 def folder(path: Path) -> SourceFolder:
@@ -32,7 +32,7 @@ def test_every_type_is_read_as_the_library_reads_it(tmp_path: Path) -> None:
     floats = {str(dtype): numbers.to(dtype) for dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16)}
     others = {"counts": torch.arange(-3, 4), "bytes": torch.arange(5).to(torch.uint8), "flags": numbers > 0}
     save_file({**floats, **others, "k": torch.tensor(8)}, tmp_path / "x", {"format": "pt"})
-    read = read_weights(folder(tmp_path), "x", ROOM)
+    read = read_weights(folder(tmp_path), "x", LIMIT)
     expected = load_file(tmp_path / "x")
     assert read.tensors.keys() == expected.keys()
     for name, tensor in expected.items():
@@ -49,7 +49,7 @@ def test_a_tensor_may_begin_at_an_odd_byte(tmp_path: Path) -> None:
     }
     header = json.dumps(entries).encode()
     (tmp_path / "x").write_bytes(struct.pack("<Q", len(header)) + header + b"\1" + struct.pack("<4f", 1, 2, 3, 4))
-    read = read_weights(folder(tmp_path), "x", ROOM)
+    read = read_weights(folder(tmp_path), "x", LIMIT)
     assert read.tensors["values"].tolist() == [[1.0, 2.0], [3.0, 4.0]]
     assert read.tensors["flag"].tolist() == [True]
 
@@ -58,7 +58,7 @@ def test_a_tensor_may_begin_at_an_odd_byte(tmp_path: Path) -> None:
 def test_an_empty_tensor_is_refused_since_its_other_sizes_cost_nothing(tmp_path: Path, shape: tuple[int, ...]) -> None:
     save_file({"W_enc": torch.zeros(shape)}, tmp_path / "x")
     with pytest.raises(DictionarySourceError, match="'W_enc' is empty"):
-        read_weights(folder(tmp_path), "x", ROOM)
+        read_weights(folder(tmp_path), "x", LIMIT)
 
 
 def test_a_folder_that_becomes_a_link_while_its_file_is_opened_leads_nowhere(
@@ -76,7 +76,7 @@ def test_a_folder_that_becomes_a_link_while_its_file_is_opened_leads_nowhere(
 
     monkeypatch.setattr("steerserve.dictionaries.files.os.open", swap_and_open)
     with pytest.raises(DictionarySourceError, match="outside the configured folders"):
-        read_weights(folder(tmp_path / "inside"), "x", ROOM)
+        read_weights(folder(tmp_path / "inside"), "x", LIMIT)
 
 
 def test_what_is_written_is_the_same_for_the_same_tensors_whatever_their_order() -> None:

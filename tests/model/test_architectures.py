@@ -80,7 +80,7 @@ def test_a_steered_generation_is_that_of_transformers_with_hooks(name: str, tmp_
         for place, (dictionary, (architecture, hook_name)) in enumerate(DICTIONARIES.items()):
             size = float(read[hook_name].square().mean().sqrt())
             folder = write_random(tmp_path / dictionary, architecture, hook_name, d_in=48, size=size, seed=place)
-            runtime.loads.load(dictionary, f"path:{folder}", force=True)
+            runtime.dictionary_library.load(dictionary, f"path:{folder}", force=True)
             saes[dictionary] = SAE.load_from_disk(folder)
             favourites[dictionary] = int(saes[dictionary].encode(read[hook_name][0]).sum(0).argmax())
         edits = [[{**edit, "feature": favourites[edit["dictionary"]]} for edit in some] for some in REQUESTS]

@@ -62,12 +62,12 @@ def watched(served: Runtime, kind: str) -> Iterator[None]:
     gc.collect()
     gc.disable()
     try:
-        served.loads.load("x", source(served, kind))
+        served.dictionary_library.load("x", source(served, kind))
         loaded = served.registry.snapshot().dictionaries["x"]
         references = [weakref.ref(loaded), weakref.ref(loaded.sae), weakref.ref(loaded.sae.W_dec)]
         del loaded
         yield
-        served.loads.unload("x")
+        served.dictionary_library.unload("x")
         assert [reference() for reference in references] == [None] * 3
     finally:
         gc.enable()
@@ -118,7 +118,7 @@ async def test_a_request_that_failed_leaves_nothing(served: Runtime, monkeypatch
 def test_a_swap_lets_go_of_what_it_replaced(served: Runtime) -> None:
     with watched(served, "standard"):
         replaced = weakref.ref(served.registry.snapshot().dictionaries["x"].sae)
-        served.loads.load("x", source(served, "topk"))
+        served.dictionary_library.load("x", source(served, "topk"))
         assert replaced() is None
 
 
@@ -135,7 +135,7 @@ async def test_swaps_and_requests_do_not_make_the_process_grow(served: Runtime) 
     # process by two. A swap that kept what it replaced would make eight of it.
     assert statistics.mean(sizes[-8:]) - statistics.mean(sizes[4:12]) < 2 * num_bytes
     assert max(sizes[4:]) - min(sizes[4:]) < 4 * num_bytes
-    served.loads.unload("x")
+    served.dictionary_library.unload("x")
 
 
 # The registry's order
@@ -143,35 +143,35 @@ async def test_swaps_and_requests_do_not_make_the_process_grow(served: Runtime) 
 
 def test_the_default_goes_to_the_next_and_a_swap_keeps_the_place(served: Runtime) -> None:
     for name in ("x", "y"):
-        served.loads.load(name, source(served, "standard"))
-    swapped = served.loads.load("res0", source(served, "topk"))
+        served.dictionary_library.load(name, source(served, "standard"))
+    swapped = served.dictionary_library.load("res0", source(served, "topk"))
     assert (swapped.is_default, swapped.architecture) == (True, "topk")
     assert [(found.id, found.is_default) for found in served.dictionaries()] == [
         ("res0", True),
         ("x", False),
         ("y", False),
     ]
-    served.loads.unload("res0")
+    served.dictionary_library.unload("res0")
     assert [(found.id, found.is_default) for found in served.dictionaries()] == [("x", True), ("y", False)]
-    served.loads.unload("y")
+    served.dictionary_library.unload("y")
     assert [(found.id, found.is_default) for found in served.dictionaries()] == [("x", True)]
-    served.loads.unload("x")
+    served.dictionary_library.unload("x")
     assert served.dictionaries() == []
-    assert served.loads.load("res0", source(served, "standard")).is_default
+    assert served.dictionary_library.load("res0", source(served, "standard")).is_default
 
 
 def test_what_is_not_loaded_cannot_be_unloaded(served: Runtime) -> None:
     with pytest.raises(NotFoundError, match="Did you mean 'res0'") as caught:
-        served.loads.unload("res1")
+        served.dictionary_library.unload("res1")
     assert (caught.value.param, caught.value.code) == ("dictionary_id", "dictionary_not_found")
 
 
 def test_an_id_is_loaded_once_at_a_time_and_others_beside_it(served: Runtime, tmp_path: Path) -> None:
-    with served.loads._reserved("x"):
+    with served.dictionary_library._reserved("x"):
         with pytest.raises(DictionaryBusyError, match="being loaded") as caught:
-            served.loads.load("x", f"path:{tmp_path}")
-        served.loads.load("y", source(served, "standard"))
+            served.dictionary_library.load("x", f"path:{tmp_path}")
+        served.dictionary_library.load("y", source(served, "standard"))
     assert (caught.value.param, caught.value.code) == ("id", "dictionary_busy")
-    served.loads.load("x", source(served, "standard"))
+    served.dictionary_library.load("x", source(served, "standard"))
     for name in ("x", "y"):
-        served.loads.unload(name)
+        served.dictionary_library.unload(name)

@@ -83,14 +83,14 @@ async def test_what_is_not_loaded_is_404_with_the_nearest_name(runtime: Runtime)
 
 async def test_a_second_load_of_an_id_is_409_while_the_first_goes_on(runtime: Runtime) -> None:
     source = runtime.dictionaries()[0].source
-    with runtime.loads._reserved("res0"):
+    with runtime.dictionary_library._reserved("res0"):
         response = await client_of(create_app(runtime)).post(ADMIN, json={"id": "res0", "source": source})
     error = error_of(response, 409)
     assert (error["type"], error["param"], error["code"]) == ("invalid_request_error", "id", "dictionary_busy")
 
 
 async def test_what_is_being_loaded_cannot_be_unloaded(runtime: Runtime) -> None:
-    with runtime.loads._reserved("res0"):
+    with runtime.dictionary_library._reserved("res0"):
         error = error_of(await client_of(create_app(runtime)).delete(f"{ADMIN}/res0"), 409)
     assert error["code"] == "dictionary_busy"
     assert [one.id for one in runtime.dictionaries()] == ["res0"]
@@ -100,7 +100,7 @@ async def test_memory_is_looked_at_by_one_load_at_a_time(own: Runtime, monkeypat
     looks = []
 
     def look(device: torch.device) -> int:
-        looks.append(own.loads._loader.allocating.locked())
+        looks.append(own.dictionary_library._loader.allocating.locked())
         return free_bytes(device)
 
     monkeypatch.setattr(weights, "free_bytes", look)
@@ -109,7 +109,7 @@ async def test_memory_is_looked_at_by_one_load_at_a_time(own: Runtime, monkeypat
     assert {response.status_code for response in await asyncio.gather(*asked)} == {201}
     assert looks
     assert all(looks)
-    assert not own.loads._loader.allocating.locked()
+    assert not own.dictionary_library._loader.allocating.locked()
 
 
 async def test_the_warnings_of_what_was_forced_are_in_each_receipt_once(own: Runtime, tmp_path: Path) -> None:

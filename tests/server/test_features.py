@@ -32,7 +32,7 @@ def known(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runtime]:
     folder = tmp_path_factory.mktemp("features")
     tiny_sae_folder(folder / "dictionaries" / "bare", seed=1)
     with build_runtime(tiny_settings(folder, engine={"threads": 1})) as runtime:
-        runtime.loads.load("bare", f"path:{folder / 'dictionaries' / 'bare'}")
+        runtime.dictionary_library.load("bare", f"path:{folder / 'dictionaries' / 'bare'}")
         interpret(runtime)
         yield runtime
 
@@ -182,7 +182,7 @@ async def test_a_label_may_have_the_joiners_that_spelling_needs(asked: httpx.Asy
 async def test_labels_need_no_harvest(known: Runtime) -> None:
     folder = known.settings.dictionary_dirs[0]
     tiny_sae_folder(folder / "labelled", seed=2)
-    known.loads.load("labelled", f"path:{folder / 'labelled'}")
+    known.dictionary_library.load("labelled", f"path:{folder / 'labelled'}")
     async with client_of(create_app(known)) as asked:
         found = (await asked.patch(f"{ADMIN}/labelled/7", json={"label": "mine"})).json()
         assert (found["label"], found["max"], found["activity"], found["snippets"]) == ("mine", None, None, [])
@@ -195,14 +195,14 @@ async def test_labels_need_no_harvest(known: Runtime) -> None:
         assert (row["feature"], row["label"], row["density"]) == (7, "mine", None)
         statistics = (await asked.get("/v1/dictionaries/labelled")).json()["statistics"]
         assert (statistics["interpreted"], statistics["labelled"], statistics["num_live"]) == (False, 1, None)
-    known.loads.unload("labelled")
+    known.dictionary_library.unload("labelled")
 
 
 async def test_a_harvest_and_another_version_of_a_dictionary_are_seen_at_once(known: Runtime) -> None:
     folder = known.settings.dictionary_dirs[0]
     tiny_sae_folder(folder / "swapped", seed=3)
     source = f"path:{folder / 'swapped'}"
-    known.loads.load("swapped", source)
+    known.dictionary_library.load("swapped", source)
     async with client_of(create_app(known)) as asked:
         path = f"{FEATURES}/swapped/0"
         assert (await asked.get(path)).status_code == 404
@@ -213,13 +213,13 @@ async def test_a_harvest_and_another_version_of_a_dictionary_are_seen_at_once(kn
                 store.write_features([feature(0, label=label)], byte_of)
             assert (await asked.get(path)).json()["label"] == label
         tiny_sae_folder(folder / "swapped", seed=4)
-        known.loads.load("swapped", source)
+        known.dictionary_library.load("swapped", source)
         assert (await asked.get(path)).json()["error"]["code"] == "not_interpreted"
         assert (await asked.patch(f"{ADMIN}/swapped/0", json={"label": "new"})).json()["label"] == "new"
         tiny_sae_folder(folder / "swapped", seed=3)
-        known.loads.load("swapped", source)
+        known.dictionary_library.load("swapped", source)
         assert (await asked.get(path)).json()["label"] == "two"
-    known.loads.unload("swapped")
+    known.dictionary_library.unload("swapped")
 
 
 async def test_a_file_that_is_no_store_leaves_the_server_without_one(
@@ -228,7 +228,7 @@ async def test_a_file_that_is_no_store_leaves_the_server_without_one(
     folder = known.settings.dictionary_dirs[0] / "broken"
     tiny_sae_folder(folder, seed=5)
     (folder / "features.sqlite3").write_bytes(b"no database at all")
-    known.loads.load("broken", f"path:{folder}")
+    known.dictionary_library.load("broken", f"path:{folder}")
     async with client_of(create_app(known)) as asked:
         for _ in range(3):
             assert (await asked.get(f"{FEATURES}/broken/0")).json()["error"]["code"] == "not_interpreted"
@@ -238,7 +238,7 @@ async def test_a_file_that_is_no_store_leaves_the_server_without_one(
         assert (refused.status_code, refused.json()["error"]["code"]) == (500, "feature_store_unusable")
     assert [record.message for record in caplog.records].count(caplog.records[-1].message) == 1
     assert sum("nothing is known of its features" in record.message for record in caplog.records) == 1
-    known.loads.unload("broken")
+    known.dictionary_library.unload("broken")
 
 
 @pytest.mark.parametrize(
@@ -300,7 +300,7 @@ async def test_a_store_that_came_with_a_dictionary_is_read_there_and_written_els
     folder = known.settings.dictionary_dirs[0]
     tiny_sae_folder(folder / "shipped" / "model" / "dict", seed=6)
     monkeypatch.setattr("steerserve.dictionaries.sources.BUNDLED_DIR", folder / "shipped")
-    dictionary = known.loads.load("shipped", "bundled:model/dict")
+    dictionary = known.dictionary_library.load("shipped", "bundled:model/dict")
     shipped = folder / "shipped" / "model" / "dict" / "features.sqlite3"
     with replacing(shipped, StoreMeta(dictionary.sha256, 96, "tiny", 10)) as store:
         store.write_features([feature(0, label="as shipped")], byte_of)
@@ -313,23 +313,23 @@ async def test_a_store_that_came_with_a_dictionary_is_read_there_and_written_els
     assert shipped.read_bytes() == before
     own = FeatureStore.open(folder / ".features" / f"{dictionary.sha256}.sqlite3")
     assert own.labels([0]) == {0: "mine"}
-    known.loads.unload("shipped")
+    known.dictionary_library.unload("shipped")
 
 
 async def test_a_dictionary_whose_folder_has_gone_can_be_labelled_all_the_same(known: Runtime) -> None:
     folder = known.settings.dictionary_dirs[0]
-    dictionary = known.loads.load("gone", f"path:{tiny_sae_folder(folder / 'gone', seed=7)}")
+    dictionary = known.dictionary_library.load("gone", f"path:{tiny_sae_folder(folder / 'gone', seed=7)}")
     shutil.rmtree(folder / "gone")
     async with client_of(create_app(known)) as asked:
         assert (await asked.get(f"{FEATURES}/gone/0")).status_code == 404
         assert (await asked.patch(f"{ADMIN}/gone/0", json={"label": "mine"})).json()["label"] == "mine"
     assert FeatureStore.open(folder / ".features" / f"{dictionary.sha256}.sqlite3").labels([0]) == {0: "mine"}
-    known.loads.unload("gone")
+    known.dictionary_library.unload("gone")
 
 
 async def test_a_store_that_breaks_while_it_is_served_spares_all_other_answers(known: Runtime) -> None:
     folder = known.settings.dictionary_dirs[0]
-    dictionary = known.loads.load("breaking", f"path:{tiny_sae_folder(folder / 'breaking', seed=8)}")
+    dictionary = known.dictionary_library.load("breaking", f"path:{tiny_sae_folder(folder / 'breaking', seed=8)}")
     store = known.stores.for_writing(dictionary, "tiny")
     store.set_label(0, Label("mine", "person"))
     assert known.stores.label(dictionary, 0) == "mine"
@@ -342,14 +342,14 @@ async def test_a_store_that_breaks_while_it_is_served_spares_all_other_answers(k
         assert error["code"] in {"feature_store_unusable", "not_interpreted"}
         steered = await asked.post(CHAT, json=chat(steering=[{"dictionary": "breaking", "feature": 0, "scale": 1.0}]))
         assert steered.status_code == 200
-    known.loads.unload("breaking")
+    known.dictionary_library.unload("breaking")
 
 
 async def test_a_damaged_store_says_no_path_to_clients_and_spares_a_contrast(
     known: Runtime, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = known.settings.dictionary_dirs[0]
-    dictionary = known.loads.load("damaged", f"path:{tiny_sae_folder(folder / 'damaged', seed=9)}")
+    dictionary = known.dictionary_library.load("damaged", f"path:{tiny_sae_folder(folder / 'damaged', seed=9)}")
     store = known.stores.for_writing(dictionary, "tiny")
     store.write_calibrations({number: Calibration(3.0, 0.5) for number in range(96)})
     assert known.stores.find(dictionary) is not None
@@ -365,7 +365,7 @@ async def test_a_damaged_store_says_no_path_to_clients_and_spares_a_contrast(
     assert contrasted.status_code == 200, contrasted.text
     assert {row["dose"] for row in contrasted.json()["data"]} == {None}
     assert str(store.path) in caplog.text
-    known.loads.unload("damaged")
+    known.dictionary_library.unload("damaged")
 
 
 def test_a_persons_label_outlives_everything(known: Runtime) -> None:

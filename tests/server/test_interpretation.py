@@ -46,7 +46,7 @@ def real_runtime(folder: Path) -> Iterator[Runtime]:
     settings = tiny_settings(folder, engine={"threads": 1})
     settings = settings.model_copy(update={"corpus_dirs": (folder / "corpus",)})
     with build_runtime(settings) as runtime:
-        runtime.loads.load("other", f"path:{tiny_sae_folder(folder / 'dictionaries' / 'other', seed=1)}")
+        runtime.dictionary_library.load("other", f"path:{tiny_sae_folder(folder / 'dictionaries' / 'other', seed=1)}")
         yield runtime
 
 

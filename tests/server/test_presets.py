@@ -524,11 +524,11 @@ async def test_presets_of_what_is_not_loaded_are_listed_with_why_and_not_as_mode
     assert "'res9'" in gone.json()["error"]["message"]
     assert (await client.get("/ready")).json() == {"status": "ready", "reasons": []}
     source = presets_runtime.registry.snapshot().find(None, "dictionary").source
-    presets_runtime.loads.load("res9", source)
+    presets_runtime.dictionary_library.load("res9", source)
     try:
         assert await models() == ["tiny", "tiny@lost", "tiny@strong"]
     finally:
-        presets_runtime.loads.unload("res9")
+        presets_runtime.dictionary_library.unload("res9")
     assert await models() == ["tiny", "tiny@strong"]
 
 

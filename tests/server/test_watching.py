@@ -36,9 +36,9 @@ def second(runtime: Runtime, tiny_folder: Path) -> Iterator[str]:
     folder = tiny_folder / "dictionaries" / "narrow"
     if not folder.exists():
         tiny_sae_folder(folder, "topk", d_sae=24)
-    runtime.loads.load("narrow", f"path:{folder}")
+    runtime.dictionary_library.load("narrow", f"path:{folder}")
     yield "narrow"
-    runtime.loads.unload("narrow")
+    runtime.dictionary_library.unload("narrow")
 
 
 async def whole(client: httpx.AsyncClient, path: str, body: dict[str, Any]) -> list[dict[str, Any]]:

@@ -45,7 +45,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runtime]:
     save_file(weights, hole)
     with build_runtime(settings) as started:
         for name in ("plain", "hole"):
-            started.loads.load(name, f"path:{dictionaries / name}")
+            started.dictionary_library.load(name, f"path:{dictionaries / name}")
         dictionary = dictionary_of(started, "res0")
         path = started.stores.location(dictionary).own
         store = FeatureStore.create(path, StoreMeta(dictionary.sha256, dictionary.d_sae, "tiny", num_tokens=100))

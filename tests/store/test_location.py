@@ -59,7 +59,7 @@ def test_a_dictionary_that_is_served_on_spares_the_store_of_what_its_folder_hold
     old = served.dictionaries()[0]
     served.stores.for_writing(old, "tiny").set_label(5, MINE)
     tiny_sae_folder(folder, seed=1)
-    new = served.loads.load("new", f"path:{folder}")
+    new = served.dictionary_library.load("new", f"path:{folder}")
     harvest(served, new, "new words")
     served.stores.for_writing(new, "tiny").set_label(5, Label("of the new one", "person"))
     beside = folder / "features.sqlite3"
@@ -86,7 +86,7 @@ def test_a_harvest_of_weights_that_lie_there_no_longer_leaves_the_place_to_those
     folder = tmp_path / "dictionaries" / "res0"
     old = served.dictionaries()[0]
     tiny_sae_folder(folder, seed=1)
-    new = served.loads.load("new", f"path:{folder}")
+    new = served.dictionary_library.load("new", f"path:{folder}")
     harvest(served, new, "new words")
     harvest(served, old, "old words")
     assert FeatureStore.open(folder / "features.sqlite3").labels([0]) == {0: "new words"}
@@ -197,12 +197,12 @@ def test_a_dictionary_that_was_not_forced_says_what_the_model_is_called_wherever
     config = json.loads((folder / "cfg.json").read_text(encoding="utf-8"))
     config["metadata"]["model_name"] = "elsewhere/Another-Model"
     (folder / "cfg.json").write_text(json.dumps(config), encoding="utf-8")
-    forced = served.loads.load("forced", f"path:{folder}", force=True)
+    forced = served.dictionary_library.load("forced", f"path:{folder}", force=True)
     assert stores.subject_of(forced, "tiny").model == "tiny"
     assert not stores.subject_of(forced, "tiny").is_that_of(StoreMeta(forced.sha256, 96, "Another-Model"))
     config["metadata"]["model_name"] = "elsewhere/Tiny"
     (folder / "cfg.json").write_text(json.dumps(config), encoding="utf-8")
-    fitting = served.loads.load("fitting", f"path:{folder}")
+    fitting = served.dictionary_library.load("fitting", f"path:{folder}")
     assert stores.subject_of(fitting, "tiny").is_that_of(StoreMeta(fitting.sha256, 96, "tiny"))
     assert stores.subject_of(fitting, "renamed-folder").is_that_of(StoreMeta(fitting.sha256, 96, "tiny"))
 
@@ -262,7 +262,7 @@ def test_the_same_weights_in_two_folders_are_opened_once_each(
     served: Runtime, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one = served.dictionaries()[0]
-    two = served.loads.load("two", f"path:{tiny_sae_folder(tmp_path / 'dictionaries' / 'two')}")
+    two = served.dictionary_library.load("two", f"path:{tiny_sae_folder(tmp_path / 'dictionaries' / 'two')}")
     assert one.sha256 == two.sha256
     served.stores.for_writing(one, "tiny").set_label(0, MINE)
     served.stores.for_writing(two, "tiny").set_label(0, Label("yours", "person"))

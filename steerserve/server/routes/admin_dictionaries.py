@@ -36,12 +36,12 @@ async def load_dictionary(
 
     One of the same id is replaced, and keeps its place. What cannot be used is refused and changes nothing.
     """
-    loaded = await runtime.load_calls.run(runtime.loads.load, body.id, body.source, force=body.force)
+    loaded = await runtime.load_calls.run(runtime.dictionary_library.load, body.id, body.source, force=body.force)
     return await asyncio.to_thread(runtime.describe, loaded)
 
 
 @router.delete("/admin/dictionaries/{dictionary_id}")
 async def unload_dictionary(dictionary_id: DictionaryId, runtime: RuntimeDep) -> DeletedDictionary:
     """Serve a dictionary no longer. Where it was the default, the next one becomes it."""
-    await runtime.load_calls.run(runtime.loads.unload, dictionary_id)
+    await runtime.load_calls.run(runtime.dictionary_library.unload, dictionary_id)
     return DeletedDictionary(id=dictionary_id)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 
-class DictionaryLoads:
+class DictionaryLibrary:
     """Puts dictionaries into a registry and takes them out. Any thread but that of an event loop."""
 
     def __init__(self, loader: DictionaryLoader) -> None:

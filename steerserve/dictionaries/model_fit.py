@@ -27,7 +27,7 @@ _MLP_NORM_OUTPUT = ".pre_feedforward_layernorm.output"
 
 
 @dataclass(frozen=True, slots=True)
-class Fit:
+class ModelFit:
     """What holds between a dictionary and a model."""
 
     hook_name: str
@@ -38,7 +38,9 @@ class Fit:
     """What speaks against it and was not enough to refuse it; each goes on after the dictionary's name."""
 
 
-def check_fit(sae: SAE[Any], source: str, lens: LensModel, model_names: Iterable[str], *, force: bool) -> Fit:
+def check_model_fit(
+    sae: SAE[Any], source: str, lens: LensModel, model_names: Iterable[str], *, force: bool
+) -> ModelFit:
     """Check that a dictionary may be used with a model.
 
     Args:
@@ -74,7 +76,7 @@ def check_fit(sae: SAE[Any], source: str, lens: LensModel, model_names: Iterable
     objections = _objections(sae, lens, tuple(model_names))
     if objections and not force:
         raise refusal(source, f"{'; and it '.join(objections)}. With force: true it is used all the same")
-    return Fit(
+    return ModelFit(
         hook_name,
         hook_in if is_transcoder else None,
         (*objections, *_remarks(sae, hook_in, is_processed=lens.is_processed)),
