@@ -6,11 +6,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import jiter
 from fastapi import Request
-from pydantic import ValidationError
 
 from steerserve.core.errors import BodyTooLargeError, InvalidRequestError
+from steerserve.requests.validation import parse_body
 from steerserve.server.dependencies import RuntimeDep
-from steerserve.server.validation import as_request_error
 from steerserve.wire.base import RequestModel
 
 if TYPE_CHECKING:
@@ -32,13 +31,7 @@ def json_body(model: type[Model]) -> Callable[..., Awaitable[Model]]:
     async def read(request: Request, runtime: RuntimeDep) -> Model:
         _check_content_type(request)
         value = parse_json(await read_body(request, runtime.settings.server.max_body_bytes))
-        if not isinstance(value, dict):
-            message = 'The request body must be a JSON object, such as {"model": ...}.'
-            raise InvalidRequestError(message, code="invalid_type")
-        try:
-            return model.model_validate(value)
-        except ValidationError as error:
-            raise as_request_error(error.errors(include_url=False), value) from error
+        return parse_body(model, value)
 
     return read
 

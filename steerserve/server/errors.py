@@ -11,7 +11,7 @@ from starlette.responses import Response
 from starlette.routing import Match
 
 from steerserve.core import errors
-from steerserve.server.validation import as_request_error
+from steerserve.requests.validation import as_request_error
 from steerserve.wire.status import ErrorBody, ErrorDetail
 
 if TYPE_CHECKING:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
 
 from steerserve.core.errors import InvalidRequestError, UnsupportedParameterError
 from steerserve.core.names import short_name
@@ -10,6 +12,8 @@ from steerserve.wire.unsupported import shown
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+
+Body = TypeVar("Body", bound=BaseModel)
 
 _EXPECTED = {
     "string_type": "a string",
@@ -42,6 +46,21 @@ _REASONS = {
     "string_too_long": "must have at most {max_length} characters",
 }
 _KINDS = {bool: "a boolean", int: "an integer", float: "a number", str: "a string", list: "an array", dict: "an object"}
+
+
+def parse_body(model: type[Body], value: object) -> Body:
+    """Check a JSON value against the schema of a request.
+
+    Raises:
+        InvalidRequestError: the value does not fit; `param` is the path of the field.
+    """
+    if not isinstance(value, dict):
+        message = 'The request body must be a JSON object, such as {"model": ...}.'
+        raise InvalidRequestError(message, code="invalid_type")
+    try:
+        return model.model_validate(value)
+    except ValidationError as error:
+        raise as_request_error(error.errors(include_url=False), value) from error
 
 
 def as_request_error(findings: Sequence[Mapping[str, Any]], body: object) -> InvalidRequestError:
