@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from steerserve.runtime import Runtime
     from tests.oracle import Oracle
@@ -21,6 +22,37 @@ SINK = "~"
 
 VARIANTS = {"normalised": {"normalize_activations": "layer_norm"}, "raw": {"apply_b_dec_to_input": False}}
 """Dictionaries that treat their input otherwise than the standard one."""
+
+
+LONGEST_ID = 120
+"""Longest name of a test, its parameters included."""
+LONGEST_VALUE = pytest.StashKey[int]()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Divide what the test's own name leaves of `LONGEST_ID` among its parameters."""
+    names = [name for mark in metafunc.definition.iter_markers("parametrize") for name in split_names(mark.args[0])]
+    left = LONGEST_ID - len(metafunc.function.__name__) - len("[]")
+    metafunc.config.stash[LONGEST_VALUE] = left // max(len(names), 1) - len("-")
+
+
+def split_names(names: str | Sequence[str]) -> Sequence[str]:
+    return names.split(",") if isinstance(names, str) else names
+
+
+def pytest_make_parametrize_id(config: pytest.Config, val: object, argname: str) -> str | None:
+    """Shorten texts, bytes and numbers that would fill screens; their hash keeps them apart."""
+    del argname
+    if not isinstance(val, str | bytes | int) or isinstance(val, bool):
+        return None  # as pytest names it
+    shown = val if isinstance(val, str) else repr(val)
+    longest = config.stash[LONGEST_VALUE]
+    if len(shown.encode("ascii", "backslashreplace")) <= longest:
+        return None
+    plain = "".join(character for character in shown[:longest] if character.isascii() and character.isprintable())
+    digest = hashlib.sha256(shown.encode("utf-8", "surrogatepass")).hexdigest()
+    return f"{plain[: longest - 5]}~{digest[:4]}"
 
 
 @pytest.fixture(autouse=True)

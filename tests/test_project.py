@@ -7,11 +7,9 @@ import importlib.metadata
 import json
 import re
 import shlex
-import shutil
 import subprocess
 import sys
 import tomllib
-import zipfile
 from pathlib import Path
 
 import pytest
@@ -278,26 +276,5 @@ def test_every_link_between_pages_leads_somewhere() -> None:
                 assert (folder / target).exists(), f"{name}: {target}"
 
 
-def test_a_wheel_holds_everything_in_the_package_even_weights_that_an_ignore_rule_matches(tmp_path: Path) -> None:
-    pytest.importorskip("hatchling")
-    project = tmp_path / "project"
-    shutil.copytree(ROOT / "steerserve", project / "steerserve", ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, project)
-    (project / ".gitignore").write_text("*.safetensors\n", encoding="utf-8")
-    planted = project / "steerserve" / "dictionaries" / "bundled" / "tiny" / "planted"
-    planted.mkdir(parents=True)
-    for name in ("sae_weights.safetensors", "cfg.json", "report.json"):
-        (planted / name).touch()
-    build = "import sys; from hatchling.build import build_wheel; build_wheel(sys.argv[1])"
-    done = subprocess.run(
-        [sys.executable, "-c", build, str(tmp_path)], cwd=project, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    (wheel,) = tmp_path.glob("*.whl")
-    assert wheel.name.startswith(f"steerserve-{steerserve.__version__}-")
-    with zipfile.ZipFile(wheel) as archive:
-        packed = {name for name in archive.namelist() if name.startswith("steerserve/")}
-    assert packed == {str(file.relative_to(project)) for file in (project / "steerserve").rglob("*") if file.is_file()}
-    assert "steerserve/dictionaries/bundled/tiny/planted/sae_weights.safetensors" in packed
-    assert "steerserve/py.typed" in packed
+def test_no_name_of_a_test_fills_the_screen(request: pytest.FixtureRequest) -> None:
+    assert [item.name[:200] for item in request.session.items if len(item.name) > 120] == []

@@ -34,7 +34,7 @@ def pushes(hook_names: tuple[str, ...], count: int) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
-@pytest.mark.parametrize("hook_names", HOOKS, ids="+".join)
+@pytest.mark.parametrize("hook_names", HOOKS, ids=lambda names: "+".join(name.replace("blocks.", "") for name in names))
 @torch.inference_mode()
 def test_divergences_are_those_of_whole_forward_passes(
     name: str, hook_names: tuple[str, ...], request: pytest.FixtureRequest
