@@ -55,7 +55,11 @@ def test_the_divergence_is_that_of_the_steered_engine(llama: Runtime, positions:
         for row, q in zip(steered, forced, strict=True)
     ]
     assert mean_kl(llama.engine, text, resolved) == pytest.approx(sum(expected) / 12, rel=1e-3, abs=1e-5)
-    assert sum(expected) > 0
+    if (dictionary, positions) == ("late", "prompt"):
+        # The prompt ends with a special token, which is not edited, and after the last hook point no token sees another.
+        assert sum(expected) == pytest.approx(0, abs=1e-5)
+    else:
+        assert sum(expected) > 0
 
 
 def test_a_text_of_no_tokens_is_measured_where_its_end_was_chosen(llama: Runtime) -> None:
