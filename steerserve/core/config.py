@@ -9,7 +9,7 @@ import ipaddress
 import os
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
@@ -21,6 +21,8 @@ from pydantic import (
     ValidationInfo,
     field_validator,
 )
+
+from steerserve.core.findings import models_in
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
 DEFAULT_DICTIONARY_ID = "res17"
@@ -282,12 +284,6 @@ def setting_names(section: type[BaseModel] = Settings, prefix: str = "") -> list
     names: list[str] = []
     for name, described in section.model_fields.items():
         names.append(prefix + name)
-        for inner in _models_in(described.annotation):
+        for inner in models_in(described.annotation):
             names += setting_names(inner, f"{prefix}{name}.")
     return names
-
-
-def _models_in(annotation: object) -> list[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    return [found for part in get_args(annotation) for found in _models_in(part)]

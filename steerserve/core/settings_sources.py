@@ -15,8 +15,9 @@ from pydantic import ValidationError
 
 from steerserve.core.config import Settings, expand_home, setting_names
 from steerserve.core.errors import ConfigError
+from steerserve.core.findings import UNKNOWN_KEY, YAML_WORDS, DataPath, explain, spell_path
 from steerserve.core.keys import KEY_FIELDS, KEY_VARIABLES, KEYS_ADVICE, read_keys
-from steerserve.core.yaml_document import YamlDocument, YamlPath, load_yaml, parse_yaml
+from steerserve.core.yaml_document import YamlDocument, load_yaml, parse_yaml
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -28,8 +29,6 @@ CONFIG_VARIABLE = "STEERSERVE_CONFIG"
 # What Kubernetes puts into the environment of every pod beside a service called steerserve or steerserve-something,
 # as `NAME=VALUE`.
 _KUBERNETES = re.compile(r"STEERSERVE_(\w+_)?(SERVICE_(HOST|PORT)(_\w+)?=.*|PORT_\d+_\w+=.*|(?<!__)PORT=\w+://.*)")
-# Where pydantic's own words speak of Python.
-_SENTENCES = {"model_type": "a mapping of names to values is needed", "tuple_type": "a list is needed"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +37,7 @@ class Flag:
 
     name: str
     """As the person wrote it, `--port`."""
-    path: YamlPath
+    path: DataPath
     value: object
 
 
@@ -70,7 +69,7 @@ class _Layers:
     """The merged data, and the origin of each of its values."""
 
     data: dict[str, Any] = field(default_factory=dict)
-    origins: dict[YamlPath, str] = field(default_factory=dict)
+    origins: dict[DataPath, str] = field(default_factory=dict)
 
     def add_file(self, document: YamlDocument) -> None:
         if not isinstance(document.data, dict | None):
@@ -99,7 +98,7 @@ class _Layers:
                 raise ConfigError(message)
             self.put(path, parsed, name)
 
-    def put(self, path: YamlPath, value: object, origin: str) -> None:
+    def put(self, path: DataPath, value: object, origin: str) -> None:
         """Set one value, over whatever an earlier layer put there."""
         place: Any = self.data
         for key in path[:-1]:
@@ -123,21 +122,14 @@ class _Layers:
         except ValidationError as error:
             raise ConfigError(self._message(error.errors(include_url=False))) from error
 
-    def _message(self, problems: Sequence[ErrorDetails]) -> str:
-        # A misspelt name also leaves the right one missing; the misspelling is what the person must see.
-        problem = min(problems, key=lambda other: other["type"] != "extra_forbidden")
-        path = _data_path(problem["loc"], self.data)
-        name = ".".join(str(part) for part in path)
-        where = self._origin(path)
-        if problem["type"] == "extra_forbidden":
-            return f"{where}: there is no setting {name}; {_suggest(path)}"
-        if problem["type"] == "missing":
-            return f"{where}: {name} is missing."
-        # A union reports one problem for each of its members, all about the same value.
-        said = dict.fromkeys(_sentence(other) for other in problems if _data_path(other["loc"], self.data) == path)
-        return f"{where}: {name}: {' or '.join(said)}{_shown(problem, path)}."
+    def _message(self, details: Sequence[ErrorDetails]) -> str:
+        finding = explain(details, self.data, YAML_WORDS)
+        origin = self._origin(finding.path)
+        if finding.kind == UNKNOWN_KEY:
+            return f"{origin}: there is no setting {spell_path(finding.path)}; {_suggest(finding.path)}"
+        return f"{origin}: {finding.message}"
 
-    def _origin(self, path: YamlPath) -> str:
+    def _origin(self, path: DataPath) -> str:
         # A variable can name a place within something that must not have places: STEERSERVE_DICTIONARIES__0.
         if within := next((known for known in self.origins if known[: len(path)] == path), None):
             path = path if path in self.origins else within
@@ -151,36 +143,7 @@ def _parse_variable(name: str, text: str) -> object:
     return parse_yaml(text, name=name).data if text.startswith(("[", "{")) else text
 
 
-def _data_path(loc: tuple[int | str, ...], data: object) -> YamlPath:
-    """Return `loc` without the names of validators and union members that pydantic adds to it."""
-    path: list[int | str] = []
-    for part in loc:
-        if isinstance(data, dict):
-            data = data.get(part)
-        elif isinstance(data, list) and isinstance(part, int):
-            data = data[part]
-        else:
-            break
-        path.append(part)
-    return tuple(path)
-
-
-def _sentence(problem: ErrorDetails) -> str:
-    if problem["type"] in _SENTENCES:
-        return _SENTENCES[problem["type"]]
-    text = problem["msg"].removeprefix("Value error, ").removesuffix(".")
-    return text[:1].lower() + text[1:]
-
-
-def _shown(problem: ErrorDetails, path: YamlPath) -> str:
-    """Return the offending value as the end of the sentence; our own validators already say it."""
-    value = problem["input"]
-    if problem["type"] == "value_error" or any(part in KEY_FIELDS for part in path):
-        return ""
-    return f", not {value!r}" if isinstance(value, str | int | float) else ""
-
-
-def _suggest(path: YamlPath) -> str:
+def _suggest(path: DataPath) -> str:
     """Say which setting was probably meant, or which there are beside it."""
     names = setting_names()
     dotted = ".".join(str(part) for part in path if not isinstance(part, int))
@@ -193,4 +156,4 @@ def _suggest(path: YamlPath) -> str:
         or difflib.get_close_matches(dotted, names, n=1)
     ):
         return f"did you mean {close[0]}?"
-    return f"there are {', '.join(siblings)}."
+    return f"it must be one of {', '.join(siblings)}."

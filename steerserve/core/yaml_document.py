@@ -20,10 +20,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-_UNPRINTABLE: re.Pattern[str] = yaml.reader.Reader.NON_PRINTABLE
-YamlPath = tuple[str | int, ...]
-"""The keys and list indices that lead to a value; `()` is the whole document."""
+    from steerserve.core.findings import DataPath
 
+_UNPRINTABLE: re.Pattern[str] = yaml.reader.Reader.NON_PRINTABLE
 MAX_DEPTH = 20
 """Lists and mappings in one another."""
 MAX_VALUES = 20_000
@@ -37,15 +36,19 @@ class YamlDocument:
 
     name: str
     data: object
-    marks: Mapping[YamlPath, tuple[int, int]]
+    marks: Mapping[DataPath, tuple[int, int]]
     """Line and column, from 1, of each key of a mapping and each item of a list."""
 
-    def where(self, path: YamlPath) -> str:
-        """Return `file:line:column` of the value at `path`, or of the nearest thing around it."""
+    def where(self, path: DataPath) -> str:
+        """Return `file:line:column` of the value at `path`, or of the nearest value around it."""
+        line, column = self.position(path)
+        return f"{self.name}:{line}:{column}"
+
+    def position(self, path: DataPath) -> tuple[int, int]:
+        """Return line and column, from 1, of the value at `path`, or of the nearest value around it."""
         while path not in self.marks and path:
             path = path[:-1]
-        line, column = self.marks[path]
-        return f"{self.name}:{line}:{column}"
+        return self.marks[path]
 
 
 def load_yaml(path: Path) -> YamlDocument:
@@ -136,7 +139,7 @@ class _Reader:
     """Turns the nodes of one text into plain data and marks."""
 
     def __init__(self, text: str) -> None:
-        self.marks: dict[YamlPath, tuple[int, int]] = {(): (1, 1)}
+        self.marks: dict[DataPath, tuple[int, int]] = {(): (1, 1)}
         self._loader = _Loader(text)
         self._seen: set[int] = set()
 
@@ -147,7 +150,7 @@ class _Reader:
         finally:
             self._loader.dispose()
 
-    def _data(self, node: yaml.Node, path: YamlPath) -> object:
+    def _data(self, node: yaml.Node, path: DataPath) -> object:
         # An alias is the very node of its anchor: refused, since a short file could stand for endless data.
         if id(node) in self._seen:
             self._refuse(node, "aliases (*name) are not supported here")
@@ -182,7 +185,7 @@ class _Reader:
             self._refuse(node, f"{node.value[:40]!r} is no {node.tag.rpartition(':')[2]} ({error})")
         return scalar
 
-    def _mapping(self, node: yaml.MappingNode, path: YamlPath) -> dict[str, object]:
+    def _mapping(self, node: yaml.MappingNode, path: DataPath) -> dict[str, object]:
         data: dict[str, object] = {}
         for key_node, value_node in node.value:
             key = self._scalar(key_node)
@@ -194,11 +197,11 @@ class _Reader:
             data[key] = self._data(value_node, (*path, key))
         return data
 
-    def _item(self, node: yaml.Node, path: YamlPath) -> object:
+    def _item(self, node: yaml.Node, path: DataPath) -> object:
         self._mark(node, path)
         return self._data(node, path)
 
-    def _mark(self, node: yaml.Node, path: YamlPath) -> None:
+    def _mark(self, node: yaml.Node, path: DataPath) -> None:
         self.marks[path] = (node.start_mark.line + 1, node.start_mark.column + 1)
 
     def _refuse(self, node: yaml.Node, problem: str) -> NoReturn:

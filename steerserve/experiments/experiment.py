@@ -2,32 +2,30 @@
 
 from __future__ import annotations
 
-import difflib
 import json
-import re
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from steerserve.compare.control import NamedArm, control_sources
 from steerserve.core.errors import ConfigError, InvalidRequestError
+from steerserve.core.findings import YAML_WORDS, Finding, explain, find_null, parse_path, spell_path
 from steerserve.core.yaml_document import YamlDocument, line_and_column, parse_placed
 from steerserve.experiments.schema import ExperimentFile, Sampling
 from steerserve.model.names import plain_name
-from steerserve.presets.problems import Problem, find_null, find_problem, spelled
+from steerserve.presets.schema import NAME_RULE, PRESET_NAME
 from steerserve.wire.edits import parse_steering
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from steerserve.core.yaml_document import YamlPath
+    from steerserve.core.findings import DataPath
     from steerserve.experiments.schema import ArmFile
 
 MAX_FILE_BYTES = 16 * 1024 * 1024
 MAX_EDITS = 4096
 """Of an arm; the server may take fewer, and then says so."""
-_PART = re.compile(r"([^.\[\]]+)|\[(\d+)\]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,16 +79,16 @@ class Experiment:
         model = self.content.model
         if model is not None and plain_name(model) != plain_name(model_id):
             sentence = f"the experiment was made for the model {model!r}, and {model_id!r} is served"
-            raise _error(self.document, Problem(("model",), sentence))
+            raise _error(self.document, Finding(("model",), sentence))
 
     def refusal(self, message: str, param: str | None) -> ConfigError:
         """Return the error of a server that refuses a request, with the place in the file that it speaks of."""
-        path = _path(param or "")
+        path = parse_path(param or "")
         if path[:1] != ("arms",):
             path = ("prompts",) if path[:1] == ("messages",) else path[:1]
         elif path[2:3] in {("steering",), ("model",)}:
             path = _steering_path(self.content.arms[int(path[1])], path[:2], path[3:])
-        return _error(self.document, Problem(path, message))
+        return _error(self.document, Finding(path, message))
 
 
 def load_experiment(path: Path) -> Experiment:
@@ -125,57 +123,25 @@ def parse_experiment(text: str, *, file: str) -> Experiment:
     if not isinstance(document.data, dict):
         what = "the file is empty" if document.data is None else "this is something else"
         sentence = f"an experiment is a mapping of names to values, such as name: ocean; {what}"
-        raise _error(document, Problem((), sentence))
+        raise _error(document, Finding((), sentence))
     if (null := find_null(document.data)) is not None:
         raise _error(document, null)
     try:
         content = ExperimentFile.model_validate(document.data)
     except ValidationError as error:
-        raise _error(document, _problem(error, document)) from error
+        finding = explain(
+            error.errors(include_url=False),
+            document.data,
+            YAML_WORDS,
+            schema=ExperimentFile,
+            patterns={PRESET_NAME: NAME_RULE},
+            order=document.position,
+        )
+        raise _error(document, finding) from error
     experiment = Experiment(content, text, document)
     _check_prompts(experiment)
     _check_arms(content, document)
     return experiment
-
-
-def _problem(error: ValidationError, document: YamlDocument) -> Problem:
-    """Return what to tell of what pydantic found; unknown keys first, for they explain what is missing."""
-    details = error.errors(include_url=False)
-    for detail in details:
-        if detail["type"] == "extra_forbidden":
-            path = _data_path(detail["loc"], document.data)
-            known = _fields_at(path[:-1])
-            near = difflib.get_close_matches(str(path[-1]), known, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
-            return Problem(path, f"{spelled(path)} is not known; {hint}")
-    return find_problem(details, document)
-
-
-def _data_path(loc: YamlPath, data: Any) -> YamlPath:  # noqa: ANN401 whatever the file says
-    """Leave the names of union branches out of a complaint's place."""
-    path: list[str | int] = []
-    for part in loc:
-        is_there = part in data if isinstance(data, dict) else isinstance(data, list) and isinstance(part, int)
-        if is_there:
-            data = data[part]
-            path.append(part)
-    return tuple(path)
-
-
-def _fields_at(path: YamlPath) -> list[str]:
-    """Return the names that a mapping at `path` may have."""
-    models: list[type[BaseModel]] = [ExperimentFile]
-    for part in path:
-        if isinstance(part, str):
-            fields = [model.model_fields[part] for model in models if part in model.model_fields]
-            models = [found for one in fields for found in _models_in(one.annotation)]
-    return list(dict.fromkeys(name for model in models for name in model.model_fields))
-
-
-def _models_in(annotation: object) -> list[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    return [found for part in get_args(annotation) for found in _models_in(part)]
 
 
 def _check_prompts(experiment: Experiment) -> None:
@@ -187,7 +153,7 @@ def _check_prompts(experiment: Experiment) -> None:
             sentence = (
                 f"prompts[{place}] is prompts[{first}] again, and would give the same texts; take one of them out"
             )
-            raise _error(experiment.document, Problem(("prompts", place), sentence))
+            raise _error(experiment.document, Finding(("prompts", place), sentence))
 
 
 def _check_arms(content: ExperimentFile, document: YamlDocument) -> None:
@@ -196,20 +162,15 @@ def _check_arms(content: ExperimentFile, document: YamlDocument) -> None:
         try:
             parse_steering(arm.steering, max_edits=MAX_EDITS)
         except InvalidRequestError as error:
-            path = _steering_path(arm, ("arms", place), _path(error.param or "")[1:])
-            raise _error(document, Problem(path, f"arms[{place}].{error.message}")) from error
+            path = _steering_path(arm, ("arms", place), parse_path(error.param or "")[1:])
+            raise _error(document, Finding(path, f"arms[{place}].{error.message}")) from error
     try:
         control_sources([NamedArm(arm.name, arm.control_of, bool(arm.preset or arm.steering)) for arm in content.arms])
     except InvalidRequestError as error:
-        raise _error(document, Problem(_path(error.param or ""), error.message)) from error
+        raise _error(document, Finding(parse_path(error.param or ""), error.message)) from error
 
 
-def _path(param: str) -> YamlPath:
-    """Read `arms[1].steering.edits[0]` as a path."""
-    return tuple(int(place) if place else name for name, place in _PART.findall(param))
-
-
-def _steering_path(arm: ArmFile, arm_path: YamlPath, inside: YamlPath) -> YamlPath:
+def _steering_path(arm: ArmFile, arm_path: DataPath, inside: DataPath) -> DataPath:
     """Return where in the file a path of the full form of `steering` is written, whichever spelling it has."""
     if arm.steering is None:
         return (*arm_path, "preset")
@@ -242,6 +203,6 @@ def _steering(arm: ArmFile) -> object:
     return {**full, **({"presets": named} if named else {})}
 
 
-def _error(document: YamlDocument, problem: Problem) -> ConfigError:
-    end = "" if problem.sentence.endswith(("?", ".")) else "."
-    return ConfigError(f"{document.where(problem.path)}: {problem.sentence}{end}", param=spelled(problem.path) or None)
+def _error(document: YamlDocument, finding: Finding) -> ConfigError:
+    message = f"{document.where(finding.path)}: {finding.message}"
+    return ConfigError(message, param=spell_path(finding.path) or None)

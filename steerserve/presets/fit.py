@@ -7,12 +7,12 @@ import weakref
 from typing import TYPE_CHECKING, NamedTuple
 
 from steerserve.core.errors import InvalidRequestError, NotFoundError, PresetError
+from steerserve.core.findings import parse_path
 from steerserve.steering.scales import UnknownDosesError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from steerserve.core.yaml_document import YamlPath
     from steerserve.dictionaries.dictionary import Dictionary
     from steerserve.dictionaries.registry import RegistrySnapshot
     from steerserve.presets.preset import Preset
@@ -35,7 +35,7 @@ def check_fit(preset: Preset, resolver: SteeringResolver, snapshot: RegistrySnap
     except UnknownDosesError:  # which will be measured when they are needed
         pass
     except InvalidRequestError as error:
-        path = _path(error.param)
+        path = parse_path((error.param or "").removeprefix(_PREFIX))
         raise preset.refusal(path, error.message.replace(f"{_PREFIX}edits[", "edits["), error.code) from error
     for place, check in enumerate(preset.content.checks):
         if (asked := check.activates) is None:
@@ -89,9 +89,3 @@ class _Known(NamedTuple):
 def _same(one: tuple[weakref.ref[Dictionary], ...], other: tuple[weakref.ref[Dictionary], ...]) -> bool:
     """Compare by identity: dictionaries with equal contents are compared number by number otherwise."""
     return len(one) == len(other) and all(a() is b() is not None for a, b in zip(one, other, strict=True))
-
-
-def _path(param: str | None) -> YamlPath:
-    """Read a path such as `steering.edits[0].feature`."""
-    parts = (param or "").removeprefix(_PREFIX).replace("[", ".").replace("]", "").split(".")
-    return tuple(int(part) if part.isdigit() else part for part in parts if part)

@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING
 from pydantic import ValidationError
 
 from steerserve.core.errors import ConfigError, PresetError
+from steerserve.core.findings import MISSING, YAML_WORDS, Finding, explain, find_null, spell_path
 from steerserve.core.yaml_document import YamlDocument, line_and_column, parse_placed
 from steerserve.model.names import plain_name
-from steerserve.presets.problems import Problem, find_null, find_problem, spelled
-from steerserve.presets.schema import PresetFile, PresetSampling
+from steerserve.presets.schema import NAME_RULE, PRESET_NAME, PresetFile, PresetSampling
 from steerserve.wire.edits import SETTING_MODES
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from steerserve.core.yaml_document import YamlPath
+    from steerserve.core.findings import DataPath
     from steerserve.wire.edits import Edit
 
 MAX_FILE_BYTES = 256 * 1024
@@ -50,9 +50,9 @@ class Preset:
             return None
         return f"The preset {self.name!r} was made for the model {model!r}, and this server serves {model_id!r}."
 
-    def refusal(self, path: YamlPath, sentence: str, code: str | None = None) -> PresetError:
+    def refusal(self, path: DataPath, sentence: str, code: str | None = None) -> PresetError:
         """Return the error that says what is wrong with one of its values."""
-        return _error(self.document, Problem(path, sentence), code)
+        return _error(self.document, Finding(path, sentence), code)
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,30 +119,37 @@ def check_preset(document: YamlDocument, text: str, *, name: str | None = None) 
     if not isinstance(document.data, dict):
         what = "the file is empty" if document.data is None else "this is something else"
         sentence = f"a preset is a mapping of names to values, such as name: {name or 'formal'}; {what}"
-        raise _error(document, Problem((), sentence))
+        raise _error(document, Finding((), sentence))
     try:
         content = PresetFile.model_validate(document.data)
     except ValidationError as error:
-        problem = find_problem(error.errors(include_url=False), document)
-        if problem.path == ("name",) and name is not None and "name" not in document.data:
-            problem = Problem(problem.path, f"name is missing; write name: {name}")
-        raise _error(document, problem) from error
-    problem_found = _wrong_name(content, name) or _contradiction(content, document)
-    if problem_found is not None:
-        raise _error(document, problem_found)
+        finding = explain(
+            error.errors(include_url=False),
+            document.data,
+            YAML_WORDS,
+            schema=PresetFile,
+            patterns={PRESET_NAME: NAME_RULE},
+            order=document.position,
+        )
+        if finding.path == ("name",) and finding.kind == MISSING and name is not None:
+            finding = Finding(finding.path, f"name is missing; write name: {name}")
+        raise _error(document, finding) from error
+    contradiction = _wrong_name(content, name) or _contradiction(content, document)
+    if contradiction is not None:
+        raise _error(document, contradiction)
     return Preset(content, text, document)
 
 
-def _wrong_name(content: PresetFile, name: str | None) -> Problem | None:
+def _wrong_name(content: PresetFile, name: str | None) -> Finding | None:
     if name is None or content.name == name:
         return None
     sentence = (
         f"name is {content.name!r}, and the file is called {name}{SUFFIX}; write name: {name}, or rename the file"
     )
-    return Problem(("name",), sentence)
+    return Finding(("name",), sentence)
 
 
-def _contradiction(content: PresetFile, document: YamlDocument) -> Problem | None:
+def _contradiction(content: PresetFile, document: YamlDocument) -> Finding | None:
     setters: dict[tuple[str | None, int], int] = {}
     for place, edit in enumerate(content.edits):
         if edit.feature is None or edit.mode not in SETTING_MODES:
@@ -154,11 +161,10 @@ def _contradiction(content: PresetFile, document: YamlDocument) -> Problem | Non
                 f"edits[{first}] (line {line}) and edits[{place}] both set feature {edit.feature} (clamp, ablate, "
                 "floor and ceiling set); keep one of them"
             )
-            return Problem(("edits", place), sentence)
+            return Finding(("edits", place), sentence)
     return None
 
 
-def _error(document: YamlDocument, problem: Problem, code: str | None = None) -> PresetError:
-    end = "" if problem.sentence.endswith(("?", ".")) else "."
-    message = f"{document.where(problem.path)}: {problem.sentence}{end}"
-    return PresetError(message, param=spelled(problem.path) or None, code=code)
+def _error(document: YamlDocument, finding: Finding, code: str | None = None) -> PresetError:
+    message = f"{document.where(finding.path)}: {finding.message}"
+    return PresetError(message, param=spell_path(finding.path) or None, code=code)

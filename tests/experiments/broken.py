@@ -40,7 +40,7 @@ CHANGES = [
     ("name: little", "name:", 2, "no value"),
     ("name: little", "nam: little", 2, "did you mean name?"),
     ("name: little", "name: little\nname: other", 3, "twice"),
-    ("name: little", "name: little\nrepeat: 3", 3, "there are"),
+    ("name: little", "name: little\nrepeat: 3", 3, "must be one of"),
     ("description: What pushing does.", "description: [a]", 3, "text"),
     ("description: What pushing does.", f"description: {'a' * 2001}", 3, "at most 2000"),
     ("model: tiny", "model: ''", 4, "at least 1"),

@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from steerserve.core.errors import ConfigError
-from steerserve.core.yaml_document import YamlDocument, YamlPath, load_yaml
+from steerserve.core.yaml_document import YamlDocument, load_yaml
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from pydantic_core import ErrorDetails
+
+    from steerserve.core.findings import DataPath
 
 Kind = Literal["npm", "debian", "pypi"]
 Extractor = Literal["aiml", "fortunes", "html", "json", "mail", "pod", "tagged", "text"]
@@ -121,7 +123,7 @@ def load_manifest(path: Path | None = None) -> Manifest:
 def _message(document: YamlDocument, problems: list[ErrorDetails]) -> str:
     # A misspelt name also leaves the right one missing; the misspelling is what the person must see.
     problem = min(problems, key=lambda other: other["type"] != "extra_forbidden")
-    path: YamlPath = problem["loc"]
+    path: DataPath = problem["loc"]
     where, name = document.where(path), ".".join(str(part) for part in path)
     if problem["type"] == "extra_forbidden":
         allowed = ", ".join((Manifest if len(path) == 1 else Source).model_fields)

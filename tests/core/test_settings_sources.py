@@ -103,22 +103,22 @@ def test_the_home_of_an_unknown_user_is_a_folder_that_is_not_there() -> None:
     [
         ("engine:\n  slot: 4\n", ":2:3: there is no setting engine.slot; did you mean engine.slots?"),
         ("slots: 4\n", ":1:1: there is no setting slots; did you mean engine.slots?"),
-        ("zzz: 4\n", ":1:1: there is no setting zzz; there are model, "),
+        ("zzz: 4\n", ":1:1: there is no setting zzz; it must be one of model, "),
         ("zzz:\n", ":1:1: there is no setting zzz"),
-        ("engine: {slots: 5000}\n", ":1:10: engine.slots: input should be less than or equal to 1024, not 5000."),
+        ("engine: {slots: 5000}\n", ":1:10: engine.slots must be at most 1024, not 5000."),
         ("engine: {slots: on}\n", "engine.slots: a number is needed, not true."),
-        ("engine: {prefill_chunk: some}\n", "engine.prefill_chunk: input should be 'auto' or "),
+        ("engine: {prefill_chunk: some}\n", "engine.prefill_chunk must be 'auto' or a whole number, not 'some'."),
         ("engine: {prefill_chunk: 0}\n", "auto or a number from 1 to 65536, not 0."),
-        ("engine: {threads: many}\n", "engine.threads: input should be a valid integer"),
-        ("engine: [4]\n", ":1:1: engine: a mapping of names to values is needed."),
-        ("dictionaries: 3\n", ":1:1: dictionaries: a list is needed, not 3."),
-        ("dictionaries:\n- id: a\n  soruce: b\n", ":3:3: there is no setting dictionaries.0.soruce; did you mean "),
-        ("dictionaries:\n- id: a\n", ":2:3: dictionaries.0.source is missing."),
-        ("dictionaries:\n- a=b\n- nothing\n", ":3:3: dictionaries.1: 'nothing' is no ID=SOURCE"),
+        ("engine: {threads: many}\n", "engine.threads must be a whole number, not 'many'."),
+        ("engine: [4]\n", ":1:1: engine must be a mapping of names to values, not a list of 1."),
+        ("dictionaries: 3\n", ":1:1: dictionaries must be a list, not 3."),
+        ("dictionaries:\n- id: a\n  soruce: b\n", ":3:3: there is no setting dictionaries[0].soruce; did you mean "),
+        ("dictionaries:\n- id: a\n", ":2:3: dictionaries[0].source is missing."),
+        ("dictionaries:\n- a=b\n- nothing\n", ":3:3: dictionaries[1]: 'nothing' is no ID=SOURCE"),
         ("dictionaries: [a=b, a=c]\n", "two dictionaries have the id 'a'."),
         ("model: {device: tpu}\n", "model.device: it must be auto, cpu, cuda or cuda:N, not 'tpu'."),
-        ("model: {dtype: int8}\n", "model.dtype: input should be 'auto', 'float32', 'bfloat16' or 'float16', not"),
-        ("sampling: {temperature: .nan}\n", "sampling.temperature: input should be a finite number"),
+        ("model: {dtype: int8}\n", "model.dtype must be 'auto', 'float32', 'bfloat16' or 'float16', not"),
+        ("sampling: {temperature: .nan}\n", "sampling.temperature must be a finite number, not nan."),
         ("- model\n", ":1:1: a configuration is a mapping of names to values."),
     ],
 )
@@ -129,13 +129,17 @@ def test_a_mistake_in_the_file_is_named_with_line_column_and_what_would_be_right
 
 
 def test_a_mistake_in_a_variable_or_flag_is_named_by_it() -> None:
-    assert complaint(STEERSERVE_ENGINE__SLOTS="x").startswith("STEERSERVE_ENGINE__SLOTS: engine.slots: ")
+    assert complaint(STEERSERVE_ENGINE__SLOTS="x").startswith(
+        "STEERSERVE_ENGINE__SLOTS: engine.slots must be a whole number, not 'x'"
+    )
     assert "did you mean server.port?" in complaint(STEERSERVE_PORT="80")
     assert complaint(STEERSERVE_DICTIONARIES="[a").startswith("STEERSERVE_DICTIONARIES:1:3: not valid YAML: ")
     assert "nested too deeply" in complaint(STEERSERVE_DICTIONARIES="[" * 5000)
     said = complaint(STEERSERVE_DICTIONARIES__0__ID="x")
-    assert said.startswith("STEERSERVE_DICTIONARIES__0__ID: dictionaries: a list is needed")
-    assert complaint(flags=(Flag("--port", ("server", "port"), 70_000),)).startswith("--port: server.port: ")
+    assert said.startswith("STEERSERVE_DICTIONARIES__0__ID: dictionaries must be a list, not a mapping")
+    assert complaint(flags=(Flag("--port", ("server", "port"), 70_000),)).startswith(
+        "--port: server.port must be at most 65535, not 70000"
+    )
 
 
 def test_a_flag_over_a_bad_value_in_the_file_is_all_that_counts(tmp_path: Path) -> None:
