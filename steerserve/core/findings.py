@@ -220,7 +220,7 @@ def _data_path(detail: Mapping[str, Any], data: object) -> DataPath:
         if not isinstance(data, dict | list) or data is detail.get("input"):
             break
         if part in (data if isinstance(data, dict) else range(len(data))):
-            data = data[part]  # type: ignore[index]
+            data = data[part]
             path.append(part)
     return (*path, detail["loc"][-1]) if is_missing else tuple(path)
 
