@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from steerserve.compare.metrics import (
     repetition,
     side_effects,
 )
+from steerserve.core.errors import UnavailableError
 from steerserve.requests.watching import FeatureWriter
 from steerserve.wire.compare import (
     ArmDelta,
@@ -30,11 +32,14 @@ from steerserve.wire.usage import PromptTokensDetails, Usage
 
 if TYPE_CHECKING:
     from steerserve.compare.metrics import Reading
+    from steerserve.compare.store import ComparisonStore
     from steerserve.engine.request import TokenEvent
     from steerserve.requests.comparing import ComparisonGeneration, GrownSample, NewText
     from steerserve.requests.comparison import PreparedComparison
     from steerserve.requests.served import ServedModel
     from steerserve.wire.compare import ComparisonRequest
+
+logger = logging.getLogger(__name__)
 
 _MAX_PROMPT_CHARS = 200
 _NOT_KEPT = frozenset({"stream", "stream_options", "store", "metadata"})
@@ -90,6 +95,22 @@ class ComparisonWriter:
             arms=arms,
             metadata=self._body.metadata,
         )
+
+    def kept(self, store: ComparisonStore) -> Comparison:
+        """Write the comparison, and keep it in `store` if the request says so; not for an event loop.
+
+        If it cannot be kept, `kept` is false in what this returns.
+        """
+        whole = self.whole(kept=self._body.store)
+        if not self._body.store:
+            return whole
+        content = whole.model_copy(update={"request": self.request()}).model_dump_json()
+        try:
+            is_kept = store.add(whole.id, self.summary().model_dump(), content)
+        except UnavailableError as error:
+            logger.warning("comparison %s is not kept: %s", whole.id, error.message)
+            is_kept = False
+        return whole if is_kept else whole.model_copy(update={"kept": False})
 
     def summary(self) -> KeptComparison:
         """Write what lists show of the comparison."""

@@ -56,7 +56,7 @@ def test_the_divergence_is_that_of_the_steered_engine(llama: Runtime, positions:
     ]
     assert mean_kl(llama.engine, text, resolved) == pytest.approx(sum(expected) / 12, rel=1e-3, abs=1e-5)
     if (dictionary, positions) == ("late", "prompt"):
-        # The prompt ends with a special token, which is not edited, and after the last hook point no token sees another.
+        # The prompt ends with a special token, which is not edited, and no token sees another after the last hook.
         assert sum(expected) == pytest.approx(0, abs=1e-5)
     else:
         assert sum(expected) > 0

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from fastapi import APIRouter, Depends, Request
 from starlette.responses import Response
 
-from steerserve.core.errors import EngineError, SteerserveError, UnavailableError
+from steerserve.core.errors import EngineError, SteerserveError
 from steerserve.requests.comparing import ComparisonGeneration, NewText
 from steerserve.requests.comparison import prepare_comparison
 from steerserve.requests.comparison_view import ComparisonWriter
@@ -62,11 +62,11 @@ async def compare_arms(
     generation = _start(request, body, runtime, prepared, metrics)
     writer = ComparisonWriter(runtime, body, prepared, generation)
     if body.stream:
-        return await _streamed(request, body, runtime, generation, writer)
+        return await _streamed(request, runtime, generation, writer)
     with generation:
         await unless_disconnected(request, _write_all(generation, writer))
     # A whole comparison takes a while to write, and others' streams go on meanwhile.
-    whole = await asyncio.to_thread(lambda: _kept(runtime, body, writer).model_dump_json())
+    whole = await asyncio.to_thread(lambda: writer.kept(runtime.comparisons).model_dump_json())
     return Response(whole, media_type="application/json")
 
 
@@ -93,7 +93,6 @@ async def _write_all(generation: ComparisonGeneration, writer: ComparisonWriter)
 
 async def _streamed(
     request: Request,
-    body: ComparisonRequest,
     runtime: Runtime,
     generation: ComparisonGeneration,
     writer: ComparisonWriter,
@@ -105,20 +104,18 @@ async def _streamed(
     except BaseException:
         generation.close()
         raise
-    events = _with_end(_events(body, runtime, generation, writer))
+    events = _with_end(_events(runtime, generation, writer))
     return GenerationStream(events, generation, keep_alive_s=settings.keep_alive_s, drain_s=settings.drain_s)
 
 
-async def _events(
-    body: ComparisonRequest, runtime: Runtime, generation: ComparisonGeneration, writer: ComparisonWriter
-) -> AsyncIterator[bytes]:
+async def _events(runtime: Runtime, generation: ComparisonGeneration, writer: ComparisonWriter) -> AsyncIterator[bytes]:
     async for happened in generation.happenings():
         is_slow = is_long(one.features if isinstance(one, NewText) else None for one in happened)
         if is_slow or any(not isinstance(one, NewText) for one in happened):
             yield await asyncio.to_thread(_events_bytes, writer, happened)
         else:
             yield _events_bytes(writer, happened)
-    yield await asyncio.to_thread(lambda: _named("comparison.done", _kept(runtime, body, writer)))
+    yield await asyncio.to_thread(lambda: _named("comparison.done", writer.kept(runtime.comparisons)))
 
 
 def _events_bytes(writer: ComparisonWriter, happened: Sequence[NewText | GrownSample]) -> bytes:
@@ -140,20 +137,6 @@ async def _with_end(events: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
         failure = EngineError("The server failed to finish this comparison. Its log says more.")
         yield _named("error", error_body(failure))
     yield DONE
-
-
-def _kept(runtime: Runtime, body: ComparisonRequest, writer: ComparisonWriter) -> Comparison:
-    """Keep the comparison where that is wanted and possible; return it, saying whether it is kept. Not event loop."""
-    whole = writer.whole(kept=body.store)
-    if not body.store:
-        return whole
-    content = whole.model_copy(update={"request": writer.request()}).model_dump_json()
-    try:
-        is_kept = runtime.comparisons.add(whole.id, writer.summary().model_dump(), content)
-    except UnavailableError as error:
-        logger.warning("comparison %s is not kept: %s", whole.id, error.message)
-        is_kept = False
-    return whole if is_kept else whole.model_copy(update={"kept": False})
 
 
 def _named(name: str, body: BaseModel) -> bytes:

@@ -1,0 +1,303 @@
+"""A model in this process: requests go through the same checks and the same engine as over HTTP.
+
+The engine has a thread of its own, and an event loop runs in another, so that calls work in scripts and in notebooks,
+whose own event loop is busy.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import queue
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+import torch
+
+from steerserve.core.errors import InvalidRequestError, UnavailableError
+from steerserve.core.names import did_you_mean, short_name
+from steerserve.engine.readings import pieces_of, read_all, text_ids
+from steerserve.requests.answers.chat import ChatWriter
+from steerserve.requests.answers.completions import CompletionWriter
+from steerserve.requests.comparing import ComparisonGeneration, NewText
+from steerserve.requests.comparison import prepare_comparison
+from steerserve.requests.comparison_view import ComparisonWriter
+from steerserve.requests.contrast import contrast
+from steerserve.requests.generation import prepare_chat, prepare_completion
+from steerserve.requests.inspection import inspect
+from steerserve.requests.interpretation import interpretation_spec
+from steerserve.requests.running import Generation, GenerationObserver
+from steerserve.requests.search import search_features, view_feature
+from steerserve.requests.training import training_spec
+from steerserve.requests.validation import parse_body
+from steerserve.runtime import build_runtime
+from steerserve.wire.chat import ChatCompletionRequest
+from steerserve.wire.compare import ComparisonRequest
+from steerserve.wire.completions import CompletionRequest
+from steerserve.wire.jobs import InterpretRequest, TrainRequest
+from steerserve.wire.texts import ContrastRequest, InspectRequest
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine, Iterator, Sequence
+
+    from jaxtyping import Float
+    from torch import Tensor
+
+    from steerserve.api.backend import Json, Kind
+    from steerserve.core.config import Settings
+    from steerserve.engine.readings import Span
+    from steerserve.requests.answers.writer import AnswerWriter
+    from steerserve.store.search import Sort
+
+Result = TypeVar("Result")
+
+
+class LocalBackend:
+    """The `Backend` of a model that this process has loaded. Any thread."""
+
+    def __init__(self, settings: Settings) -> None:
+        """Load the model and its dictionaries, with progress on stderr.
+
+        Raises:
+            StartupError: the model or a dictionary cannot be used.
+        """
+        # Whoever calls this may read the whole disk: the folders that requests are held to protect only a server.
+        anywhere = (*settings.corpus_dirs, Path(Path.cwd().anchor))
+        self._runtime = build_runtime(settings.model_copy(update={"corpus_dirs": anywhere}))
+        self._runtime.start(with_jobs=False)
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="steerserve-api", daemon=True)
+        self._thread.start()
+        self._has_jobs = False
+        self._is_closed = False
+
+    @property
+    def model_id(self) -> str:
+        """The name of the loaded model."""
+        return self._runtime.model_id
+
+    def generate(self, kind: Kind, body: Json) -> dict[str, Any]:
+        """Return the whole answer of a generating route."""
+
+        async def answer() -> dict[str, Any]:
+            generation, writer = await self._started(kind, body)
+            with generation:
+                whole: dict[str, Any] = writer.whole(await generation.results()).model_dump(mode="json")
+                return whole
+
+        return self._wait(answer())
+
+    def stream(self, kind: Kind, body: Json) -> LocalChunks:
+        """Return the chunks of a generating route as they come."""
+        generation, writer = self._wait(self._started(kind, body))
+        return LocalChunks(self._loop, generation, writer)
+
+    def compare(self, body: Json) -> dict[str, Any]:
+        """Return what `/v1/compare` answers; kept in the data folder only if the body says `store`."""
+        request = parse_body(ComparisonRequest, _plain({"store": False, **body}))
+
+        async def answer() -> dict[str, Any]:
+            prepared = await prepare_comparison(self._runtime, request)
+            generation = ComparisonGeneration(
+                self._runtime,
+                prepared,
+                self._runtime.submit(prepared.requests),
+                GenerationObserver(),
+                with_metrics=request.metrics,
+                by_token=request.by_token,
+            )
+            writer = ComparisonWriter(self._runtime, request, prepared, generation)
+            with generation:
+                async for items in generation.happenings():
+                    for item in items:
+                        if not isinstance(item, NewText):
+                            writer.done(item)
+            whole = await asyncio.to_thread(writer.kept, self._runtime.comparisons)
+            return whole.model_dump(mode="json")
+
+        return self._wait(answer())
+
+    def inspect(self, body: Json) -> dict[str, Any]:
+        """Return what `/v1/features/inspect` answers."""
+        request = parse_body(InspectRequest, _plain(body))
+        return self._wait(inspect(self._runtime, request)).model_dump(mode="json")
+
+    def contrast(self, body: Json) -> dict[str, Any]:
+        """Return what `/v1/features/contrast` answers."""
+        request = parse_body(ContrastRequest, _plain(body))
+        return self._wait(contrast(self._runtime, request)).model_dump(mode="json")
+
+    def search(self, query: str, *, dictionary: str | None, sort: Sort, limit: int) -> dict[str, Any]:
+        """Return what `/v1/features` answers."""
+        searched = self._runtime.registry.snapshot().find(dictionary, "dictionary")
+        return search_features(self._runtime, searched, query, sort=sort, limit=limit).model_dump(mode="json")
+
+    def feature(self, dictionary: str | None, feature: int) -> dict[str, Any]:
+        """Return what `/v1/features/{dictionary}/{feature}` answers."""
+        viewed = self._runtime.registry.snapshot().find(dictionary, "dictionary")
+        return view_feature(self._runtime, viewed, feature).model_dump(mode="json")
+
+    def dictionaries(self) -> list[dict[str, Any]]:
+        """Return the loaded dictionaries, the default one marked."""
+        default = self._runtime.registry.snapshot().default
+        return [
+            {**self._runtime.describe(dictionary), "default": dictionary is default}
+            for dictionary in self._runtime.dictionaries()
+        ]
+
+    def load_dictionary(self, dictionary_id: str, source: str) -> dict[str, Any]:
+        """Load a dictionary, in place of one with the same id; return its object."""
+        return self._runtime.describe(self._runtime.dictionary_library.load(dictionary_id, source))
+
+    def unload_dictionary(self, dictionary_id: str) -> None:
+        """Stop serving a dictionary."""
+        self._runtime.dictionary_library.unload(dictionary_id)
+
+    def presets(self) -> list[str]:
+        """Return the names of the presets that can be used with the model."""
+        snapshot = self._runtime.presets.snapshot()
+        return [name for name in snapshot.usable() if self._runtime.preset_problem(snapshot.find(name)) is None]
+
+    def activations(self, text: str, hook_names: Sequence[str]) -> dict[str, Float[Tensor, "pos d_model"]]:
+        """Return the activations of a text, after the model's BOS token, at hook points, in float32 on the CPU."""
+        for index, hook_name in enumerate(hook_names):
+            if hook_name not in self._runtime.lens.hook_names:
+                hint = did_you_mean(hook_name, self._runtime.lens.hook_names)
+                offered = self._runtime.lens.offered_hooks
+                message = (
+                    f"The model {self.model_id} has no hook point {short_name(hook_name)!r}.{hint} It has {offered}."
+                )
+                raise InvalidRequestError(message, param=f"hook_names[{index}]")
+        ids = text_ids(self._runtime.tokenizer, text)
+        if not ids:
+            raise InvalidRequestError("The text has no token. Send some text.", param="text")
+        parts: dict[str, list[Tensor]] = {name: [] for name in hook_names}
+
+        def take(span: Span) -> None:
+            for name in hook_names:
+                parts[name].append(span.values[name].cpu())
+
+        self._wait(read_all(self._runtime.engine, pieces_of(self._runtime.lens, [ids], hook_names, take)))
+        return {name: torch.cat(values) for name, values in parts.items()}
+
+    def start_job(self, kind: Literal["train", "interpret"], body: Json) -> dict[str, Any]:
+        """Start a job in a process of its own; return its object.
+
+        Raises:
+            ConfigError: another process, such as a server, runs the jobs of this data folder.
+        """
+        jobs = self._runtime.jobs
+        if not self._has_jobs:
+            jobs.start()
+            self._has_jobs = True
+        body = {**body, "corpus": _corpus(body["corpus"])} if "corpus" in body else body
+        with jobs.admission:
+            if kind == "train":
+                request = parse_body(TrainRequest, _plain(body))
+                spec = training_spec(request, self._runtime, promised_bytes=jobs.promised_bytes())
+                return jobs.submit("train", request.id, spec).as_json()
+            asked = parse_body(InterpretRequest, _plain(body))
+            spec = interpretation_spec(asked, self._runtime, promised_bytes=jobs.promised_bytes())
+            return jobs.submit("interpret", spec["claims"][0], spec).as_json()
+
+    def job(self, job_id: str) -> dict[str, Any]:
+        """Return a job as it is now."""
+        return self._runtime.jobs.find(job_id).as_json()
+
+    def cancel_job(self, job_id: str) -> dict[str, Any]:
+        """Cancel a job; return it as it is then."""
+        return self._runtime.jobs.cancel(job_id).as_json()
+
+    def close(self) -> None:
+        """Stop the engine and free the model; what still runs ends with an error. Any number of times."""
+        if self._is_closed:
+            return
+        self._is_closed = True
+        self._runtime.stop()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    async def _started(self, kind: Kind, body: Json) -> tuple[Generation, AnswerWriter[Any, Any]]:
+        named = _plain({"model": self.model_id, **body})
+        if kind == "chat":
+            chat = parse_body(ChatCompletionRequest, named)
+            prepared = await prepare_chat(self._runtime, chat)
+            generation = Generation(self._runtime.submit(prepared.requests), GenerationObserver())
+            return generation, ChatWriter(chat, self._runtime, prepared, generation)
+        completion = parse_body(CompletionRequest, named)
+        prepared = await prepare_completion(self._runtime, completion)
+        generation = Generation(self._runtime.submit(prepared.requests), GenerationObserver())
+        return generation, CompletionWriter(completion, self._runtime, prepared, generation)
+
+    def _wait(self, work: Coroutine[Any, Any, Result]) -> Result:
+        """Run something on the event loop and wait for it; an interrupt cancels it."""
+        if self._is_closed:
+            work.close()
+            raise UnavailableError("The model is closed. Load it again.")
+        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        try:
+            return future.result()
+        except BaseException:
+            future.cancel()
+            raise
+
+
+class LocalChunks:
+    """The chunks of one generation, read from another thread than that of its event loop."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, generation: Generation, writer: AnswerWriter[Any, Any]) -> None:
+        """Begin to read `generation` on `loop`."""
+        self._loop = loop
+        self._generation = generation
+        self._arrived: queue.SimpleQueue[list[Json] | BaseException | None] = queue.SimpleQueue()
+        asyncio.run_coroutine_threadsafe(self._read(writer), loop)
+
+    def __iter__(self) -> Iterator[Json]:
+        """Yield the chunks as JSON objects; leaving the loop early ends the generation.
+
+        Raises:
+            SteerserveError: the generation failed.
+        """
+        try:
+            while (item := self._arrived.get()) is not None:
+                if isinstance(item, BaseException):
+                    raise item
+                yield from item
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """End the generation if it still runs. Any number of times."""
+        with contextlib.suppress(RuntimeError):  # the model was closed before
+            self._loop.call_soon_threadsafe(self._generation.close)
+
+    async def _read(self, writer: AnswerWriter[Any, Any]) -> None:
+        try:
+            with self._generation:
+                async for chunks in writer.chunks(lambda chunks: [chunk.model_dump(mode="json") for chunk in chunks]):
+                    self._arrived.put(chunks)
+            self._arrived.put(None)
+        except BaseException as error:  # noqa: BLE001 raised again by the reader
+            self._arrived.put(error)
+
+
+def _corpus(entry: object) -> object:
+    """Write a bare path as the entry of a request; other entries stay as they are."""
+    if isinstance(entry, Path) or (isinstance(entry, str) and ":" not in entry and Path(entry).exists()):
+        return f"path:{Path(entry).absolute()}"
+    return [_corpus(part) for part in entry] if isinstance(entry, list) else entry
+
+
+def _plain(body: Json) -> Any:  # noqa: ANN401 JSON is anything
+    """Return the body as JSON would arrive over HTTP: lists for tuples, and nothing that JSON cannot say.
+
+    Raises:
+        InvalidRequestError: it holds something else.
+    """
+    try:
+        return json.loads(json.dumps(body, allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise InvalidRequestError(f"The request cannot be written as JSON: {error}.") from error
