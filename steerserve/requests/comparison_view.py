@@ -28,7 +28,7 @@ from steerserve.wire.compare import (
     SampleMetrics,
     SideEffect,
 )
-from steerserve.wire.usage import PromptTokensDetails, Usage
+from steerserve.wire.generation import PromptTokensDetails, Usage
 
 if TYPE_CHECKING:
     from steerserve.compare.metrics import Reading

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from steerserve.steering.resolved import ResolvedSteering
     from steerserve.wire.chat import ChatCompletionRequest
     from steerserve.wire.completions import CompletionRequest, Prompt
-    from steerserve.wire.sampling import GenerationFields
+    from steerserve.wire.generation import GenerationFields
 
 _LARGE_PROMPT_CHARS = 16_384
 """Longer prompts are tokenised in a thread, so that nobody else's stream stalls."""

@@ -11,7 +11,7 @@ from steerserve.wire.unsupported import shown
 if TYPE_CHECKING:
     from steerserve.core.config import SamplingSettings
     from steerserve.presets.schema import PresetSampling
-    from steerserve.wire.sampling import GenerationFields
+    from steerserve.wire.generation import GenerationFields
 
 Number = TypeVar("Number", int, float)
 

@@ -30,10 +30,10 @@ from steerserve.server.routes import (
     operations,
     vectors,
 )
+from steerserve.wire.catalog import LoadDictionaryRequest
 from steerserve.wire.chat import ChatChunk, ChatCompletionRequest
 from steerserve.wire.compare import ArmDelta, ArmDone, ComparisonRequest
 from steerserve.wire.completions import CompletionChunk, CompletionRequest
-from steerserve.wire.dictionaries import LoadDictionaryRequest
 from steerserve.wire.edits import Steering
 from steerserve.wire.features import LabelRequest
 from steerserve.wire.jobs import InterpretRequest, TrainRequest

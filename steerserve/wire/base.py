@@ -1,4 +1,4 @@
-"""What all request and response bodies have in common."""
+"""Base classes of all request and response bodies."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from steerserve.core.names import nearest_name, short_name
 
 
 class RequestModel(BaseModel):
-    """A body, or part of one, that a client sends: lenient about what is there, strict about its types.
+    """A body, or part of one, that a client sends.
 
-    Unknown keys are ignored, as OpenAI clients expect, and an explicit null means that the field was left out.
+    Types are checked strictly. Unknown keys are ignored, as OpenAI clients expect, and null means that the field was
+    left out.
     """
 
     model_config = ConfigDict(strict=True, extra="ignore", frozen=True, allow_inf_nan=False)
@@ -27,22 +28,22 @@ class RequestModel(BaseModel):
         return data
 
 
-def refuse_unknown_key(data: object, known: Collection[str], inside: str = "") -> None:
-    """Refuse the first key of an object that is not `known`; `inside` is what `param` puts before it, dot included.
+def refuse_unknown_key(data: object, names: Collection[str], prefix: str = "") -> None:
+    """Refuse an object that has a key beside `names`; `prefix` goes before the key in `param`, its dot included.
 
     Raises:
-        InvalidRequestError: there is one.
+        InvalidRequestError: the object has another key; the message suggests the nearest of `names`.
     """
-    unknown = next((key for key in data if key not in known), None) if isinstance(data, dict) else None
+    unknown = next((key for key in data if key not in names), None) if isinstance(data, dict) else None
     if unknown is not None:
-        near = nearest_name(unknown, known)
-        hint = f"Did you mean '{near}'?" if near else f"Possible are {', '.join(known)}."
-        param = f"{inside}{short_name(unknown)}"
+        near = nearest_name(unknown, names)
+        hint = f"Did you mean '{near}'?" if near else f"Possible are {', '.join(names)}."
+        param = f"{prefix}{short_name(unknown)}"
         raise InvalidRequestError(f"Unknown parameter: '{param}'. {hint}", param=param, code="unknown_parameter")
 
 
 class StrictRequestModel(RequestModel):
-    """A body in which a key that nobody knows is a mistake: a typo would silently be another piece of work."""
+    """A body whose unknown keys are refused: with a typo ignored, the server would do other work than was meant."""
 
     model_config = ConfigDict(json_schema_extra={"additionalProperties": False})
 
@@ -60,7 +61,7 @@ class ResponseModel(BaseModel):
 
 
 def absent_if_none(description: str) -> Any:  # noqa: ANN401 as pydantic's own Field
-    """Declare a field that OpenAI's object does not have, written only where it says something."""
+    """Declare a field that OpenAI's object does not have; it is left out of the JSON if its value is None."""
     return Field(default=None, exclude_if=_is_none, description=description)
 
 
@@ -69,4 +70,4 @@ def _is_none(value: object) -> bool:
 
 
 Identifier = Annotated[str, Field(max_length=512)]
-"""Text that a client sends for its own bookkeeping."""
+"""Text that a client sends for its own records."""

@@ -8,15 +8,14 @@ from pydantic import ConfigDict, Field, model_validator
 
 from steerserve.core.errors import InvalidRequestError, UnsupportedParameterError
 from steerserve.wire.base import Identifier, ResponseModel, absent_if_none
+from steerserve.wire.generation import INT64_MAX, GenerationFields, Usage
 from steerserve.wire.messages import MAX_MESSAGES, Message
-from steerserve.wire.sampling import INT64_MAX, GenerationFields
 from steerserve.wire.unsupported import CHAT, documented, refuse_unsupported
-from steerserve.wire.usage import Usage
 from steerserve.wire.watching import WatchedToken, features_field, prompt_features_field
 
 
 class ChatCompletionRequest(GenerationFields):
-    """A conversation to continue. Unknown fields are ignored; null means left out."""
+    """A conversation to continue. Unknown fields are ignored; null means that the field was left out."""
 
     model_config = ConfigDict(json_schema_extra=lambda schema: schema["properties"].update(documented(CHAT)))
 
@@ -28,29 +27,48 @@ class ChatCompletionRequest(GenerationFields):
         examples=[[{"role": "user", "content": "Tell me about yourself."}]],
     )
     max_completion_tokens: int | None = Field(
-        default=None, ge=1, le=INT64_MAX, description="Generated tokens at most. Default: the rest of the context."
+        default=None,
+        ge=1,
+        le=INT64_MAX,
+        description="Largest number of generated tokens. Default: as many as the context has room for.",
     )
     max_tokens: int | None = Field(
-        default=None, ge=1, le=INT64_MAX, description="The older name; `max_completion_tokens` goes first."
+        default=None,
+        ge=1,
+        le=INT64_MAX,
+        description="Older name of `max_completion_tokens`, which takes precedence if both are sent.",
     )
-    logprobs: bool = Field(default=False, description="Give the log-probability of each generated token.")
+    logprobs: bool = Field(default=False, description="Whether to return the log-probability of each generated token.")
     top_logprobs: int | None = Field(
-        default=None, ge=0, le=20, description="With `logprobs`: how many likeliest tokens to give at each place."
+        default=None, ge=0, le=20, description="With `logprobs`: number of likeliest tokens to return at each position."
     )
     add_generation_prompt: bool = Field(
-        default=True, description="Let the template open an assistant's turn after the last message."
+        default=True, description="Whether the template opens an assistant's message after the last message."
     )
-    tools: list[Any] = Field(default_factory=list, description="Only empty, or with `tool_choice: none`.")
-    functions: list[Any] = Field(default_factory=list, description="Only empty, or with `function_call: none`.")
+    tools: list[Any] = Field(
+        default_factory=list, description="Must be empty, unless `tool_choice` is `none`: tools are not supported."
+    )
+    functions: list[Any] = Field(
+        default_factory=list,
+        description="Must be empty, unless `function_call` is `none`: functions are not supported.",
+    )
     tool_choice: Any = Field(default=None, description="`none` or `auto`.")
     function_call: Any = Field(default=None, description="`none` or `auto`.")
-    parallel_tool_calls: bool | None = Field(default=None, description="Says nothing, since no tool is ever called.")
-    metadata: dict[Annotated[str, Field(max_length=64)], Identifier] | None = Field(
-        default=None, max_length=16, description="Given back in the response; nothing is stored."
+    parallel_tool_calls: bool | None = Field(
+        default=None, description="Accepted without effect, because the model never calls a tool."
     )
-    safety_identifier: Identifier | None = Field(default=None, description="For the client's own bookkeeping.")
-    prompt_cache_key: Identifier | None = Field(default=None, description="A hint that is not needed here.")
-    service_tier: Literal["auto", "default"] | None = Field(default=None, description="There is one tier.")
+    metadata: dict[Annotated[str, Field(max_length=64)], Identifier] | None = Field(
+        default=None, max_length=16, description="Returned unchanged in the response; nothing is stored."
+    )
+    safety_identifier: Identifier | None = Field(
+        default=None, description="Accepted without effect; for the client's own records."
+    )
+    prompt_cache_key: Identifier | None = Field(
+        default=None, description="Accepted without effect: prefixes are always shared."
+    )
+    service_tier: Literal["auto", "default"] | None = Field(
+        default=None, description="Accepted without effect: this server has one tier."
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -69,7 +87,7 @@ class ChatCompletionRequest(GenerationFields):
 
     @property
     def token_limit(self) -> int | None:
-        """Generated tokens at most; None for the rest of the context."""
+        """Largest number of generated tokens; None if the client set no limit."""
         return self.max_completion_tokens if self.max_completion_tokens is not None else self.max_tokens
 
 
@@ -81,11 +99,13 @@ def _refuse_callable_tools(body: dict[str, Any]) -> None:
 
 
 class TopLogprob(ResponseModel):
-    """One of the likeliest tokens at a place."""
+    """One of the likeliest tokens at a position."""
 
-    token: str = Field(description="The token's text; bytes that are no character are written as `\\xNN`.")
+    token: str = Field(
+        description="The token's text. A token that is only part of a character is written byte by byte as `\\xNN`."
+    )
     logprob: float = Field(
-        description="Natural logarithm, under the steered model, before temperature; -9999 at least."
+        description="Natural logarithm of the probability under the steered model, before temperature; at least -9999."
     )
     bytes: list[int] = Field(description="The token's bytes.")
 
@@ -93,89 +113,103 @@ class TopLogprob(ResponseModel):
 class TokenLogprob(TopLogprob):
     """A generated token with its log-probability."""
 
-    top_logprobs: list[TopLogprob] = Field(description="The likeliest tokens at this place, best first.")
+    top_logprobs: list[TopLogprob] = Field(description="The likeliest tokens at this position, likeliest first.")
 
 
 class ChoiceLogprobs(ResponseModel):
-    """The tokens of a choice, or of a chunk of one."""
+    """Log-probabilities of the tokens of a choice, or of a chunk of one."""
 
     content: list[TokenLogprob] | None = Field(description="One entry for each token.")
     refusal: None = Field(default=None, description="Always null.")
 
 
 class AssistantMessage(ResponseModel):
-    """What the model said."""
+    """The generated message."""
 
     role: Literal["assistant"] = Field(default="assistant", description="Always `assistant`.")
-    content: str = Field(description="The text.")
+    content: str = Field(description="The generated text.")
     refusal: None = Field(default=None, description="Always null.")
 
 
 class ChatChoice(ResponseModel):
-    """One answer."""
+    """One generated answer."""
 
-    index: int = Field(description="0 to n - 1.")
-    message: AssistantMessage = Field(description="The answer.")
-    logprobs: ChoiceLogprobs | None = Field(description="Where asked for.")
-    finish_reason: Literal["stop", "length"] = Field(description="`length`: the token limit ended it.")
-    stop_reason: str | int | None = absent_if_none("The stop string or stop token that ended it.")
+    index: int = Field(description="Index of the choice, from 0 to n - 1.")
+    message: AssistantMessage = Field(description="The generated message.")
+    logprobs: ChoiceLogprobs | None = Field(
+        description="Log-probabilities of the generated tokens; null unless `logprobs` was set."
+    )
+    finish_reason: Literal["stop", "length"] = Field(
+        description="`stop`: the model or a stop string ended the text. `length`: the token limit ended it."
+    )
+    stop_reason: str | int | None = absent_if_none("The stop string or stop token that ended the text.")
     features: list[WatchedToken] | None = features_field()
     prompt_features: list[WatchedToken] | None = prompt_features_field()
-    steering: dict[str, Any] | None = absent_if_none("This choice's receipt, where n > 1.")
+    steering: dict[str, Any] | None = absent_if_none("Receipt of this choice; only if n > 1.")
 
 
 class ChatCompletion(ResponseModel):
     """The answer to a chat request that is not streamed."""
 
-    id: str = Field(description="Starts with `chatcmpl-`.")
-    object: Literal["chat.completion"] = Field(default="chat.completion", description="Always this.")
+    id: str = Field(description="Id of the answer; starts with `chatcmpl-`.")
+    object: Literal["chat.completion"] = Field(default="chat.completion", description="Always `chat.completion`.")
     created: int = Field(description="Unix time in seconds.")
-    model: str = Field(description="The model's id.")
-    choices: list[ChatChoice] = Field(description="In order of `index`.")
-    usage: Usage = Field(description="Tokens read and generated.")
-    system_fingerprint: str = Field(description="The same for the same model, server and steering.")
-    service_tier: Literal["default"] | None = absent_if_none("Where the request named one.")
-    metadata: dict[str, str] | None = absent_if_none("The request's own.")
+    model: str = Field(description="The model as the request named it.")
+    choices: list[ChatChoice] = Field(description="The choices, in order of `index`.")
+    usage: Usage = Field(description="Numbers of tokens read and generated.")
+    system_fingerprint: str = Field(description="Equal for equal model, server and steering.")
+    service_tier: Literal["default"] | None = absent_if_none("Always `default`; only if the request named a tier.")
+    metadata: dict[str, str] | None = absent_if_none("The request's `metadata`.")
     steering: dict[str, Any] | None = absent_if_none(
-        "What was really done (of choice 0, where n > 1); absent without steering."
+        "Receipt: the edits that were applied (to choice 0 if n > 1). Absent without steering."
     )
 
 
 class Delta(ResponseModel):
-    """What a chunk adds to a message."""
+    """The part of a message that a chunk adds."""
 
-    role: Literal["assistant"] | None = absent_if_none("In a choice's first chunk alone.")
-    content: str | None = absent_if_none("New text, never half a character.")
+    role: Literal["assistant"] | None = absent_if_none("Always `assistant`; only in the first chunk of a choice.")
+    content: str | None = absent_if_none("New text. Characters are always whole.")
 
 
 class ChatChunkChoice(ResponseModel):
-    """What a chunk adds to one choice."""
+    """The part of a choice that a chunk adds."""
 
-    index: int = Field(description="0 to n - 1.")
-    delta: Delta = Field(description="Empty in the choice's last chunk.")
-    logprobs: ChoiceLogprobs | None = Field(default=None, description="Of the chunk's tokens, where asked for.")
-    finish_reason: Literal["stop", "length"] | None = Field(default=None, description="In the last chunk alone.")
-    stop_reason: str | int | None = absent_if_none("The stop string or stop token that ended it.")
+    index: int = Field(description="Index of the choice, from 0 to n - 1.")
+    delta: Delta = Field(description="The new part of the message; empty in the last chunk of the choice.")
+    logprobs: ChoiceLogprobs | None = Field(
+        default=None, description="Log-probabilities of the chunk's tokens; null unless `logprobs` was set."
+    )
+    finish_reason: Literal["stop", "length"] | None = Field(
+        default=None, description="Why the text ended; only in the last chunk of the choice."
+    )
+    stop_reason: str | int | None = absent_if_none("The stop string or stop token that ended the text.")
     features: list[WatchedToken] | None = features_field()
-    steering: dict[str, Any] | None = absent_if_none("This choice's receipt, where n > 1.")
+    steering: dict[str, Any] | None = absent_if_none("Receipt of this choice; only if n > 1.")
 
 
 class ChatChunk(ResponseModel):
     """One event of a streamed answer."""
 
-    id: str = Field(description="The same in all chunks.")
-    object: Literal["chat.completion.chunk"] = Field(default="chat.completion.chunk", description="Always this.")
-    created: int = Field(description="The same in all chunks.")
-    model: str = Field(description="The same in all chunks.")
-    choices: list[ChatChunkChoice] = Field(description="One, or none in the usage chunk.")
-    system_fingerprint: str = Field(description="The same for the same model, server and steering.")
-    service_tier: Literal["default"] | None = absent_if_none("Where the request named one.")
+    id: str = Field(description="Id of the answer, equal in all chunks; starts with `chatcmpl-`.")
+    object: Literal["chat.completion.chunk"] = Field(
+        default="chat.completion.chunk", description="Always `chat.completion.chunk`."
+    )
+    created: int = Field(description="Unix time in seconds, equal in all chunks.")
+    model: str = Field(description="The model as the request named it.")
+    choices: list[ChatChunkChoice] = Field(description="One choice; none in the chunk with the usage.")
+    system_fingerprint: str = Field(description="Equal for equal model, server and steering.")
+    service_tier: Literal["default"] | None = absent_if_none("Always `default`; only if the request named a tier.")
     steering: dict[str, Any] | None = absent_if_none(
-        "The choice's receipt, in the chunk with its finish reason; absent without steering."
+        "Receipt of the choice: the edits that were applied. Only in the chunk with its `finish_reason`; absent "
+        "without steering."
     )
 
 
 class ChatUsageChunk(ChatChunk):
     """A chunk of a stream with `stream_options.include_usage`."""
 
-    usage: Usage | None = Field(default=None, description="Null but in the last chunk (unless continuous).")
+    usage: Usage | None = Field(
+        default=None,
+        description="Numbers of tokens; null in all chunks but the last, unless `continuous_usage_stats` is set.",
+    )

@@ -9,9 +9,8 @@ from pydantic_core import PydanticCustomError
 
 from steerserve.core.errors import InvalidRequestError, UnsupportedParameterError
 from steerserve.wire.base import ResponseModel, absent_if_none
-from steerserve.wire.sampling import INT64_MAX, GenerationFields
+from steerserve.wire.generation import INT64_MAX, GenerationFields, Usage
 from steerserve.wire.unsupported import COMPLETIONS, documented, refuse_unsupported
-from steerserve.wire.usage import Usage
 from steerserve.wire.watching import WatchedToken, features_field, prompt_features_field
 
 Prompt = str | tuple[int, ...]
@@ -35,22 +34,28 @@ def _extend_schema(schema: dict[str, Any]) -> None:
 
 
 class CompletionRequest(GenerationFields):
-    """A raw prompt to continue. Unknown fields are ignored; null means left out."""
+    """A raw prompt to continue. Unknown fields are ignored; null means that the field was left out."""
 
     model_config = ConfigDict(json_schema_extra=_extend_schema)
 
     prompt: tuple[Prompt, ...] = Field(
-        description="A text, token ids, or a list of either; each prompt gives n choices.",
+        description="A text, token ids, or a list of either; each prompt is continued n times.",
         examples=["The bridge over the river"],
     )
     max_tokens: int = Field(
-        default=16, ge=0, le=INT64_MAX, description="Generated tokens at most; 0 only reads the prompt (for `echo`)."
+        default=16,
+        ge=0,
+        le=INT64_MAX,
+        description="Largest number of generated tokens; with 0 the prompt is only read (for `echo`).",
     )
-    echo: bool = Field(default=False, description="Give the prompt back before the completion.")
+    echo: bool = Field(default=False, description="Whether the text begins with the prompt.")
     logprobs: int | None = Field(
-        default=None, ge=0, le=20, description="Give log-probabilities, and those of this many likeliest tokens."
+        default=None,
+        ge=0,
+        le=20,
+        description="Return the log-probability of each token, and those of this many likeliest tokens.",
     )
-    best_of: int | None = Field(default=None, ge=1, le=128, description="Only 1 or the same as `n`.")
+    best_of: int | None = Field(default=None, ge=1, le=128, description="Must be 1 or equal to `n`.")
 
     @model_validator(mode="before")
     @classmethod
@@ -71,17 +76,17 @@ class CompletionRequest(GenerationFields):
             raise InvalidRequestError("Invalid value for 'prompt': the array is empty.", param="prompt")
         if type(value[0]) is int:
             return (_token_ids(value, "prompt"),)
-        return tuple(_one_prompt(prompt, f"prompt[{place}]") for place, prompt in enumerate(value))
+        return tuple(_prompt(prompt, f"prompt[{index}]") for index, prompt in enumerate(value))
 
     @model_validator(mode="after")
     def _refuse_ranking(self) -> CompletionRequest:
         if self.best_of not in {None, 1, self.n}:
-            message = f"'best_of' is supported only as 1 or the same as 'n' ({self.n}): samples are not ranked."
+            message = f"'best_of' must be 1 or equal to 'n' ({self.n}), not {self.best_of}: samples are not ranked."
             raise UnsupportedParameterError(message, param="best_of", code="unsupported_value")
         return self
 
 
-def _one_prompt(value: object, param: str) -> Prompt:
+def _prompt(value: object, param: str) -> Prompt:
     if isinstance(value, str):
         return value
     if isinstance(value, list):
@@ -91,62 +96,75 @@ def _one_prompt(value: object, param: str) -> Prompt:
 
 
 def _token_ids(values: list[Any], param: str) -> tuple[int, ...]:
-    for place, value in enumerate(values):
+    for index, value in enumerate(values):
         if type(value) is not int:
-            message = f"Invalid type for '{param}[{place}]': expected a token id, which is an integer."
-            raise InvalidRequestError(message, param=f"{param}[{place}]", code="invalid_type")
+            message = f"Invalid type for '{param}[{index}]': expected a token id, which is an integer."
+            raise InvalidRequestError(message, param=f"{param}[{index}]", code="invalid_type")
     return tuple(values)
 
 
 class CompletionLogprobs(ResponseModel):
     """Log-probabilities in the shape of text completions: four lists of equal length."""
 
-    tokens: list[str] = Field(description="Text of each token; bytes that are no character as `bytes:\\xNN`.")
+    tokens: list[str] = Field(
+        description="Text of each token. A token that is only part of a character is written as `bytes:\\xNN`."
+    )
     token_logprobs: list[float | None] = Field(
-        description="Natural logarithms, before temperature, -9999 at least; null for a prompt's first token."
+        description="Natural logarithm of each token's probability, before temperature; at least -9999. Null for a "
+        "prompt's first token."
     )
     top_logprobs: list[dict[str, float] | None] = Field(
-        description="The likeliest tokens at each place, and the token that is there."
+        description="At each position the likeliest tokens and the token of the text, with their log-probabilities."
     )
-    text_offset: list[int] = Field(description="Where each token starts in the choice's text, in characters.")
+    text_offset: list[int] = Field(description="Offset of each token in the choice's text, in characters.")
 
 
 class CompletionChoice(ResponseModel):
-    """One completion, or what a chunk adds to it."""
+    """One completion, or the part of it that a chunk adds."""
 
-    index: int = Field(description="Number of the prompt times n, plus number of the sample.")
-    text: str = Field(description="The text.")
-    logprobs: CompletionLogprobs | None = Field(default=None, description="Where asked for.")
-    finish_reason: Literal["stop", "length"] | None = Field(
-        default=None, description="`length`: the token limit ended it. Null in a stream's chunks but the last."
+    index: int = Field(description="Index of the prompt times n, plus index of the sample.")
+    text: str = Field(description="The generated text.")
+    logprobs: CompletionLogprobs | None = Field(
+        default=None, description="Log-probabilities of the tokens; null unless `logprobs` was set."
     )
-    stop_reason: str | int | None = absent_if_none("The stop string or stop token that ended it.")
+    finish_reason: Literal["stop", "length"] | None = Field(
+        default=None,
+        description="`stop`: the model or a stop string ended the text. `length`: the token limit ended it. Null in "
+        "all chunks of a stream but the choice's last.",
+    )
+    stop_reason: str | int | None = absent_if_none("The stop string or stop token that ended the text.")
     features: list[WatchedToken] | None = features_field()
     prompt_features: list[WatchedToken] | None = prompt_features_field()
-    steering: dict[str, Any] | None = absent_if_none("This choice's receipt, if there are several.")
+    steering: dict[str, Any] | None = absent_if_none("Receipt of this choice; only if the answer has several choices.")
 
 
 class CompletionChunk(ResponseModel):
     """One event of a streamed answer."""
 
-    id: str = Field(description="Starts with `cmpl-`; the same in all chunks.")
-    object: Literal["text_completion"] = Field(default="text_completion", description="Always this.")
+    id: str = Field(description="Id of the answer, equal in all chunks; starts with `cmpl-`.")
+    object: Literal["text_completion"] = Field(default="text_completion", description="Always `text_completion`.")
     created: int = Field(description="Unix time in seconds.")
-    model: str = Field(description="The model's id.")
-    choices: list[CompletionChoice] = Field(description="In order of `index`; in a chunk one, or none with the usage.")
-    system_fingerprint: str = Field(description="The same for the same model, server and steering.")
+    model: str = Field(description="The model as the request named it.")
+    choices: list[CompletionChoice] = Field(
+        description="The choices, in order of `index`. A chunk of a stream has one, or none if it has the usage."
+    )
+    system_fingerprint: str = Field(description="Equal for equal model, server and steering.")
     steering: dict[str, Any] | None = absent_if_none(
-        "What was really done (of choice 0 of several; in a stream: of the chunk's); absent without steering."
+        "Receipt: the edits that were applied, to choice 0 if there are several, or to the chunk's choice in a stream. "
+        "Absent without steering."
     )
 
 
 class CompletionUsageChunk(CompletionChunk):
     """A chunk of a stream with `stream_options.include_usage`."""
 
-    usage: Usage | None = Field(default=None, description="Null but in the last chunk (unless continuous).")
+    usage: Usage | None = Field(
+        default=None,
+        description="Numbers of tokens; null in all chunks but the last, unless `continuous_usage_stats` is set.",
+    )
 
 
 class Completion(CompletionChunk):
     """The answer to a request that is not streamed."""
 
-    usage: Usage = Field(description="Tokens read and generated.")
+    usage: Usage = Field(description="Numbers of tokens read and generated.")

@@ -1,4 +1,4 @@
-"""The schema of `steering`: what a client may write, checked before anything runs. No torch."""
+"""The schema of `steering`, checked before anything runs. Loads no torch."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ Unit = Literal["raw", "max", "norm", "dose"]
 Positions = Literal["all", "prompt", "generated"]
 
 SETTING_MODES: frozenset[str] = frozenset({"clamp", "ablate", "floor", "ceiling"})
-"""Modes that set a feature to something, so that two of them on one feature contradict each other."""
+"""Modes that set a feature's activation, so that two of them on one feature contradict each other."""
 UNITS: dict[str, tuple[Unit, ...]] = {
     "add": ("raw", "max", "norm", "dose"),
     "clamp": ("raw", "max", "dose"),
     "floor": ("raw", "max"),
     "ceiling": ("raw", "max"),
 }
-"""What the scale of a mode may count; the other modes take no unit."""
+"""Units that the scale of each mode can have; modes that are not listed take no unit."""
 SCALELESS_MODES: frozenset[str] = frozenset({"ablate", "remove"})
 VECTOR_MODES: frozenset[str] = frozenset({"add", "remove"})
 MAX_SCALE = 1e6
@@ -36,18 +36,18 @@ Values = Annotated[list[Scale], Field(max_length=MAX_VECTOR_VALUES, fail_fast=Tr
 
 
 class Problem(NamedTuple):
-    """What is wrong with an object that is right in each part."""
+    """What is wrong with an object whose fields are each valid but do not fit together."""
 
     field: str | None
-    """The one that is wrong; None where it is the whole."""
+    """The field that is wrong; None if it is the whole object."""
     sentence: str
     is_missing: bool = False
-    """Whether something is left out that must be there."""
+    """Whether a required field is missing."""
 
 
-def _complaint(problem: Problem) -> PydanticCustomError:
-    said = {"problem": problem.sentence, "field": problem.field, "is_missing": problem.is_missing}
-    return PydanticCustomError("edit", "{problem}", said)
+def _problem_error(problem: Problem) -> PydanticCustomError:
+    context = {"problem": problem.sentence, "field": problem.field, "is_missing": problem.is_missing}
+    return PydanticCustomError("edit", "{problem}", context)
 
 
 class _Strict(BaseModel):
@@ -55,14 +55,16 @@ class _Strict(BaseModel):
 
 
 class InlineVector(_Strict):
-    """A direction of the client's own."""
+    """A direction that the request itself brings."""
 
     hook: str = Field(description="Hook point, such as blocks.17.hook_resid_post.")
     values: Values | None = Field(
         default=None,
-        description="As many numbers as vectors have there: d_model, or heads times head size at attn.hook_z.",
+        description="The vector's values: d_model of them, or heads times head size at attn.hook_z.",
     )
-    base64: str | None = Field(default=None, description="The same numbers as base64 of little-endian bytes.")
+    base64: str | None = Field(
+        default=None, description="Instead of `values`: the same numbers as base64 of little-endian bytes."
+    )
     dtype: Literal["float32", "float16", "float64"] | None = Field(
         default=None, description="Type of the numbers in `base64`; float32 if absent."
     )
@@ -71,66 +73,92 @@ class InlineVector(_Strict):
     def _one_form(self) -> InlineVector:
         if (self.values is None) == (self.base64 is None):
             is_missing = self.values is None
-            raise _complaint(Problem(None, "a vector has exactly one of values and base64", is_missing=is_missing))
+            raise _problem_error(Problem(None, "a vector has exactly one of values and base64", is_missing=is_missing))
         if self.dtype is not None and self.base64 is None:
-            raise _complaint(Problem(None, "dtype goes with base64"))
+            raise _problem_error(Problem(None, "dtype goes with base64"))
         return self
 
 
 class Gate(_Strict):
     """A condition on another feature, token by token."""
 
-    feature: int = Field(description="Index into the dictionary.")
+    feature: int = Field(description="Index of the gate's feature in the dictionary.")
     dictionary: str | None = Field(default=None, description="Dictionary id; the default dictionary if absent.")
-    above: Scale | None = Field(default=None, description="Edit only where its activation is larger.")
-    below: Scale | None = Field(default=None, description="Edit only where its activation is smaller.")
+    above: Scale | None = Field(
+        default=None, description="Edit only the tokens at which the gate's activation is larger than this."
+    )
+    below: Scale | None = Field(
+        default=None, description="Edit only the tokens at which the gate's activation is smaller than this."
+    )
 
     @model_validator(mode="after")
     def _one_bound(self) -> Gate:
         if (self.above is None) == (self.below is None):
             is_missing = self.above is None
-            raise _complaint(Problem(None, "a gate has exactly one of above and below", is_missing=is_missing))
+            raise _problem_error(Problem(None, "a gate has exactly one of above and below", is_missing=is_missing))
         return self
 
 
 class Edit(_Strict):
     """One change of one feature (or along one vector) for the tokens of one request."""
 
-    feature: int | None = Field(default=None, description="Index into the dictionary.")
-    vector: str | InlineVector | None = Field(default=None, description="A stored vector's name, or one inline.")
+    feature: int | None = Field(default=None, description="Index of the feature in the dictionary.")
+    vector: str | InlineVector | None = Field(
+        default=None, description="Instead of `feature`: a stored vector's name, or an inline vector."
+    )
     dictionary: str | None = Field(default=None, description="Dictionary id; the default dictionary if absent.")
-    mode: Mode = Field(default="add", description="What is done with the feature's activation.")
-    scale: Scale | None = Field(default=None, description="The number of the mode.")
+    mode: Mode = Field(default="add", description="How the edit changes the feature's activation.")
+    scale: Scale | None = Field(
+        default=None, description="The change, new value, factor or bound, depending on `mode`; counted in `unit`."
+    )
     unit: Unit | None = Field(
         default=None,
         description=(
-            "What `scale` counts: raw (activation, the default), max (times the feature's largest activation), norm "
-            "(fractions of the mean norm there) or dose (1 is the change at which the output visibly shifts)."
+            "Unit of `scale`: raw (activation, the default), max (multiples of the feature's largest activation), norm "
+            "(fractions of the mean residual norm at the hook point) or dose (1 is the change at which the output "
+            "visibly shifts)."
         ),
     )
-    positions: Positions = Field(default="all", description="Which tokens are edited.")
-    start: int = Field(default=0, ge=0, le=_MAX_INDEX, description="First generated token that is edited.")
-    stop: int | None = Field(default=None, ge=0, le=_MAX_INDEX, description="First generated token no longer edited.")
-    ramp: int = Field(default=0, ge=0, le=_MAX_INDEX, description="Tokens over which the change grows.")
+    positions: Positions = Field(default="all", description="The tokens that are edited.")
+    start: int = Field(default=0, ge=0, le=_MAX_INDEX, description="Index of the first generated token that is edited.")
+    stop: int | None = Field(
+        default=None,
+        ge=0,
+        le=_MAX_INDEX,
+        description="Index of the generated token before which the edit ends; null for no end.",
+    )
+    ramp: int = Field(
+        default=0, ge=0, le=_MAX_INDEX, description="Number of tokens over which the change grows to its full size."
+    )
     special_tokens: bool = Field(
         default=False, description="Whether control tokens and attention sinks are edited too; that breaks most models."
     )
-    when: Gate | None = Field(default=None, description="A gate: edit only where another feature is active, or not.")
+    when: Gate | None = Field(
+        default=None, description="A gate: edit only the tokens at which another feature is active, or is not."
+    )
 
     @model_validator(mode="after")
     def _fits_together(self) -> Edit:
-        if (found := next(filter(None, (check(self) for check in _CHECKS)), None)) is not None:
-            raise _complaint(found)
+        if (problem := next(filter(None, (check(self) for check in _CHECKS)), None)) is not None:
+            raise _problem_error(problem)
         return self
 
 
 class Steering(_Strict):
     """The full form of `steering`."""
 
-    edits: list[Edit] = Field(default_factory=list, description="Edits, all reading the same unedited stream.")
-    presets: list[str] = Field(default_factory=list, description="Presets by name, added to the edits.")
+    edits: list[Edit] = Field(
+        default_factory=list, description="The edits. All of them read the same unedited residual stream."
+    )
+    presets: list[str] = Field(
+        default_factory=list, description="Names of presets; their edits are added to those of `edits`."
+    )
     strength: float = Field(
-        default=1.0, ge=-MAX_STRENGTH, le=MAX_STRENGTH, allow_inf_nan=False, description="Multiplies every change."
+        default=1.0,
+        ge=-MAX_STRENGTH,
+        le=MAX_STRENGTH,
+        allow_inf_nan=False,
+        description="Factor by which every change is multiplied.",
     )
 
 
@@ -138,10 +166,10 @@ _MODELS: dict[str, type[BaseModel]] = {"steering": Steering, "edits": Edit, "vec
 
 
 def parse_steering(value: object, *, max_edits: int) -> Steering | None:
-    """Read the five spellings of `steering` into the full form; None where there is nothing to do.
+    """Parse any of the five forms of `steering` into the full form; None for null.
 
     Raises:
-        InvalidRequestError: the value is no steering; `param` is a path such as `steering.edits[0].scale`.
+        InvalidRequestError: the value is not valid; `param` is a path such as `steering.edits[0].scale`.
     """
     if value is None:
         return None
@@ -167,7 +195,7 @@ def parse_steering(value: object, *, max_edits: int) -> Steering | None:
 
 
 def _without_nulls(value: object) -> object:
-    """Drop explicit nulls, which clients send for what they leave out."""
+    """Drop explicit nulls, which some clients send for fields that they leave out."""
     if isinstance(value, dict):
         return {key: _without_nulls(part) for key, part in value.items() if part is not None}
     if isinstance(value, list) and any(isinstance(part, dict) for part in value):

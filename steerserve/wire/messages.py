@@ -1,4 +1,4 @@
-"""The messages of a conversation, as a client writes them and as the chat template reads them."""
+"""The messages of a conversation, as a client sends them and as the chat template takes them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pydantic_core import PydanticCustomError
 from steerserve.wire.base import Identifier, RequestModel
 
 MAX_MESSAGES = 4096
-"""Of a conversation."""
+"""Largest number of messages in a conversation."""
 _OTHER_MEDIA = frozenset({"image_url", "input_audio", "file", "video_url", "audio_url", "input_image", "input_file"})
 _TOOL_FIELDS = ("tool_calls", "function_call", "audio")
 
@@ -28,7 +28,9 @@ class TextPart(RequestModel):
             return data
         if data.get("type") in _OTHER_MEDIA:
             raise PydanticCustomError(
-                "unsupported_value", "content of type '{kind}' is not supported: text only", {"kind": data["type"]}
+                "unsupported_value",
+                "content of type '{kind}' is not supported; this model reads text only",
+                {"kind": data["type"]},
             )
         return {**data, "text": data.get("refusal")} if data.get("type") == "refusal" else data
 
@@ -57,13 +59,16 @@ class Message(RequestModel):
     """One message of a conversation."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"] = Field(
-        description="Who speaks. `developer` is read as `system`."
+        description="Author of the message. `developer` is treated as `system`."
     )
     content: Content = Field(
-        description="A string, or text parts (joined by line breaks). An assistant's may be left out for `refusal`."
+        description="A string, or text parts, which are joined by line breaks. An assistant's message may have "
+        "`refusal` instead."
     )
-    name: Identifier | None = Field(default=None, description="A participant's name, given to the chat template.")
-    tool_call_id: Identifier | None = Field(default=None, description="Of a tool's message, given to the template.")
+    name: Identifier | None = Field(default=None, description="A participant's name, passed to the chat template.")
+    tool_call_id: Identifier | None = Field(
+        default=None, description="Id of the tool call that a tool's message answers, passed to the chat template."
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -74,7 +79,7 @@ class Message(RequestModel):
             if data.get(field):
                 raise PydanticCustomError(
                     "unsupported_parameter",
-                    "the model has no tools and no audio, so '{field}' cannot be shown to it; write it into 'content'",
+                    "the model knows no tools and no audio, so it cannot read '{field}'; write it into 'content'",
                     {"field": field},
                 )
         if data.get("content") is None and data.get("refusal") is not None:
@@ -82,7 +87,7 @@ class Message(RequestModel):
         return data
 
     def as_template_input(self) -> dict[str, str]:
-        """Give the message as chat templates read it: content is one string."""
+        """Return the message as chat templates take it, with its content as one string."""
         text = self.content if isinstance(self.content, str) else "\n".join(part.text for part in self.content)
         names = {"name": self.name, "tool_call_id": self.tool_call_id}
         return {"role": self.role, "content": text} | {key: value for key, value in names.items() if value is not None}

@@ -1,6 +1,6 @@
-"""Fields that are known and not supported: refused with what would be right, never silently dropped.
+"""Documented fields of other servers that this one does not support: refused with advice, never silently ignored.
 
-A field here is accepted with the values that ask for nothing, since many clients send every field they know.
+A value that asks for nothing is accepted, because many clients send every field that they know.
 """
 
 from __future__ import annotations
@@ -17,15 +17,16 @@ _MAX_SHOWN = 60
 
 @dataclass(frozen=True, slots=True)
 class Unsupported:
-    """Why a field is refused, and the values that are no reason to."""
+    """A field that is refused, unless its value is harmless."""
 
     advice: str
-    """What holds here, or what to do instead: one sentence."""
+    """One sentence: what this server does, or what to send instead."""
     harmless: tuple[object, ...] = ()
+    """Values that are accepted, because they ask for nothing."""
 
 
-_STRUCTURED = "Structured output arrives in a later version."
-_SAMPLER = "This sampler does not exist here; use temperature, top_p, top_k and min_p."
+_STRUCTURED = "A later version will have structured output."
+_SAMPLER = "This server does not have this sampler; use temperature, top_p, top_k and min_p."
 
 _ANY_ROUTE: Mapping[str, Unsupported] = {
     "guided_json": Unsupported(_STRUCTURED),
@@ -35,17 +36,17 @@ _ANY_ROUTE: Mapping[str, Unsupported] = {
     "structured_outputs": Unsupported(_STRUCTURED),
     "grammar": Unsupported(_STRUCTURED, ("",)),
     "json_schema": Unsupported(_STRUCTURED),
-    "use_beam_search": Unsupported("There is no beam search; n draws independent samples.", (False,)),
-    "length_penalty": Unsupported("It belongs to beam search, which does not exist here.", (1, 1.0)),
+    "use_beam_search": Unsupported("This server has no beam search; n draws independent samples.", (False,)),
+    "length_penalty": Unsupported("It belongs to beam search, which this server does not have.", (1, 1.0)),
     "bad_words": Unsupported("Forbid single tokens with logit_bias.", ([],)),
     "allowed_token_ids": Unsupported("Raise or lower single tokens with logit_bias."),
-    "logits_processors": Unsupported("Code is never taken from a request."),
+    "logits_processors": Unsupported("This server runs no code from requests."),
     "prompt_logprobs": Unsupported("Use /v1/completions with echo and logprobs."),
-    "truncate_prompt_tokens": Unsupported("Prompts are never cut; shorten the prompt.", (-1,)),
+    "truncate_prompt_tokens": Unsupported("This server never truncates prompts; shorten the prompt.", (-1,)),
     "skip_special_tokens": Unsupported("Special tokens are never part of the text.", (True,)),
     "spaces_between_special_tokens": Unsupported("Special tokens are never part of the text.", (True,)),
-    "return_tokens_as_token_ids": Unsupported("Tokens are given as text and bytes.", (False,)),
-    "return_token_ids": Unsupported("Tokens are given as text and bytes, with logprobs.", (False,)),
+    "return_tokens_as_token_ids": Unsupported("Tokens are returned as text and bytes.", (False,)),
+    "return_token_ids": Unsupported("Tokens are returned as text and bytes, with logprobs.", (False,)),
     "priority": Unsupported("Requests are served in the order of their arrival.", (0,)),
     "cache_salt": Unsupported("Prefixes are shared between all requests."),
     "repeat_penalty": Unsupported("Send repetition_penalty.", (1, 1.0)),
@@ -60,22 +61,22 @@ _ANY_ROUTE: Mapping[str, Unsupported] = {
 CHAT: Mapping[str, Unsupported] = {
     **_ANY_ROUTE,
     "response_format": Unsupported(_STRUCTURED, ({"type": "text"},)),
-    "modalities": Unsupported("The model reads and writes text alone.", (["text"],)),
-    "audio": Unsupported("The model reads and writes text alone."),
-    "moderation": Unsupported("Nothing is moderated here; a client must do it."),
-    "prediction": Unsupported("There is no speculative decoding."),
-    "web_search_options": Unsupported("The server never reaches out to the network."),
-    "reasoning_effort": Unsupported("The model does not reason apart from its answer.", ("none",)),
+    "modalities": Unsupported("The model reads and writes only text.", (["text"],)),
+    "audio": Unsupported("The model reads and writes only text."),
+    "moderation": Unsupported("This server does not moderate; the client must do it."),
+    "prediction": Unsupported("This server has no speculative decoding."),
+    "web_search_options": Unsupported("This server does not search the web."),
+    "reasoning_effort": Unsupported("The model does not reason separately from its answer.", ("none",)),
     "verbosity": Unsupported("Ask for a length in the prompt, or set max_completion_tokens.", ("medium",)),
-    "service_tier": Unsupported("There is one tier.", ("auto", "default")),
+    "service_tier": Unsupported("This server has one tier.", ("auto", "default")),
     "store": Unsupported("Nothing is stored.", (False,)),
     "prompt_cache_retention": Unsupported("Prefixes are kept in memory only.", ("in_memory",)),
     "prompt_cache_options": Unsupported("Prefixes are always shared automatically.", ({"mode": "implicit"},)),
-    "tool_choice": Unsupported("Tools arrive in a later version.", ("none", "auto")),
-    "function_call": Unsupported("Tools arrive in a later version.", ("none", "auto")),
+    "tool_choice": Unsupported("A later version will have tools.", ("none", "auto")),
+    "function_call": Unsupported("A later version will have tools.", ("none", "auto")),
     "continue_final_message": Unsupported("Use /v1/completions with the rendered prompt.", (False,)),
     "chat_template": Unsupported("The model's own template is used.", ()),
-    "chat_template_kwargs": Unsupported("The model's own template takes no arguments here.", ({},)),
+    "chat_template_kwargs": Unsupported("This server passes no arguments to the model's template.", ({},)),
     "documents": Unsupported("Put documents into the messages.", ([],)),
     "add_special_tokens": Unsupported("The chat template writes the special tokens.", (False,)),
     "echo": Unsupported("Use /v1/completions.", (False,)),
@@ -89,10 +90,10 @@ COMPLETIONS: Mapping[str, Unsupported] = {
 
 
 def refuse_unsupported(body: Mapping[str, Any], fields: Mapping[str, Unsupported]) -> None:
-    """Refuse a body that asks for something in `fields`.
+    """Refuse a body in which one of `fields` has a value that is not harmless.
 
     Raises:
-        UnsupportedParameterError: with the field as `param`.
+        UnsupportedParameterError: such a field; it is the error's `param`.
     """
     for name, rule in fields.items():
         value = body.get(name)
@@ -102,7 +103,7 @@ def refuse_unsupported(body: Mapping[str, Any], fields: Mapping[str, Unsupported
             message = f"'{name}' is not supported by this server. {rule.advice}"
             raise UnsupportedParameterError(message, param=name)
         accepted = " or ".join(json.dumps(harmless) for harmless in rule.harmless)
-        message = f"'{name}' is supported only as {accepted}, and not as {shown(value)}. {rule.advice}"
+        message = f"'{name}' is supported only as {accepted}, not as {shown(value)}. {rule.advice}"
         raise UnsupportedParameterError(message, param=name, code="unsupported_value")
 
 
@@ -113,7 +114,7 @@ def shown(value: object) -> str:
 
 
 def documented(fields: Mapping[str, Unsupported]) -> dict[str, Any]:
-    """Give the JSON Schema properties of the refused fields, for the OpenAPI document."""
+    """Return the JSON Schema properties of the refused fields, for the OpenAPI document."""
     return {
         name: {"description": f"Not supported. {rule.advice}", "enum": [None, *rule.harmless]}
         for name, rule in fields.items()

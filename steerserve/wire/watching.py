@@ -1,4 +1,4 @@
-"""The field `features` of generating routes: what is asked for, and what each token then carries."""
+"""The field `features` of generating routes: the options in a request, and the activations in the answer."""
 
 from __future__ import annotations
 
@@ -12,20 +12,23 @@ from steerserve.wire.texts import MAX_DICTIONARIES, MAX_TOP, MAX_WATCHED, TokenA
 
 
 class FeatureOptions(RequestModel):
-    """Which activations are given with each token."""
+    """Which activations the answer has for each token."""
 
     model_config = ConfigDict(json_schema_extra={"additionalProperties": False})
 
-    top: int = Field(default=8, ge=0, le=MAX_TOP, description="How many of the strongest features to give.")
+    top: int = Field(default=8, ge=0, le=MAX_TOP, description="Number of strongest features to return.")
     watch: list[int] = Field(
         default_factory=list,
         max_length=MAX_WATCHED,
-        description="Features to give with every token, whatever they are; of every dictionary that is named.",
+        description="Indices of features to return at every token, even if inactive; they apply to every dictionary in "
+        "`dictionaries`.",
     )
     dictionaries: list[str] = Field(
-        default_factory=list, max_length=MAX_DICTIONARIES, description="Dictionary ids; the default one if empty."
+        default_factory=list,
+        max_length=MAX_DICTIONARIES,
+        description="Dictionary ids. Default: the default dictionary.",
     )
-    prompt: bool = Field(default=False, description="Give the prompt's tokens too.")
+    prompt: bool = Field(default=False, description="Whether to return the activations at the prompt's tokens too.")
 
     @model_validator(mode="before")
     @classmethod
@@ -34,8 +37,8 @@ class FeatureOptions(RequestModel):
         return data
 
 
-def _spelled_out(value: object) -> object:
-    """Return what `true` and `false` stand for."""
+def _expand_boolean(value: object) -> object:
+    """Return the options that `true` stands for, and None for `false`."""
     if isinstance(value, bool):
         return {} if value else None
     if isinstance(value, dict):
@@ -46,46 +49,49 @@ def _spelled_out(value: object) -> object:
 
 Features = Annotated[
     FeatureOptions | None,
-    BeforeValidator(_spelled_out),
+    BeforeValidator(_expand_boolean),
     Field(
         default=None,
-        description="Give live activations with each token: `true` for the defaults, or what to give.",
+        description="Whether to return feature activations with each token: `true` for the defaults, or options.",
         examples=[{"top": 8, "watch": [4242]}],
         json_schema_extra={
             "anyOf": [{"type": "boolean"}, {"$ref": "#/components/schemas/FeatureOptions"}, {"type": "null"}]
         },
     ),
 ]
-"""The request's field; null and false ask for nothing."""
+"""The request's field; null and false mean that nothing is watched."""
 
 
 class WatchedActivations(TokenActivations):
-    """What one dictionary reads at a position, before this request's edits at its hook point."""
+    """One dictionary's activations at a token, before this request's edits at its hook point."""
 
     edited: dict[str, float] | None = absent_if_none(
-        "Features, by index, whose activations this request's edits changed there, with what they are after that."
+        "The features, by index, that this request's edits changed at this token, with their activations afterwards."
     )
 
 
 class WatchedToken(ResponseModel):
-    """A generated token with what the model activated when it chose it, or a prompt's with what it activates."""
+    """A token with feature activations: those from which a generated token was chosen, or those at a prompt token."""
 
-    token: str = Field(description="Its text; a part of a character reads as the replacement character.")
-    token_id: int = Field(description="Its id.")
-    position: int = Field(
-        description="Where the activations were read, from 0: a prompt token's own place, or the place before a "
-        "generated token."
+    token: str = Field(
+        description="The token's text. A token that is only part of a character reads as the replacement character."
     )
-    dictionaries: dict[str, WatchedActivations] = Field(description="By dictionary id.")
+    token_id: int = Field(description="The token's id.")
+    position: int = Field(
+        description="Position at which the activations were read, from 0: the position of a prompt token itself, or "
+        "the position before a generated token."
+    )
+    dictionaries: dict[str, WatchedActivations] = Field(description="The activations, by dictionary id.")
 
 
 def features_field() -> Any:  # noqa: ANN401 as pydantic's own Field
-    """Declare a choice's activations, one entry a token."""
-    return absent_if_none("Of the tokens here, one entry a token, where `features` asked for it.")
+    """Declare the field with the activations at generated tokens."""
+    return absent_if_none("Feature activations, one entry for each token; only if the request has `features`.")
 
 
 def prompt_features_field() -> Any:  # noqa: ANN401 as pydantic's own Field
-    """Declare a whole choice's activations over its prompt."""
+    """Declare the field with the activations at prompt tokens."""
     return absent_if_none(
-        "Of the prompt's tokens, with `features.prompt`; a stream has them in `features` of the choice's first chunk."
+        "Feature activations, one entry for each prompt token; only with `features.prompt`. A stream has them in "
+        "`features` of the choice's first chunk."
     )

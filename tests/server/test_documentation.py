@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, get_args
 import steerserve
 from steerserve.core import errors
 from steerserve.core.literals import JOB_STATES, JobEventType
+from steerserve.wire.generation import GenerationFields
 from steerserve.wire.jobs import InterpretRequest, JobObject, TrainRequest
-from steerserve.wire.sampling import GenerationFields
 from steerserve.wire.unsupported import CHAT, COMPLETIONS
 from tests.server.asking import client_of
 

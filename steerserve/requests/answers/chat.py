@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from steerserve.requests.running import Generation
     from steerserve.requests.served import ServedModel
     from steerserve.wire.chat import ChatCompletionRequest
-    from steerserve.wire.usage import Usage
+    from steerserve.wire.generation import Usage
     from steerserve.wire.watching import WatchedToken
 
 

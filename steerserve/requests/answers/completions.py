@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from steerserve.requests.running import Generation
     from steerserve.requests.served import ServedModel
     from steerserve.wire.completions import CompletionLogprobs, CompletionRequest
-    from steerserve.wire.usage import Usage
+    from steerserve.wire.generation import Usage
 
 
 class CompletionWriter(AnswerWriter[Completion, CompletionChunk]):

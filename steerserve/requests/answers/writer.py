@@ -6,7 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from steerserve.requests.watching import FeatureWriter, is_long
-from steerserve.wire.usage import PromptTokensDetails, Usage
+from steerserve.wire.generation import PromptTokensDetails, Usage
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Sequence

@@ -12,7 +12,7 @@ from steerserve.server.dependencies import RuntimeDep
 from steerserve.server.keys import require_admin
 from steerserve.server.openapi import load_responses, request_body
 from steerserve.server.routes.dictionaries import DictionaryId, described_dictionaries
-from steerserve.wire.dictionaries import DeletedDictionary, DictionaryList, LoadDictionaryRequest
+from steerserve.wire.catalog import DeletedDictionary, DictionaryList, LoadDictionaryRequest
 
 router = APIRouter(tags=["Features"], dependencies=[Depends(require_admin)])
 

@@ -18,7 +18,7 @@ from steerserve.server.body import content_type_of, parse_json, read_body
 from steerserve.server.dependencies import RuntimeDep
 from steerserve.server.keys import require_admin
 from steerserve.server.openapi import preset_body, preset_responses, text_response
-from steerserve.wire.presets import DeletedPreset, PresetList, PresetObject
+from steerserve.wire.catalog import DeletedPreset, PresetList, PresetObject
 
 if TYPE_CHECKING:
     from steerserve.presets.library import PresetSnapshot

@@ -13,7 +13,7 @@ from steerserve.dictionaries.registry import unknown_dictionary_message
 from steerserve.dictionaries.report_page import render_report
 from steerserve.server.dependencies import RuntimeDep
 from steerserve.server.keys import require_inference
-from steerserve.wire.dictionaries import DictionaryList
+from steerserve.wire.catalog import DictionaryList
 
 if TYPE_CHECKING:
     from steerserve.dictionaries.dictionary import Dictionary

@@ -11,7 +11,7 @@ from steerserve.core.errors import InvalidRequestError, ModelNotFoundError
 from steerserve.presets.naming import model_with
 from steerserve.server.dependencies import RuntimeDep
 from steerserve.server.keys import require_inference
-from steerserve.wire.models import ModelList, ModelObject
+from steerserve.wire.catalog import ModelList, ModelObject
 
 if TYPE_CHECKING:
     from steerserve.runtime import Runtime

@@ -1,4 +1,4 @@
-"""The fields that chat and text completions share."""
+"""The fields that the requests of all generating routes share, and the token counts of their answers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pydantic import Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError, PydanticKnownError
 
 from steerserve.core.errors import InvalidRequestError, UnsupportedParameterError
-from steerserve.wire.base import Identifier, RequestModel
+from steerserve.wire.base import Identifier, RequestModel, ResponseModel
 from steerserve.wire.watching import Features
 
 INT64_MAX = 2**63 - 1
@@ -20,17 +20,18 @@ StopText = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARS)]
 
 
 class StreamOptions(RequestModel):
-    """How a stream is sent; only with `stream: true`."""
+    """Options of a stream; only with `stream: true`."""
 
     include_usage: bool = Field(
         default=False,
-        description="Send a last chunk with `usage` and no choices, and `usage: null` on all the others.",
+        description="Whether to send a last chunk with `usage` and no choices; all other chunks then have "
+        "`usage: null`.",
     )
     continuous_usage_stats: bool = Field(
-        default=False, description="With `include_usage`: the tokens so far on every chunk, instead of null."
+        default=False, description="With `include_usage`: send the counts so far on every chunk, instead of null."
     )
     include_obfuscation: bool = Field(
-        default=False, description="Padding against traffic analysis; only false is supported."
+        default=False, description="Whether to pad chunks against traffic analysis; only false is supported."
     )
 
     @field_validator("include_obfuscation")
@@ -45,7 +46,7 @@ class StreamOptions(RequestModel):
 
 
 class GenerationFields(RequestModel):
-    """Model, sampling, streaming and steering."""
+    """Model, steering, watched features, sampling and streaming."""
 
     model: str = Field(
         description="The model's id, as `/v1/models` lists it; with presets `model@preset` or `model@a+b`.",
@@ -55,10 +56,10 @@ class GenerationFields(RequestModel):
         default=None,
         description=(
             "Edits of dictionary features: a list of edits, a preset's name, a list of both, or the full form. `null` "
-            "for none."
+            "means no edits."
         ),
         examples=[[{"feature": 4242, "mode": "add", "scale": 8.0}]],
-        # Read by the runtime, which says more of what is wrong than a union of schemas could.
+        # `parse_steering` reads it: its messages say more than those of a union of schemas could.
         json_schema_extra={
             "anyOf": [
                 {"type": "array", "items": {"anyOf": [{"$ref": "#/components/schemas/Edit"}, {"type": "string"}]}},
@@ -73,52 +74,80 @@ class GenerationFields(RequestModel):
         default=None,
         ge=0,
         le=2,
-        description="0 (or under 1e-5) is greedy. Default: the server's configuration, then 1.",
+        description="Sampling temperature; 0 (or below 1e-5) is greedy. Default: the server's configuration, then 1.",
     )
     top_p: float | None = Field(
-        default=None, ge=0, le=1, description="Likeliest tokens with this share of the probability. Default 1."
+        default=None,
+        ge=0,
+        le=1,
+        description="Sample from the likeliest tokens that have this share of the probability. Default 1.",
     )
     top_k: int | None = Field(
-        default=None, ge=-1, le=INT64_MAX, description="Number of likeliest tokens to choose from; 0 or -1 is all."
+        default=None,
+        ge=-1,
+        le=INT64_MAX,
+        description="Sample from this many of the likeliest tokens; 0 or -1 means all.",
     )
     min_p: float | None = Field(
-        default=None, ge=0, le=1, description="Least probability, as a share of the likeliest token's. Default 0."
+        default=None,
+        ge=0,
+        le=1,
+        description="Smallest probability of a token, as a share of the likeliest token's. Default 0.",
     )
     presence_penalty: float = Field(
-        default=0.0, ge=-2, le=2, description="Taken from the logits of tokens generated before."
+        default=0.0, ge=-2, le=2, description="Subtracted from the logit of every token that was already generated."
     )
     frequency_penalty: float = Field(
-        default=0.0, ge=-2, le=2, description="Taken from the logits of generated tokens, once for each time."
+        default=0.0,
+        ge=-2,
+        le=2,
+        description="Subtracted from the logit of a token once for each time that it was generated.",
     )
     repetition_penalty: float | None = Field(
-        default=None, gt=0, le=10, description="Divides the logits of tokens seen before, prompt included. Default 1."
+        default=None,
+        gt=0,
+        le=10,
+        description="Makes tokens of the prompt and of the text so far less likely: their positive logits are divided "
+        "by it, negative ones multiplied. Default 1.",
     )
     logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] = Field(
         default_factory=dict,
-        description="Token id (as a string) to a number that is added to its logit.",
+        description="Map from token ids (as strings) to numbers that are added to the tokens' logits.",
         examples=[{"42": -100}],
     )
     seed: int | None = Field(
-        default=None, ge=-INT64_MAX - 1, le=INT64_MAX, description="The same seed gives the same text. Default: drawn."
+        default=None,
+        ge=-INT64_MAX - 1,
+        le=INT64_MAX,
+        description="Seed of the sampling noise: equal requests with equal seeds get equal texts. Default: a random "
+        "seed.",
     )
     n: int = Field(default=1, ge=1, le=128, description="Number of choices for each prompt.")
     stop: tuple[str, ...] = Field(
         default=(),
-        description=f"A string, or up to {MAX_STOPS} of them, before which the text ends.",
+        description=f"A string, or up to {MAX_STOPS} strings; the text ends before the first that occurs.",
         json_schema_extra={"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]},
     )
-    stop_token_ids: list[int] = Field(default_factory=list, max_length=1024, description="Tokens that end the text.")
-    include_stop_str_in_output: bool = Field(default=False, description="Keep the stop string in the text.")
-    ignore_eos: bool = Field(default=False, description="Go on after an end-of-sequence token.")
-    min_tokens: int = Field(default=0, ge=0, le=INT64_MAX, description="The text does not end before this many.")
-    stream: bool = Field(default=False, description="Send the text as server-sent events while it is generated.")
-    stream_options: StreamOptions | None = Field(default=None, description="Only with `stream: true`.")
-    user: Identifier | None = Field(default=None, description="An end user's id, for the client's own bookkeeping.")
+    stop_token_ids: list[int] = Field(
+        default_factory=list, max_length=1024, description="Ids of tokens that end the text."
+    )
+    include_stop_str_in_output: bool = Field(default=False, description="Whether the text includes the stop string.")
+    ignore_eos: bool = Field(default=False, description="Whether generation continues after an end-of-sequence token.")
+    min_tokens: int = Field(
+        default=0, ge=0, le=INT64_MAX, description="Smallest number of generated tokens; the text does not end earlier."
+    )
+    stream: bool = Field(
+        default=False, description="Whether to send the text as server-sent events while it is generated."
+    )
+    stream_options: StreamOptions | None = Field(
+        default=None, description="Options of the stream; only with `stream: true`."
+    )
+    user: Identifier | None = Field(default=None, description="An end user's id, for the client's own records.")
 
     @field_validator("logit_bias", mode="before")
     @classmethod
     def _check_size(cls, value: Any) -> Any:  # noqa: ANN401 whatever the client sent
-        if isinstance(value, dict) and len(value) > MAX_BIASES:  # told before a million entries are looked at
+        if isinstance(value, dict) and len(value) > MAX_BIASES:  # before pydantic checks a million entries
             context = {"field_type": "Dictionary", "max_length": MAX_BIASES, "actual_length": len(value)}
             raise PydanticKnownError("too_long", context)
         return value
@@ -131,15 +160,18 @@ class GenerationFields(RequestModel):
             kind, expected = "one_or_many", "a string or an array of strings"
             raise PydanticCustomError(kind, "{expected}", {"expected": expected})
         if len(stops) > MAX_STOPS:
-            message = f"Invalid value for 'stop': at most {MAX_STOPS} strings are possible, but got {len(stops)}."
+            message = f"Invalid value for 'stop': at most {MAX_STOPS} strings are allowed, but got {len(stops)}."
             raise InvalidRequestError(message, param="stop")
-        for place, stop in enumerate(stops):
-            param = "stop" if isinstance(value, str) else f"stop[{place}]"
+        for index, stop in enumerate(stops):
+            param = "stop" if isinstance(value, str) else f"stop[{index}]"
             if not isinstance(stop, str):
                 message = f"Invalid type for '{param}': expected a string."
                 raise InvalidRequestError(message, param=param, code="invalid_type")
             if not 1 <= len(stop) <= MAX_STOP_CHARS:
-                message = f"Invalid value for '{param}': a stop string has 1 to {MAX_STOP_CHARS} characters."
+                message = (
+                    f"Invalid value for '{param}': a stop string must have 1 to {MAX_STOP_CHARS} characters, but got "
+                    f"{len(stop)}."
+                )
                 raise InvalidRequestError(message, param=param)
         return tuple(stops)
 
@@ -157,5 +189,20 @@ class GenerationFields(RequestModel):
 
     @property
     def continuous_usage(self) -> bool:
-        """Whether every chunk of a stream counts the tokens so far."""
+        """Whether every chunk of a stream has the token counts so far."""
         return self.include_usage and self.stream_options is not None and self.stream_options.continuous_usage_stats
+
+
+class PromptTokensDetails(ResponseModel):
+    """Details of the prompt's tokens."""
+
+    cached_tokens: int = Field(description="Number of prompt tokens whose computation was shared with another request.")
+
+
+class Usage(ResponseModel):
+    """Numbers of tokens over all choices; a prompt counts once however many choices it has."""
+
+    prompt_tokens: int = Field(description="Number of prompt tokens.")
+    completion_tokens: int = Field(description="Number of generated tokens, including end-of-sequence tokens.")
+    total_tokens: int = Field(description="Sum of `prompt_tokens` and `completion_tokens`.")
+    prompt_tokens_details: PromptTokensDetails = Field(description="Details of the prompt's tokens.")
