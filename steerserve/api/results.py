@@ -14,7 +14,7 @@ from steerserve.wire.receipt import Receipt
 from steerserve.wire.texts import ContrastObject, InspectionObject
 
 if TYPE_CHECKING:
-    from steerserve.wire.usage import Usage
+    from steerserve.wire.generation import Usage
     from steerserve.wire.watching import WatchedToken
 
 
