@@ -23,7 +23,7 @@ from steerserve.core.config import Settings
 from steerserve.dictionaries.loader import DictionaryLoader
 from steerserve.dose.calibrate import calibrate, set_up
 from steerserve.dose.prompts import prompt_ids
-from steerserve.dose.pushed_text import run_pieces
+from steerserve.engine.background import run_pieces
 from steerserve.model.lens import load_lens
 from steerserve.model.names import model_names
 from steerserve.model.norms import SINK_RATIO, measure_norms

@@ -24,7 +24,7 @@ import torch  # noqa: E402 it reads the environment when it is imported
 
 from steerserve.bench.machine import least_seconds, load_average, this_machine  # noqa: E402
 from steerserve.core.settings_sources import load_settings  # noqa: E402
-from steerserve.engine.request import GenerationRequest, SamplingParams, TokenFeatures, Watch  # noqa: E402
+from steerserve.engine.request import GenerationRequest, SamplingParams, TokenReadings, Watch  # noqa: E402
 from steerserve.engine.sequence import Sequence  # noqa: E402
 from steerserve.requests.watching import FeatureWriter  # noqa: E402
 from steerserve.runtime import build_runtime  # noqa: E402
@@ -120,7 +120,7 @@ def writing(runtime: Runtime, rows: int, length: int) -> Callable[[], None]:
 
     def write() -> None:
         for sequence in sequences:
-            [entry] = writer.entries([TokenFeatures(100, length, sequence.readings)])
+            [entry] = writer.entries([TokenReadings(100, length, sequence.readings)])
             entry.model_dump_json()
 
     return write

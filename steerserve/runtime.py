@@ -14,9 +14,9 @@ from steerserve.core.pool import Pool
 from steerserve.core.progress import stage_bar
 from steerserve.dictionaries.loader import DictionaryLoader
 from steerserve.dictionaries.sources import locate_dictionary
-from steerserve.engine.engine import Engine
 from steerserve.engine.runner import Runner, default_chunk
 from steerserve.engine.selfcheck import check_cache
+from steerserve.engine.slot_engine import SlotEngine
 from steerserve.jobs.supervisor import Supervisor
 from steerserve.model.lens import load_lens
 from steerserve.model.names import model_names
@@ -38,7 +38,9 @@ _log = logging.getLogger(__name__)
 class Runtime(ServedModel):
     """A served model with what runs beside it: jobs, kept comparisons, and a watch over the preset files."""
 
-    def __init__(self, settings: Settings, lens: LensModel, loader: DictionaryLoader, engine: Engine) -> None:
+    engine: SlotEngine
+
+    def __init__(self, settings: Settings, lens: LensModel, loader: DictionaryLoader, engine: SlotEngine) -> None:
         """Keep the parts; `build_runtime` makes them."""
         super().__init__(settings, lens, loader, engine)
         self.jobs = Supervisor(settings.dictionary_dirs[0], settings.jobs, self.dictionary_library.load)
@@ -98,7 +100,7 @@ def build_runtime(settings: Settings) -> Runtime:
         runner = _build_runner(settings, lens, {name: median for name, (median, _) in norms.items()})
         chunk = settings.engine.prefill_chunk
         chunk = default_chunk(lens.device) if chunk == "auto" else chunk
-        engine = Engine(runner, num_slots=settings.engine.slots, max_queue=settings.engine.queue, chunk=chunk)
+        engine = SlotEngine(runner, num_slots=settings.engine.slots, max_queue=settings.engine.queue, chunk=chunk)
         begin("dictionaries")
         runtime = Runtime(settings, lens, _loader(settings, files, lens, norms), engine)
         for entry in settings.dictionaries:

@@ -4,24 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import threading
-import time
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from steerserve.compare.scoring import Scorer, drive
-from steerserve.core.errors import QueueFullError, UnavailableError
+from steerserve.compare.scoring import Scorer
+from steerserve.core.errors import UnavailableError
+from steerserve.engine.background import drive
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from steerserve.compare.arms import Arm
     from steerserve.compare.metrics import Reading
+    from steerserve.engine.background import RunExclusive
 
-    RunExclusive = Callable[[Callable[[], Reading | None]], Future[Reading | None]]
-    """`Engine.run_exclusive`: runs a function while nobody else uses the model."""
-
-_RETRY_S = 0.05
 _MAX_IN_TURN = 16
 """Texts of one comparison after another while others wait: each change of comparison reads its prompts again."""
 
@@ -117,23 +114,12 @@ class ScoringLine:
                 self._current.forget()
             self._current, self._num_in_turn = text.scorer, 0
         self._num_in_turn += 1
-        for call in drive(text.scorer.read(text.arm, text.token_ids)):
-            if not text.is_wanted():
-                raise CancelledError
-            if (reading := self._call(call)) is not None:
-                return reading
-        raise CancelledError
-
-    def _call(self, call: Callable[[], Reading | None]) -> Reading | None:
-        while True:
-            try:
-                return self._run_exclusive(call).result()
-            except UnavailableError:
-                raise
-            except QueueFullError:  # others read so much that there was no place for this
-                if self._is_stopped:
-                    raise
-                time.sleep(_RETRY_S)
+        return drive(
+            self._run_exclusive,
+            text.scorer.read(text.arm, text.token_ids),
+            is_cancelled=lambda: not text.is_wanted(),
+            should_retry=lambda: not self._is_stopped,
+        )
 
     def _leave(self, scorer: Scorer) -> None:
         scorer.forget()

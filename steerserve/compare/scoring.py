@@ -1,7 +1,7 @@
 """What the model says of finished texts: likelihoods, divergence of the steered model, activations.
 
-All work comes as pieces of about an engine step's length, generators that yield between two of them, so that other
-streams go on. Text is fed as it was generated, token for token, and edits meet the same tokens as then.
+All work comes in pieces of about an engine step's length; `steerserve.engine.background` runs them. Text is fed as it
+was generated, token for token, and edits meet the same tokens as then.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ import torch
 
 from steerserve.compare.metrics import Reading
 from steerserve.dose.pushed_text import divergence
-from steerserve.engine.readings import Span, encode_kept
+from steerserve.engine.readings import Span, encode_counted
 from steerserve.steering.plan import SequenceEdits
-from steerserve.steering.site import TokenPosition
+from steerserve.steering.site import TokenRole
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from jaxtyping import Float
     from torch import Tensor
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from steerserve.compare.arms import Arm
     from steerserve.dictionaries.dictionary import Dictionary
-    from steerserve.dose.pushed_text import Pieces
+    from steerserve.engine.background import Pieces
     from steerserve.model.lens import LensModel
 
     HookFns = Mapping[str, Callable[[Tensor], Tensor | None]]
@@ -75,21 +75,21 @@ class Course:
             raise RuntimeError(message)
         return torch.cat((before[None], logits[:-1])).float()
 
-    def _places(self, ids: Sequence[int], start: int | None) -> list[TokenPosition]:
+    def _places(self, ids: Sequence[int], start: int | None) -> list[TokenRole]:
         special = self._lens.tokenizer.special_ids
         return [
-            TokenPosition(token_id in special, None if start is None else start + place)
+            TokenRole(token_id in special, None if start is None else start + place)
             for place, token_id in enumerate(ids)
         ]
 
-    def _edit_hooks(self, places: Sequence[TokenPosition]) -> HookFns:
+    def _edit_hooks(self, places: Sequence[TokenRole]) -> HookFns:
         if self._edits is None:
             return {}
         is_prompt = places[0].generated_index is None
         return self._edits.prompt_hooks(places) if is_prompt else self._edits.generated_hooks(places)
 
     def _forward(
-        self, ids: Sequence[int], places: Sequence[TokenPosition], hooks: HookFns, logits_to_keep: int = 0
+        self, ids: Sequence[int], places: Sequence[TokenRole], hooks: HookFns, logits_to_keep: int = 0
     ) -> Float[Tensor, "tokens vocab"]:
         with contextlib.ExitStack() as stack:
             for hook_name, fn in (*self._edit_hooks(places).items(), *hooks.items()):
@@ -221,7 +221,7 @@ class _Tally:
         """Encode what the last pass left at the hook points."""
         span = Span(0, tuple(ids), start, self._values)
         for dictionary in self._dictionaries:
-            keep, parts = encode_kept(dictionary, span, self._special_ids)
+            keep, parts = encode_counted(dictionary, span, self._special_ids)
             wanted = self._features.get(dictionary.id)
             picked = []
             for acts in parts:
@@ -243,22 +243,6 @@ class _Tally:
     def by_token(self) -> dict[str, Float[Tensor, "tokens features"]]:
         """Return the activations that are wanted at every token."""
         return {name: torch.cat(rows).cpu() for name, rows in self._rows.items() if rows}
-
-
-def drive(pieces: Pieces[Reading]) -> Iterator[Callable[[], Reading | None]]:
-    """Yield calls to be made in order on the engine's thread; the last returns the result, all others None."""
-    ended: list[Reading] = []
-
-    def advance() -> Reading | None:
-        try:
-            next(pieces)
-        except StopIteration as end:
-            ended.append(end.value)
-            return ended[0]
-        return None
-
-    while not ended:
-        yield advance
 
 
 def _chosen(log_probs: Float[Tensor, "tokens vocab"], ids: Sequence[int]) -> Float[Tensor, " tokens"]:

@@ -12,7 +12,8 @@ import torch
 
 from steerserve.contrast.separation import rank_features
 from steerserve.core.errors import QueueFullError
-from steerserve.engine.readings import encode_kept, pieces_of, read_all
+from steerserve.engine.background import drive_async
+from steerserve.engine.readings import encode_counted, read_texts
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping, Sequence
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from steerserve.contrast.separation import Candidate
     from steerserve.contrast.text_sets import TextSets
     from steerserve.dictionaries.dictionary import Dictionary
-    from steerserve.engine.engine import Engine
+    from steerserve.engine.protocols import Probe
     from steerserve.engine.readings import Span
     from steerserve.store.records import Calibration
 
@@ -43,7 +44,7 @@ _ROUNDING = 1e-9
 
 
 async def contrast(
-    engine: Engine, dictionary: Dictionary, sets: TextSets, limit: int, line: ContrastLine
+    engine: Probe, dictionary: Dictionary, sets: TextSets, limit: int, line: ContrastLine
 ) -> list[Candidate]:
     """Return the features that tell the sets apart, the best first.
 
@@ -98,7 +99,7 @@ class ContrastLine:
 
 
 async def pooled_activations(
-    engine: Engine, dictionary: Dictionary, sets: TextSets
+    engine: Probe, dictionary: Dictionary, sets: TextSets
 ) -> Float[NDArray[np.float32], "texts features"]:
     """Return each feature's largest activation on each text, special tokens and sinks left out.
 
@@ -106,16 +107,16 @@ async def pooled_activations(
         InvalidRequestError: a text has no token that the dictionary reads.
         QueueFullError: too many others read activations.
     """
-    lens = engine.runner.lens
+    lens = engine.lens
     special_ids = lens.tokenizer.special_ids
     pooled = torch.full((len(sets.rows), dictionary.d_sae), -torch.inf)
 
     def take(span: Span) -> None:
-        _, parts = encode_kept(dictionary, span, special_ids)
+        _, parts = encode_counted(dictionary, span, special_ids)
         for acts in parts:
             pooled[span.row] = torch.maximum(pooled[span.row], acts.amax(0).cpu())
 
-    await read_all(engine, pieces_of(lens, sets.rows, dictionary.hook_names, take))
+    await drive_async(engine.run_exclusive, read_texts(lens, sets.rows, dictionary.hook_names, take))
     unread = torch.isinf(pooled[:, 0]).nonzero().flatten().tolist()
     if unread:
         raise sets.unreadable(unread[0])

@@ -10,12 +10,13 @@ import torch
 
 from steerserve.contrast.separation import held_out_projection
 from steerserve.core.errors import InvalidRequestError
-from steerserve.engine.readings import kept_tokens, pieces_of, read_all
+from steerserve.engine.background import drive_async
+from steerserve.engine.readings import counted_of, read_texts
 
 if TYPE_CHECKING:
     from steerserve.contrast.text_sets import TextSets
     from steerserve.core.literals import Pooling
-    from steerserve.engine.engine import Engine
+    from steerserve.engine.protocols import Probe
     from steerserve.engine.readings import Span
 
 _LEAST_SHARE = 1e-4
@@ -33,7 +34,7 @@ class Difference:
 
 
 async def difference_of_means(
-    engine: Engine, hook_name: str, median_norm: float, sets: TextSets, pooling: Pooling
+    engine: Probe, hook_name: str, median_norm: float, sets: TextSets, pooling: Pooling
 ) -> Difference:
     """Return the vector at a hook point, each text weighing the same.
 
@@ -43,13 +44,13 @@ async def difference_of_means(
         InvalidRequestError: a text has no token that counts, or the sets do not differ there.
         QueueFullError: too many others read activations.
     """
-    lens = engine.runner.lens
+    lens = engine.lens
     special_ids = lens.tokenizer.special_ids
     sums = torch.zeros(len(sets.rows), lens.width(hook_name), dtype=torch.float64)
     counts = torch.zeros(len(sets.rows), 1, dtype=torch.float64)
 
     def take(span: Span) -> None:
-        keep = kept_tokens(span, hook_name, median_norm, special_ids)
+        keep = counted_of(span, hook_name, median_norm, special_ids)
         x = span.values[hook_name][keep].double().cpu()
         if pooling == "mean":
             sums[span.row] += x.sum(0)
@@ -58,7 +59,7 @@ async def difference_of_means(
             sums[span.row] = x[-1]
             counts[span.row] = 1
 
-    await read_all(engine, pieces_of(lens, sets.rows, [hook_name], take))
+    await drive_async(engine.run_exclusive, read_texts(lens, sets.rows, [hook_name], take))
     unread = (counts[:, 0] == 0).nonzero().flatten().tolist()
     if unread:
         raise sets.unreadable(unread[0])

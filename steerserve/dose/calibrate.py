@@ -11,7 +11,8 @@ from steerserve.core.observer import StoppedError
 from steerserve.dose.directions import NUM_PROMOTED
 from steerserve.dose.dosing import TYPICAL_PART, DoseSearch, find_doses, usual_dose
 from steerserve.dose.prompts import calibration_ids, more_ids, neutral_ids
-from steerserve.dose.pushed_text import PushedText, run_pieces
+from steerserve.dose.pushed_text import PushedText
+from steerserve.engine.background import run_pieces
 from steerserve.store.records import Calibration
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
     from steerserve.core.observer import Observer
     from steerserve.dictionaries.dictionary import Dictionary
-    from steerserve.dose.pushed_text import Pieces
+    from steerserve.engine.background import Pieces
     from steerserve.model.lens import LensModel
 
 _CHUNK = 64

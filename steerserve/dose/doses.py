@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 import threading
 from collections import OrderedDict
@@ -13,6 +12,7 @@ import torch
 
 from steerserve.core.errors import FeatureStoreError, UnavailableError
 from steerserve.dose.calibrate import calibrate, calibrate_vector, set_up
+from steerserve.engine.background import drive
 from steerserve.steering.scales import FeatureTarget, UnknownDosesError
 
 if TYPE_CHECKING:
@@ -20,14 +20,11 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
 
     from steerserve.dictionaries.dictionary import Dictionary
-    from steerserve.dose.pushed_text import Pieces
+    from steerserve.engine.background import Pieces, RunExclusive
     from steerserve.model.lens import LensModel
     from steerserve.steering.scales import Target
     from steerserve.store.records import Calibration
     from steerserve.store.stores import FeatureStores
-
-    RunExclusive = Callable[[Callable[[], None]], Future[None]]
-    """`Engine.run_exclusive`: runs a function while nobody else uses the model."""
 
 Result = TypeVar("Result")
 
@@ -130,7 +127,7 @@ class Doses:
                 if isinstance(target, FeatureTarget):
                     features.setdefault(target.dictionary.contents, []).append(target)
                 else:
-                    self._remember({target.key: self._drive(self._vector_pieces(dict(target.layers)))})
+                    self._remember({target.key: drive(self._run_exclusive, self._vector_pieces(dict(target.layers)))})
             for some in features.values():
                 self._measure_features(some)
         finally:
@@ -140,7 +137,7 @@ class Doses:
 
     def _measure_features(self, targets: Sequence[FeatureTarget]) -> None:
         dictionary, wanted = targets[0].dictionary, [target.feature for target in targets]
-        found = self._drive(self._feature_pieces(dictionary, wanted))
+        found = drive(self._run_exclusive, self._feature_pieces(dictionary, wanted))
         self._remember(
             {target.key: found[target.feature].dose if target.feature in found else None for target in targets}
         )
@@ -165,25 +162,11 @@ class Doses:
         dose = yield from calibrate_vector(self._lens, tensors, medians)
         return dose
 
-    def _drive(self, pieces: Pieces[Result]) -> Result:
-        """Do the work piece by piece; other requests go on between two of them."""
-        ended: list[Result] = []
-        while not ended:
-            self._run_exclusive(functools.partial(_advance, pieces, ended)).result()
-        return ended[0]
-
     def _remember(self, doses: Mapping[str, float | None]) -> None:
         with self._lock:
             self._known.update(doses)
             while len(self._known) > _MAX_KEPT:
                 self._known.popitem(last=False)
-
-
-def _advance(pieces: Pieces[Result], ended: list[Result]) -> None:
-    try:
-        next(pieces)
-    except StopIteration as end:
-        ended.append(end.value)
 
 
 def _read(look_up: Callable[[], Result | None]) -> Result | None:

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from jaxtyping import Float
     from torch import Tensor
 
-    from steerserve.dose.pushed_text import Pieces, PushedText
+    from steerserve.dose.pushed_text import PushedText
+    from steerserve.engine.background import Pieces
 
 DOSE_NATS = 1.0
 DOSE_SHARE = 0.95

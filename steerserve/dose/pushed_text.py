@@ -1,20 +1,18 @@
 """Texts whose tokens are pushed along directions at hook points, and what that does to the model's output.
 
-All work comes as pieces of about an engine step's length: generators that yield between two of them and return the
-result, so that whoever shares the model with others can let them pass.
+All work comes in pieces of about an engine step's length; `steerserve.engine.background` runs them.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Generator
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import torch
 
 from steerserve.model.names import RESID_POST, RESID_PRE
-from steerserve.model.norms import SINK_RATIO
+from steerserve.model.norms import SINK_RATIO, counted_tokens
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -22,27 +20,15 @@ if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int
     from torch import Tensor
 
+    from steerserve.engine.background import Pieces
     from steerserve.model.lens import LensModel
 
     Gains = Callable[[Float[Tensor, "rows width"]], Tensor]
     """From the values of tokens to a number for each."""
 
-Result = TypeVar("Result")
-Pieces = Generator[None, None, Result]
-
 _PIECE_TOKENS = {"cpu": 160, "cuda": 8192}
 _PIECE_BYTES = {"cpu": 1 << 25, "cuda": 1 << 30}
 """Of a piece's logits. Larger blocks are fetched from the system and given back each time, page by page."""
-
-
-def run_pieces(pieces: Pieces[Result]) -> Result:
-    """Do all of the work at once."""
-    while True:
-        try:
-            next(pieces)
-        except StopIteration as end:
-            result: Result = end.value
-            return result
 
 
 class PushedText:
@@ -97,7 +83,7 @@ class PushedText:
         special = torch.tensor(sorted(self._lens.tokenizer.special_ids), device=self._lens.device)
         plain = ~torch.isin(self._ids, special)
         for name in self._hook_names:
-            keep_row = plain & (self._values[name].norm(dim=-1) <= SINK_RATIO * self._median_norms[name])
+            keep_row = counted_tokens(self._values[name], plain, SINK_RATIO * self._median_norms[name])
             gain = self._gains.pop(name, _no_gain)(self._values[name].flatten(0, 1))
             self._factors[name] = keep_row * gain.view(keep_row.shape)
             self.edited |= keep_row

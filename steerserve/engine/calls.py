@@ -1,4 +1,4 @@
-"""Calls that use the model beside generation: each runs alone on the engine's thread, between two steps."""
+"""Exclusive calls: functions that use the model beside generation, each alone on the engine's thread between steps."""
 
 from __future__ import annotations
 
@@ -15,31 +15,31 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True, slots=True)
 class Call(Generic[Result]):
-    """A function, and who waits for what it returns."""
+    """A function with the future that its caller waits for."""
 
     fn: Callable[[], Result]
     future: Future[Result]
 
     def run(self) -> None:
-        """Run the function unless its caller has gone; what it raises is the caller's alone."""
+        """Run the function unless the caller has cancelled it; only the caller sees the exception it raises."""
         if not self.future.set_running_or_notify_cancel():
             return
         try:
             result = self.fn()
         except Exception as error:  # noqa: BLE001 it must end neither the thread nor anybody else's request
             self.future.set_exception(error)
-            del self  # the traceback knows this frame, and the frame would know the error
+            del self  # the traceback refers to this frame, and the frame would refer to the error
         else:
             self.future.set_result(result)
 
     def refuse(self, error: Exception) -> None:
-        """End the wait with an error, where the function has not begun."""
+        """Give the caller an error, if the function has not begun."""
         if self.future.set_running_or_notify_cancel():
             self.future.set_exception(error)
 
 
 class CallQueue:
-    """Calls in order of arrival. Not safe by itself: its owner's lock guards it."""
+    """Calls in order of arrival. Not thread-safe: the lock of its owner guards it."""
 
     def __init__(self) -> None:
         """Start empty."""
@@ -49,13 +49,13 @@ class CallQueue:
         return len(self._calls)
 
     def put(self, fn: Callable[[], Result]) -> Future[Result]:
-        """Queue a function; return what will hold its result."""
+        """Queue a function; return the future of its result."""
         future: Future[Result] = Future()
         self._calls.append(Call(fn, future))
         return future
 
     def take(self) -> Call[Any] | None:
-        """Return the next call whose caller still waits."""
+        """Return the next call that is not cancelled; None if the queue has no such call."""
         while self._calls:
             call = self._calls.popleft()
             if not call.future.cancelled():
@@ -63,7 +63,7 @@ class CallQueue:
         return None
 
     def clear(self) -> list[Call[Any]]:
-        """Return all that is left, and forget it."""
+        """Empty the queue; return the calls that were in it."""
         calls = list(self._calls)
         self._calls.clear()
         return calls

@@ -3,34 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import torch
 
-from steerserve.engine.readings import encode_kept
+from steerserve.engine.readings import encode_counted, pack_readings, skipped_reading, unpack_reading
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from jaxtyping import Float
+    from jaxtyping import Float, Int
     from torch import Tensor
 
     from steerserve.dictionaries.dictionary import Dictionary
     from steerserve.engine.readings import Span
-
-Skipped = Literal["special", "sink"]
-
-
-@dataclass(frozen=True, slots=True)
-class TokenFeatures:
-    """What one dictionary reads at one token."""
-
-    top: tuple[tuple[int, float], ...]
-    """Features and activations, the strongest first; only those that are active."""
-    watch: tuple[float, ...]
-    """Activations of the features that were asked for."""
-    skipped: Skipped | None = None
-    """Why the dictionary does not read it: it never learned such tokens."""
+    from steerserve.engine.request import FeatureReading
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,26 +26,27 @@ class TextFeature:
 
     feature: int
     activation: float
-    """The largest."""
+    """The largest activation in the text."""
     position: int
-    """Of the token where it is largest."""
+    """Position of the token with the largest activation."""
     mean_activation: float
-    """Over all tokens that are read."""
+    """Mean activation over all tokens that count."""
     tokens_active: int
 
 
 class Inspection:
-    """One dictionary's reading of one text, filled span by span on the engine's thread."""
+    """One dictionary's readings of one text, filled span by span on the engine's thread."""
 
     def __init__(self, dictionary: Dictionary, *, top: int, watch: Sequence[int], special_ids: frozenset[int]) -> None:
         """Keep the `top` strongest features of each token, and those in `watch`."""
         self.dictionary = dictionary
-        self.tokens: list[TokenFeatures] = []
-        self._top = min(top, dictionary.d_sae)
-        self._watch = list(watch)
-        self._special_ids = special_ids
-        self._num_read = 0
+        self.tokens: list[FeatureReading] = []
+        """Reading of each token so far."""
         device = dictionary.sae.W_dec.device
+        self._top = min(top, dictionary.d_sae)
+        self._watch = torch.tensor([watch], dtype=torch.long, device=device)
+        self._special_ids = special_ids
+        self._num_counted = 0
         self._largest = torch.zeros(dictionary.d_sae, device=device)
         self._sums = torch.zeros(dictionary.d_sae, device=device)
         self._counts = torch.zeros(dictionary.d_sae, dtype=torch.long, device=device)
@@ -66,52 +54,40 @@ class Inspection:
 
     def take(self, span: Span) -> None:
         """Read the text's next tokens. Engine thread only."""
-        keep, parts = encode_kept(self.dictionary, span, self._special_ids)
-        places = keep.nonzero().squeeze(1) + span.start
-        read: list[TokenFeatures] = []
+        counted, parts = encode_counted(self.dictionary, span, self._special_ids)
+        positions = counted.nonzero().squeeze(1) + span.start
+        num_watched = self._watch.shape[1]
+        readings: list[FeatureReading] = []
         for acts in parts:
-            self._count(acts, places[len(read) : len(read) + len(acts)])
-            read += self._strongest_of_tokens(acts)
-        tokens = iter(read)
-        for token_id, is_kept in zip(span.ids, keep.tolist(), strict=True):
-            self.tokens.append(next(tokens) if is_kept else self._skipped(token_id))
+            self._count(acts, positions[len(readings) : len(readings) + len(acts)])
+            packed = pack_readings(acts, self._top, self._watch.expand(len(acts), -1)).tolist()
+            readings += [unpack_reading(numbers, self._top, self._top, num_watched) for numbers in packed]
+        following = iter(readings)
+        for token_id, is_counted in zip(span.ids, counted.tolist(), strict=True):
+            skipped = skipped_reading(num_watched, is_special=token_id in self._special_ids)
+            self.tokens.append(next(following) if is_counted else skipped)
 
     def strongest(self) -> list[TextFeature]:
-        """Return the features that are largest anywhere in the text."""
-        found = self._largest.abs().topk(self._top)
+        """Return the features with the largest activations in the text."""
+        largest = self._largest.abs().topk(self._top)
         return [
             TextFeature(
                 feature=feature,
                 activation=float(self._largest[feature]),
                 position=int(self._positions[feature]),
-                mean_activation=float(self._sums[feature]) / self._num_read,
+                mean_activation=float(self._sums[feature]) / self._num_counted,
                 tokens_active=int(self._counts[feature]),
             )
-            for feature, size in zip(found.indices.tolist(), found.values.tolist(), strict=True)
+            for feature, size in zip(largest.indices.tolist(), largest.values.tolist(), strict=True)
             if size > 0
         ]
 
-    def _count(self, acts: Float[Tensor, "tokens d_sae"], places: Tensor) -> None:
-        self._num_read += len(acts)
+    def _count(self, acts: Float[Tensor, "tokens d_sae"], positions: Int[Tensor, " tokens"]) -> None:
+        self._num_counted += len(acts)
         self._sums += acts.sum(0)
         self._counts += (acts != 0).sum(0)
-        at = acts.abs().argmax(0)
-        largest = acts.gather(0, at[None])[0]
+        tokens = acts.abs().argmax(0)
+        largest = acts.gather(0, tokens[None])[0]
         is_larger = largest.abs() > self._largest.abs()
         self._largest = torch.where(is_larger, largest, self._largest)
-        self._positions = torch.where(is_larger, places[at], self._positions)
-
-    def _strongest_of_tokens(self, acts: Float[Tensor, "tokens d_sae"]) -> list[TokenFeatures]:
-        features = acts.abs().topk(self._top, dim=-1).indices
-        values = acts.gather(-1, features)
-        watched = acts[:, self._watch]
-        return [
-            TokenFeatures(
-                tuple((feature, value) for feature, value in zip(*row, strict=True) if value != 0), tuple(watch)
-            )
-            for *row, watch in zip(features.tolist(), values.tolist(), watched.tolist(), strict=True)
-        ]
-
-    def _skipped(self, token_id: int) -> TokenFeatures:
-        kind: Skipped = "special" if token_id in self._special_ids else "sink"
-        return TokenFeatures((), (0.0,) * len(self._watch), kind)
+        self._positions = torch.where(is_larger, positions[tokens], self._positions)

@@ -14,39 +14,40 @@ if TYPE_CHECKING:
     from steerserve.steering.resolved import ResolvedSteering
 
 FinishReason = Literal["stop", "length"]
+SkipReason = Literal["special", "sink"]
 NO_BIAS: Mapping[int, float] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
-    """How the next token is chosen; all values are already checked against the model."""
+    """How the next token is chosen. All values were checked against the model before."""
 
     max_tokens: int
-    """Generated tokens at most; 0 only reads the prompt."""
+    """Largest number of generated tokens; 0 only reads the prompt."""
     temperature: float = 1.0
-    """0 is greedy."""
+    """Temperature of the distribution; 0 chooses the likeliest token."""
     top_p: float = 1.0
     top_k: int = 0
-    """0 is off."""
+    """Number of likeliest tokens to choose from; 0 is all of them."""
     min_p: float = 0.0
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     repetition_penalty: float = 1.0
     logit_bias: Mapping[int, float] = field(default_factory=lambda: NO_BIAS)
-    """Token id to the number added to its logit."""
+    """Number to add to the logit of each token id."""
     seed: int = 0
-    """Always set: the server draws one where the client sent none."""
+    """Seed of the noise. The server draws one if the client sent none."""
     stop: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
     min_tokens: int = 0
-    """No end-of-sequence or stop token is chosen, and no stop string matched, before this many tokens."""
+    """Number of tokens before which no end-of-sequence or stop token is chosen and no stop string matches."""
     num_logprobs: int | None = None
-    """None: no log-probabilities. k >= 0: the chosen token's, and those of the k likeliest."""
+    """Number k of likeliest tokens whose log-probabilities are given beside the chosen token's; None gives none."""
     num_prompt_logprobs: int | None = None
-    """The same for the prompt's tokens (completions with `echo` and `logprobs`)."""
+    """The same number for the prompt's tokens (completions with `echo` and `logprobs`)."""
     include_stop: bool = False
-    """Keep the matched stop string in the text."""
+    """Whether the matched stop string stays in the text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,28 +55,28 @@ class Watch:
     """Which activations are given with each token."""
 
     dictionaries: tuple[Dictionary, ...]
-    """At least one."""
+    """The dictionaries that are read; at least one."""
     top: int
-    """So many of the strongest features of each dictionary."""
+    """Number of strongest features of each dictionary to give."""
     features: tuple[int, ...] = ()
-    """Those that are given whatever they are, of every dictionary."""
+    """Features of every dictionary whose activation is always given."""
     prompt: bool = False
     """Whether the prompt's tokens are read too."""
 
     @property
     def key(self) -> str:
-        """Names what is read of a prompt: sequences of one key may share it."""
-        contents = ",".join(f"{one.id}={one.contents}" for one in self.dictionaries)
+        """Key of what is read of a prompt; sequences with the same key can share it."""
+        contents = ",".join(f"{dictionary.id}={dictionary.contents}" for dictionary in self.dictionaries)
         return f"{self.top};{self.features};{self.prompt};{contents}"
 
 
 @dataclass(frozen=True, slots=True)
 class GenerationRequest:
-    """One sample to generate. `n` samples of a client's request are `n` of these, told apart by `sample_index`."""
+    """One sample to generate. The `n` samples of a client's request differ in `sample_index` only."""
 
     request_id: str
     prompt_ids: tuple[int, ...]
-    """At least one token; prompt and `max_tokens` together fit the context."""
+    """At least one token; prompt and `max_tokens` together fit into the context."""
     sampling: SamplingParams
     steering: ResolvedSteering | None = None
     sample_index: int = 0
@@ -83,38 +84,38 @@ class GenerationRequest:
 
 
 @dataclass(frozen=True, slots=True)
-class TokenLogprob:
-    """A token with its log-probability, under the steered model and before temperature. Finite; floor -9999."""
+class LogprobEntry:
+    """A token's log-probability under the steered model, before temperature. Always finite, -9999 at least."""
 
     token_id: int
     logprob: float
     top: tuple[tuple[int, float], ...] = ()
-    """The likeliest tokens at this place, best first, as (token id, log-probability)."""
+    """The likeliest tokens at this position with their log-probabilities, likeliest first."""
 
 
 @dataclass(frozen=True, slots=True)
 class FeatureReading:
-    """What one dictionary reads at one position, before the edits made there. Finite."""
+    """One dictionary's activations at one position, before the edits made there. All numbers are finite."""
 
     top: tuple[tuple[int, float], ...]
-    """Features and activations, the strongest first; only those that are active."""
+    """The strongest active features with their activations, strongest first."""
     watch: tuple[float, ...]
-    """Activations of the features that were asked for, in their order."""
-    skipped: Literal["special", "sink"] | None = None
-    """Why the dictionary does not read it: it never learned such tokens."""
+    """Activations of the requested features, in the order of the request."""
+    skipped: SkipReason | None = None
+    """Why the dictionary does not read this token; dictionaries are trained without special tokens and sinks."""
     edited: tuple[tuple[int, float], ...] = ()
-    """Features whose activations edits changed, with what they are after that."""
+    """Features whose activations edits changed, with the activations after the edits."""
 
 
 @dataclass(frozen=True, slots=True)
-class TokenFeatures:
-    """A token of a prompt with what was read at it, or a generated one with what was read where it was chosen."""
+class TokenReadings:
+    """A token with the readings that belong to it."""
 
     token_id: int
     position: int
-    """Where that was read: a prompt token's own place, or the place before a generated token."""
+    """Position that was read: a prompt token's own, or the one before a generated token, where it was chosen."""
     readings: Mapping[str, FeatureReading]
-    """By dictionary id."""
+    """Reading of each dictionary, by dictionary id."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,32 +125,32 @@ class TokenEvent:
     text: str
     """New text that is final: never half a character, never the start of a possible stop string. May be empty."""
     token_ids: tuple[int, ...] = ()
-    """Tokens generated since the last event (an end-of-sequence token is not among them)."""
-    logprobs: tuple[TokenLogprob, ...] = ()
-    """One entry for each of `token_ids` where asked for."""
-    features: tuple[TokenFeatures, ...] = ()
-    """One entry for each of `token_ids` where asked for."""
+    """Tokens generated since the last event, without an end-of-sequence token."""
+    logprobs: tuple[LogprobEntry, ...] = ()
+    """One entry for each of `token_ids`, if requested."""
+    features: tuple[TokenReadings, ...] = ()
+    """One entry for each of `token_ids`, if requested."""
     token_texts: tuple[str, ...] = ()
     """The text each of `token_ids` added when decoded in order; their concatenation is the whole text before stops."""
     num_prompt_tokens: int = 0
     num_cached_tokens: int = 0
-    """Prompt tokens whose keys and values came from another sequence."""
+    """Number of prompt tokens whose keys and values came from another sequence."""
     num_generated_tokens: int = 0
-    """All generated tokens so far, an end-of-sequence token included."""
+    """Number of all generated tokens so far, an end-of-sequence token included."""
     finish_reason: FinishReason | None = None
-    """Set on the last event alone."""
+    """Why the sample ended. Set on its last event only."""
     stop_reason: str | int | None = None
-    """The stop string or stop token id that ended it."""
-    prompt_logprobs: tuple[TokenLogprob | None, ...] | None = None
-    """On the first event where asked for: an entry for each prompt token, None for the first."""
-    prompt_features: tuple[TokenFeatures, ...] | None = None
-    """On the first event where asked for: an entry for each prompt token."""
+    """The stop string or stop token id that ended the sample."""
+    prompt_logprobs: tuple[LogprobEntry | None, ...] | None = None
+    """On the first event, if requested: an entry for each prompt token, None for the first."""
+    prompt_features: tuple[TokenReadings, ...] | None = None
+    """On the first event, if requested: an entry for each prompt token."""
     receipt: Receipt | None = None
-    """On the last event where the request was steered."""
+    """On the last event of a steered request: what steering did."""
 
 
 class Phase(enum.Enum):
-    """Where a sequence stands."""
+    """How far a sequence has come."""
 
     WAITING = "waiting"
     PREFILL = "prefill"
@@ -159,7 +160,7 @@ class Phase(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class EngineStats:
-    """What the engine is doing and has done."""
+    """The current counters of an engine."""
 
     num_running: int
     num_waiting: int
@@ -171,4 +172,4 @@ class EngineStats:
     num_aborted_total: int
     num_cached_tokens_total: int
     kv_usage: float
-    """Share of all slots' columns that running sequences fill."""
+    """Share of all cache columns that running sequences fill."""

@@ -1,6 +1,6 @@
 """One forward pass: the scheduled tokens in, each row's edits applied, the next token of each row out.
 
-Engine thread only, which runs in inference mode. The runner knows tensors; the scheduler knows who is next.
+Engine thread only, in inference mode. The runner knows tensors; the scheduler decides which sequence is next.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING
 import torch
 
 from steerserve.core.errors import EngineError, InvalidRequestError, SteerserveError
-from steerserve.engine.request import TokenFeatures
+from steerserve.engine.request import TokenReadings
 from steerserve.engine.sampling import Choice, choose, read_logprob
 from steerserve.engine.watching import Watcher, WatchPlan
 from steerserve.model.kv_cache import SlotCache
 from steerserve.model.packed import MIN_ROWS
 from steerserve.steering.plan import BatchPlan, SequenceEdits
-from steerserve.steering.site import TokenPosition
+from steerserve.steering.site import TokenRole
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     from steerserve.model.lens import LensModel
     from steerserve.steering.plan import HookFns
 
-_NO_TOKEN = TokenPosition(is_special=True, generated_index=0)
+_FILLER = TokenRole(is_special=True, generated_index=0)
+"""Role of the rows that only fill up a batch."""
 _AUTO_CHUNK = {"cpu": 64, "cuda": 512}
 
 
@@ -40,10 +41,10 @@ def default_chunk(device: torch.device) -> int:
 
 
 def not_finite_error(sequence: Sequence) -> SteerserveError:
-    """Return what to tell a client whose sequence gave logits that are not finite."""
+    """Return the error for a sequence whose logits are not finite."""
     if sequence.edits is None:
         return EngineError("The model's output is not finite.")
-    message = "With this steering the model's output is not finite. Take smaller scales or a smaller strength."
+    message = "With this steering the model's output is not finite. Use smaller scales or a smaller strength."
     return InvalidRequestError(message, param="steering")
 
 
@@ -51,7 +52,7 @@ class Runner:
     """The model, the cache and the plan of the running batch."""
 
     def __init__(self, lens: LensModel, num_slots: int, context: int, median_norms: Mapping[str, float]) -> None:
-        """Run `lens` over `num_slots` slots of `context` tokens; `median_norms` tells sinks at each hook point."""
+        """Run `lens` over `num_slots` slots of `context` tokens; `median_norms` of the hook points tell sinks apart."""
         self.lens = lens
         self.cache = SlotCache(lens, max(num_slots, MIN_ROWS), context)
         self.median_norms = median_norms
@@ -60,26 +61,26 @@ class Runner:
         self._planned: list[Sequence] = []
 
     def open_edits(self, sequence: Sequence) -> None:
-        """Gather what the sequence's edits need."""
+        """Prepare the sequence's edits."""
         if sequence.request.steering is not None:
             sequence.edits = SequenceEdits(sequence.request.steering, self.median_norms, self.lens.device)
 
     def prefill(self, sequence: Sequence, start: int, stop: int) -> Tensor | None:
-        """Compute prompt tokens `[start, stop)`; return the logits `[vocab]` after the prompt once it is whole.
+        """Compute prompt tokens `[start, stop)`; return the logits `[vocab]` after the last token of the prompt.
 
         Raises:
-            InvalidRequestError: the sequence's edits made the logits infinite or NaN.
-            EngineError: they are so without edits.
+            InvalidRequestError: the logits are infinite or NaN, and the sequence has edits.
+            EngineError: the logits are infinite or NaN without edits.
         """
         ids = torch.tensor([sequence.prompt_ids[start:stop]], device=self.lens.device)
         num_prompt_logprobs = sequence.request.sampling.num_prompt_logprobs
         is_whole = stop == len(sequence.prompt_ids)
         inputs = self.cache.view_prefill(sequence.slot, start, stop)
         watched = self._watch_prompt(sequence, start, stop)
-        places = sequence.prompt_places(start, stop) if sequence.edits or watched is not None else []
+        roles = sequence.prompt_roles(start, stop) if sequence.edits or watched is not None else []
         hooks = {}
         if sequence.edits:
-            hooks = sequence.edits.prompt_hooks(places, watched.changes if watched is not None else None)
+            hooks = sequence.edits.prompt_hooks(roles, watched.changes if watched is not None else None)
         with self._attached(watched.hooks(hooks) if watched is not None else hooks):
             keep = 0 if num_prompt_logprobs is not None else 1
             logits = self.lens.forward(ids, **inputs, logits_to_keep=keep)[0]
@@ -88,7 +89,7 @@ class Runner:
         if num_prompt_logprobs is not None:
             self._read_prompt_logprobs(sequence, start, logits)
         if watched is not None:
-            _read_prompt_features(sequence, start, watched, places)
+            _read_prompt_features(sequence, start, watched, roles)
         return logits[-1].to(torch.float32, copy=True) if is_whole else None
 
     def decode(self, sequences: Rows[Sequence]) -> list[Choice]:
@@ -101,16 +102,16 @@ class Runner:
         columns = torch.tensor(positions + [self.cache.context] * num_filling, device=self.lens.device)
         hooks = {}
         if plan is not None:
-            places = [sequence.newest_place for sequence in sequences] + [_NO_TOKEN] * num_filling
-            hooks = plan.hooks(places, watched.changes if watched is not None else None)
+            roles = [sequence.newest_role for sequence in sequences] + [_FILLER] * num_filling
+            hooks = plan.hooks(roles, watched.changes if watched is not None else None)
         inputs = self.cache.view_decode(columns, max(positions))
         with self._attached(watched.hooks(hooks) if watched is not None else hooks):
             tokens = torch.tensor(ids, device=self.lens.device)[:, None]
             logits = self.lens.forward(tokens, **inputs, logits_to_keep=1)[: len(sequences), -1]
         if watched is not None:
             watching = [sequence for sequence in sequences if sequence.request.watch is not None]
-            found = watched.readings([[sequence.newest_place] for sequence in watching])
-            for sequence, [reading] in zip(watching, found, strict=True):
+            readings = watched.readings([[sequence.newest_role] for sequence in watching])
+            for sequence, [reading] in zip(watching, readings, strict=True):
                 sequence.readings = reading
         return choose(logits.float(), sequences)
 
@@ -119,13 +120,13 @@ class Runner:
         return choose(logits[None], [sequence])[0]
 
     def flush_plan(self) -> None:
-        """Bring the running counts of all receipts up to date; the next step stacks its rows anew."""
+        """Add the plan's counts to the receipts, and drop the plan; the next step stacks its rows again."""
         if self._plan is not None:
             self._plan.flush()
         self.drop_plan()
 
     def drop_plan(self) -> None:
-        """Forget the plan, and what it has counted."""
+        """Drop the plan and its counts."""
         self._plan = self._watch_plan = None
         self._planned = []
 
@@ -145,12 +146,12 @@ class Runner:
         return self._plan
 
     def _watch_prompt(self, sequence: Sequence, start: int, stop: int) -> WatchPass | None:
-        """Begin to read prompt tokens `[start, stop)`: all that were asked for, and in any case the last of all."""
-        watch, num = sequence.request.watch, stop - start
+        """Begin to read prompt tokens `[start, stop)`: all if the request watches its prompt, else its last token."""
+        watch, num_tokens = sequence.request.watch, stop - start
         if watch is None or not (watch.prompt or stop == len(sequence.prompt_ids)):
             return None
-        lines = range(num) if watch.prompt else range(num - 1, num)
-        return WatchPlan([Watcher(watch, sequence.edits, lines, None)], self.lens.device).begin()
+        tokens = range(num_tokens) if watch.prompt else range(num_tokens - 1, num_tokens)
+        return WatchPlan([Watcher(watch, sequence.edits, tokens, None)], self.lens.device).begin()
 
     @contextlib.contextmanager
     def _attached(self, hooks: HookFns) -> Iterator[None]:
@@ -169,13 +170,13 @@ class Runner:
             sequence.prompt_logprobs.append(read_logprob(row.float().log_softmax(-1), token_id, num_top))
 
 
-def _read_prompt_features(sequence: Sequence, start: int, watched: WatchPass, places: Rows[TokenPosition]) -> None:
-    """Keep what prompt tokens from `start` on activate, and what the last of them does for the token after it."""
-    stop = start + len(places)
+def _read_prompt_features(sequence: Sequence, start: int, watched: WatchPass, roles: Rows[TokenRole]) -> None:
+    """Keep the readings of prompt tokens from `start` on; those of the last belong to the first generated token too."""
+    stop = start + len(roles)
     if sequence.request.watch is None or not sequence.request.watch.prompt:
-        [[sequence.readings]] = watched.readings([places[-1:]])
+        [[sequence.readings]] = watched.readings([roles[-1:]])
         return
-    [found] = watched.readings([places])
-    entries = zip(sequence.prompt_ids[start:stop], range(start, stop), found, strict=True)
-    sequence.prompt_features += [TokenFeatures(*entry) for entry in entries]
-    sequence.readings = found[-1]
+    [readings] = watched.readings([roles])
+    entries = zip(sequence.prompt_ids[start:stop], range(start, stop), readings, strict=True)
+    sequence.prompt_features += [TokenReadings(*entry) for entry in entries]
+    sequence.readings = readings[-1]

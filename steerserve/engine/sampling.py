@@ -1,7 +1,7 @@
 """Choosing the next token of each row, from that row's own parameters and its own noise.
 
 Noise is Gumbel noise over the whole vocabulary, drawn from a generator keyed by (seed, sample index, position): a row's
-choice does not depend on its neighbours, and two requests of one seed draw the same noise at the same place.
+choice does not depend on its neighbours, and two requests of one seed draw the same noise at the same position.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from steerserve.engine.request import TokenLogprob
+from steerserve.engine.request import LogprobEntry
 
 if TYPE_CHECKING:
     from collections.abc import Sequence as Rows
@@ -24,17 +24,18 @@ if TYPE_CHECKING:
     from steerserve.engine.sequence import Sequence
 
 _FIRST_CANDIDATES = 1024
-"""Nucleus sampling looks at this many likeliest tokens first, and sorts the rest only where they do not suffice."""
+"""Number of likeliest tokens that nucleus sampling looks at first; it sorts all only if these do not suffice."""
 _MIN_TEMPERATURE = 1e-6
 LOGPROB_FLOOR = -9999.0
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """A chosen token; None where the row's logits are not finite."""
+    """A chosen token."""
 
     token_id: int | None
-    logprob: TokenLogprob | None = None
+    """The token; None if the row's logits are not finite."""
+    logprob: LogprobEntry | None = None
 
 
 def choose(logits: Float[Tensor, "rows vocab"], sequences: Rows[Sequence]) -> list[Choice]:
@@ -56,17 +57,18 @@ def choose(logits: Float[Tensor, "rows vocab"], sequences: Rows[Sequence]) -> li
     return choices
 
 
-def read_logprob(logprobs: Float[Tensor, " vocab"], token_id: int, num_top: int) -> TokenLogprob:
-    """Return a token's log-probability and those of the likeliest, floored so that JSON can hold them."""
+def read_logprob(logprobs: Float[Tensor, " vocab"], token_id: int, num_top: int) -> LogprobEntry:
+    """Return the log-probabilities of a token and of the likeliest, with a floor, as JSON has no infinity."""
     values, ids = logprobs.topk(min(num_top, logprobs.shape[0])) if num_top else (logprobs[:0], logprobs[:0])
     top = tuple(
-        (int(other), max(value, LOGPROB_FLOOR)) for other, value in zip(ids.tolist(), values.tolist(), strict=True)
+        (int(likely_id), max(value, LOGPROB_FLOOR))
+        for likely_id, value in zip(ids.tolist(), values.tolist(), strict=True)
     )
-    return TokenLogprob(token_id, max(float(logprobs[token_id]), LOGPROB_FLOOR), top)
+    return LogprobEntry(token_id, max(float(logprobs[token_id]), LOGPROB_FLOOR), top)
 
 
 def gumbel_noise(num: int, seed: int, sample_index: int, position: int, device: torch.device) -> Tensor:
-    """Return standard Gumbel noise `[num]` for this place, the same on every call."""
+    """Return standard Gumbel noise `[num]` of a seed, sample and position, the same on every call."""
     key = hashlib.blake2b(f"{seed}:{sample_index}:{position}".encode(), digest_size=8).digest()
     generator = torch.Generator(device=device)
     generator.manual_seed(int.from_bytes(key, "little") >> 1)
@@ -94,7 +96,7 @@ def _choose_row(logits: Float[Tensor, " vocab"], sequence: Sequence) -> int:
     adjusted = _adjust(logits.float(), sequence)
     if sampling.temperature == 0:
         return int(adjusted.argmax())
-    # The largest becomes 0 first, so that a tiny temperature overflows to minus infinity at most.
+    # Shifted so that the largest is 0: dividing by a tiny temperature then overflows to minus infinity only.
     scaled = (adjusted - adjusted.max()) / max(sampling.temperature, _MIN_TEMPERATURE)
     noise = gumbel_noise(
         scaled.shape[0], sampling.seed, sequence.request.sample_index, len(sequence.generated), scaled.device
@@ -108,7 +110,7 @@ def _choose_row(logits: Float[Tensor, " vocab"], sequence: Sequence) -> int:
 
 
 def _candidates(scaled: Float[Tensor, " vocab"], top_k: int, top_p: float) -> tuple[Tensor, Tensor]:
-    """Return the values and ids that top-k and then top-p leave, best first, the dropped ones at minus infinity."""
+    """Return values and ids after top-k and then top-p, largest first; dropped ones have the value minus infinity."""
     num_vocab = scaled.shape[0]
     first = min(num_vocab, top_k or _FIRST_CANDIDATES)
     values, ids = scaled.topk(first)
@@ -125,7 +127,10 @@ def _candidates(scaled: Float[Tensor, " vocab"], top_k: int, top_p: float) -> tu
 
 
 def _adjust(logits: Float[Tensor, " vocab"], sequence: Sequence) -> Float[Tensor, " vocab"]:
-    """Apply bias, penalties and the minimum length. Source: OpenAI's API reference, and CTRL for repetition."""
+    """Apply bias, penalties and the minimum length.
+
+    Source: OpenAI's API reference (frequency and presence penalty); Keskar et al. 2019, CTRL, section 4.1 (repetition).
+    """
     sampling = sequence.request.sampling
     logits = logits.clone()
     if _has_penalty(sequence):

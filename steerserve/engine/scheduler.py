@@ -1,13 +1,13 @@
 """Which sequence lives in which slot, and what it may share. No torch: it decides, the runner moves the tensors.
 
 Decoding sequences always hold slots `[0, num_decoding)`, so that a step reads the cache as one view. A slot keeps
-its prompt's keys and values after its sequence has finished, and gives them to whoever has the same beginning:
+its prompt's keys and values after its sequence has finished, and shares them with sequences of the same prefix:
 
     [0 .. num_decoding)            decoding, one row each
     [num_decoding .. num_slots)    prefilling, finished but still readable, or empty
 
-Only what prefill computed is shared, in whole chunks of a fixed grid or as a whole prompt: a sequence then has the
-same bits as if it had computed everything itself.
+Only what prefill computed is shared, in whole chunks of a fixed grid or as a whole prompt. A sequence then has the
+same bits as if it had computed its whole prompt itself.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from steerserve.engine.request import Phase
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from steerserve.engine.request import TokenFeatures
+    from steerserve.engine.request import TokenReadings
     from steerserve.engine.sequence import Sequence
     from steerserve.engine.watching import Readings
     from steerserve.steering.plan import PromptSums
@@ -29,32 +29,32 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class SlotRecord:
-    """What a slot's keys and values stand for."""
+    """The tokens whose keys and values are in a slot."""
 
     prompt_ids: tuple[int, ...]
     prompt_key: str | None
     num_computed: int = 0
     num_used: int = 0
-    """Columns that hold anything, generated tokens included."""
+    """Number of columns in use, generated tokens included."""
     last_logits: Tensor | None = None
-    """After the whole prompt; None while it is not complete."""
+    """Logits after the whole prompt; None until it is computed."""
     watched: WatchedPrompt | None = None
-    """What was read of it, where it was watched."""
+    """Readings of the prompt, if its sequence was watched."""
     prompt_sums: dict[int, PromptSums] = field(default_factory=dict)
-    """What steering did to the first so many prompt tokens, where it edits them."""
+    """What steering did to the first tokens of the prompt, by their number, if it edits the prompt."""
     sequence: Sequence | None = None
     last_use: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class WatchedPrompt:
-    """What was read of a whole prompt, for sequences that watch the same."""
+    """Readings of a whole prompt, for sequences with the same watch."""
 
     key: str
     readings: Readings
-    """At its last token."""
-    features: tuple[TokenFeatures, ...]
-    """At all of its tokens, where that was asked for."""
+    """Readings at the last token."""
+    features: tuple[TokenReadings, ...]
+    """Readings at all of its tokens, if the watch includes the prompt."""
 
 
 class SlotMover(Protocol):
@@ -68,7 +68,7 @@ class SlotMover(Protocol):
 
 
 class Scheduler:
-    """Waiting line, slots and prefix sharing. Engine thread only."""
+    """Waiting sequences, slots and prefix sharing. Engine thread only."""
 
     def __init__(self, num_slots: int, chunk: int, mover: SlotMover) -> None:
         """Schedule onto `num_slots` slots, prefilling in chunks of `chunk` tokens."""
@@ -87,13 +87,22 @@ class Scheduler:
 
     @property
     def num_running(self) -> int:
-        """Sequences that hold a slot."""
+        """Number of sequences that hold a slot."""
         return self.num_decoding + len(self.prefilling)
+
+    @property
+    def num_used_columns(self) -> int:
+        """Number of cache columns that running sequences fill. Any thread."""
+        return sum(record.num_used for record in list(self.slots) if record is not None and record.sequence is not None)
+
+    def emptied(self) -> Scheduler:
+        """Return a scheduler for the same slots, all of them empty."""
+        return Scheduler(len(self.slots), self.chunk, self._mover)
 
     def admit(self) -> list[Sequence]:
         """Give slots to waiting sequences, first come first served; return those that got one.
 
-        A sequence that could share what another is prefilling right now lets others pass until that is done.
+        A sequence that can share a prompt being prefilled right now waits until that is done; later ones overtake it.
         """
         admitted = []
         for sequence in list(self.waiting):
@@ -103,7 +112,7 @@ class Scheduler:
             if self._will_share_more(sequence, num_shared):
                 continue
             self.waiting.remove(sequence)
-            self._place(sequence, source, num_shared)
+            self._give_slot(sequence, source, num_shared)
             admitted.append(sequence)
         return admitted
 
@@ -118,7 +127,7 @@ class Scheduler:
         return sequence, start, stop
 
     def computed(self, sequence: Sequence, stop: int, last_logits: Tensor | None) -> None:
-        """Note that the prompt is computed up to `stop`, and its logits once it is whole."""
+        """Record that the prompt is computed up to `stop`; `last_logits` is None unless that is the whole prompt."""
         sequence.num_computed = stop
         record = self._record(sequence)
         record.num_computed = record.num_used = stop
@@ -129,14 +138,14 @@ class Scheduler:
             record.prompt_sums[stop] = sequence.edits.prompt_sums()
 
     def start_decoding(self, sequence: Sequence) -> None:
-        """Move a sequence whose prompt is done among the decoding ones."""
+        """Move a sequence whose prompt is computed to the decoding ones."""
         self._exchange(sequence.slot, self.num_decoding)
         self.prefilling.remove(sequence)
         self.num_decoding += 1
         sequence.phase = Phase.DECODE
 
     def release(self, sequence: Sequence, *, keep: bool = True) -> None:
-        """Free the sequence's slot or its place in line; `keep` leaves its prompt for others to share."""
+        """Remove the sequence from its slot or the queue; `keep` leaves its prompt for others to share."""
         if sequence in self.waiting:
             self.waiting.remove(sequence)
             return
@@ -151,27 +160,27 @@ class Scheduler:
             self._exchange(sequence.slot, self.num_decoding)
         record.sequence = None
         if record.watched is not None and record.watched.features:
-            record.watched = None  # too much to be kept for a request that may never come
+            record.watched = None  # too large to keep for a request that may never come
         if not keep or not record.num_computed:
             self.slots[sequence.slot] = None
         sequence.slot = -1
 
     def shared_prompt_sums(self, sequence: Sequence) -> PromptSums | None:
-        """Return what steering did to the prompt tokens that the sequence shares, None where it did nothing."""
+        """Return what steering did to the prompt tokens that the sequence shares; None if it edited none of them."""
         return self._record(sequence).prompt_sums.get(sequence.num_cached)
 
     def _record(self, sequence: Sequence) -> SlotRecord:
         record = self.slots[sequence.slot]
         if record is None:
-            message = "a sequence with a slot always has a record there"
+            message = "A sequence holds a slot without a record."
             raise RuntimeError(message)
         return record
 
     def _best_donor(self, sequence: Sequence) -> tuple[int, int]:
-        """Return the slot to share from and the number of tokens, (-1, 0) for none."""
+        """Return the slot to share from and the number of shared tokens; (-1, 0) if no slot shares a prefix."""
         best = (-1, 0)
         if sequence.request.sampling.num_prompt_logprobs is not None:
-            return best  # every prompt position's logits are wanted, so every position is computed
+            return best  # the logits of every prompt token are requested, so every token is computed
         reads_all = sequence.request.watch is not None and sequence.request.watch.prompt
         for slot, record in enumerate(self.slots):
             if record is None or record.prompt_key != sequence.prompt_key:
@@ -181,7 +190,7 @@ class Scheduler:
             if is_whole and sequence.watch_key in {None, watched_key}:
                 return slot, len(sequence.prompt_ids)
             if reads_all:
-                continue  # every position is read, so every position is computed
+                continue  # every prompt token is read, so every token is computed
             shared = self._shared_chunks(sequence, record.prompt_ids, record.num_computed)
             if shared > best[1]:
                 best = (slot, shared)
@@ -204,7 +213,7 @@ class Scheduler:
         return False
 
     def _shared_chunks(self, sequence: Sequence, other_ids: tuple[int, ...], num_valid: int) -> int:
-        """Return the shared beginning in whole chunks, leaving at least one token to compute."""
+        """Return the length of the shared prefix in whole chunks, leaving at least one token to compute."""
         mine = sequence.prompt_ids
         limit = min(len(mine) - 1, num_valid) // self.chunk * self.chunk
         shared = 0
@@ -212,7 +221,7 @@ class Scheduler:
             shared += self.chunk
         return shared
 
-    def _place(self, sequence: Sequence, source: int, num_shared: int) -> None:
+    def _give_slot(self, sequence: Sequence, source: int, num_shared: int) -> None:
         self._clock += 1
         free = [slot for slot in range(self.num_decoding, len(self.slots)) if self._is_free(slot)]
         target = min(free, key=self._age)
@@ -252,15 +261,15 @@ class Scheduler:
         """Swap two slots, with their records and tensors."""
         if first == second:
             return
-        one, two = self.slots[first], self.slots[second]
-        used = [record.num_used if record is not None else 0 for record in (one, two)]
+        records = self.slots[first], self.slots[second]
+        used = [record.num_used if record is not None else 0 for record in records]
         if used[1] == 0:
             self._mover.copy(first, second, used[0])
         elif used[0] == 0:
             self._mover.copy(second, first, used[1])
         else:
             self._mover.swap(first, second, max(used))
-        self.slots[first], self.slots[second] = two, one
+        self.slots[second], self.slots[first] = records
         for slot in (first, second):
             record = self.slots[slot]
             if record is not None and record.sequence is not None:

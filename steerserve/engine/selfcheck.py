@@ -1,4 +1,4 @@
-"""One look, when the server starts, whether a model computes the same with our cache as without any."""
+"""A check at start-up: whether a model computes the same logits with the slot cache as without a cache."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ if TYPE_CHECKING:
 
 _NUM_TOKENS = 12
 _TOLERANCE = 0.1
-"""Of the logits' spread: rounding in bfloat16 stays far below, a mask or position that is wrong far above."""
+"""Largest difference as a share of the logits' spread. bfloat16 rounding is far below, a wrong mask far above."""
 
 
 @torch.inference_mode()
 def check_cache(runner: Runner) -> None:
-    """Compute a few tokens whole, and in chunks and steps through the cache, and compare.
+    """Compare the logits of a few tokens computed at once with those computed in chunks and steps through the cache.
 
     Raises:
-        ModelSourceError: the logits differ, so the model does something that the cache cannot follow.
+        ModelSourceError: the logits differ, so the cache does not work for this model.
     """
     lens = runner.lens
     try:
         worst = _worst_difference(runner)
     except (RuntimeError, TypeError, ValueError, IndexError, AttributeError, NotImplementedError) as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
-        message = f"{lens.id} cannot compute with this server's cache: {reason}"
+        message = f"The model {lens.id} cannot compute with this server's cache: {reason}"
         raise ModelSourceError(message) from error
     if not worst <= _TOLERANCE:
         message = (
-            f"{lens.id} computes other logits with a cache than without (they differ by {worst:.2g} of their spread), "
-            "so its attention is of a kind that this server cannot serve."
+            f"The model {lens.id} computes other logits with this server's cache than without a cache (they differ by "
+            f"{worst:.2g} of their spread, and {_TOLERANCE:g} is allowed). This server does not support its attention."
         )
         raise ModelSourceError(message)
 

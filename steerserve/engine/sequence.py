@@ -1,21 +1,22 @@
-"""A request under way: the one mutable thing of the engine, owned by its thread."""
+"""A sample while it runs: the mutable state of the engine, owned by its thread."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from steerserve.engine.request import FinishReason, GenerationRequest, Phase, TokenEvent, TokenFeatures, TokenLogprob
+from steerserve.engine.request import FinishReason, GenerationRequest, Phase, TokenEvent, TokenReadings
 from steerserve.engine.stops import StopMatcher
 from steerserve.model.tokenizer import IncrementalDecoder, Tokenizer
 from steerserve.steering.plan import SequenceEdits
-from steerserve.steering.site import TokenPosition
+from steerserve.steering.site import TokenRole
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from torch import Tensor
 
+    from steerserve.engine.request import LogprobEntry
     from steerserve.engine.watching import Readings
 
     EventSink = Callable[[TokenEvent | Exception], None]
@@ -25,59 +26,61 @@ class Sequence:
     """One sample being generated."""
 
     def __init__(self, request: GenerationRequest, tokenizer: Tokenizer, sink: EventSink) -> None:
-        """Start waiting; `sink` gets every event, or the exception that ended it."""
+        """Wait for a slot; `sink` gets every event, or the exception that ended the sequence."""
         self.request = request
         self.sink = sink
         self.phase = Phase.WAITING
         self.slot = -1
         self.num_computed = 0
-        """Prompt tokens whose keys and values are in the slot."""
+        """Number of prompt tokens whose keys and values are in the slot."""
         self.num_cached = 0
+        """Number of these that came from another sequence."""
         self.generated: list[int] = []
         self.edits: SequenceEdits | None = None
         self.prompt_key = request.steering.prompt_key if request.steering is not None else None
-        self.prompt_logprobs: list[TokenLogprob | None] = []
+        self.prompt_logprobs: list[LogprobEntry | None] = []
         self.watch_key = request.watch.key if request.watch is not None else None
-        self.prompt_features: list[TokenFeatures] = []
+        self.prompt_features: list[TokenReadings] = []
         self.readings: Readings = {}
-        """At the newest position that was computed; given with the token that it chooses."""
+        """Readings at the newest computed position, given with the token that was chosen there."""
         self.token_counts: Tensor | None = None
-        """`[vocab]`, of generated tokens, where a penalty needs them."""
+        """How often each token `[vocab]` was generated; set if a penalty needs it."""
         self.prompt_seen: Tensor | None = None
+        """Which tokens `[vocab]` the prompt contains; set if a penalty needs it."""
         self.last_event: TokenEvent | None = None
-        """Set when the sequence has finished; the engine sends it, with the receipt, once the slot is free."""
+        """The last event, once the sequence has finished. It is sent, with the receipt, when the slot is free."""
         self.is_aborted = False
         self.has_ended = False
-        """Whether the engine has freed its slot and sent what ends it."""
+        """Whether the slot is free again and the last event is sent."""
         self.logit_bias: tuple[Tensor, Tensor] | None = None
-        """Token ids and what is added to their logits, once a step has needed them."""
+        """Token ids and the numbers to add to their logits; set by the first step that needs them."""
         self._tokenizer = tokenizer
         self._decoder = IncrementalDecoder(tokenizer, request.prompt_ids)
         self._stops = StopMatcher(request.sampling.stop, include=request.sampling.include_stop)
 
     @property
     def prompt_ids(self) -> tuple[int, ...]:
-        """The prompt."""
+        """The tokens of the prompt."""
         return self.request.prompt_ids
 
     @property
     def position(self) -> int:
-        """Where the newest token stands, the next one to be computed."""
+        """Position of the newest token, which the next step computes."""
         return len(self.prompt_ids) + len(self.generated) - 1
 
     @property
-    def newest_place(self) -> TokenPosition:
-        """What edits ask of the newest token."""
+    def newest_role(self) -> TokenRole:
+        """What edits need to know about the newest token."""
         newest = self.generated[-1]
-        return TokenPosition(newest in self._tokenizer.special_ids, len(self.generated) - 1)
+        return TokenRole(newest in self._tokenizer.special_ids, len(self.generated) - 1)
 
-    def prompt_places(self, start: int, stop: int) -> list[TokenPosition]:
-        """Return what edits ask of prompt tokens `[start, stop)`."""
+    def prompt_roles(self, start: int, stop: int) -> list[TokenRole]:
+        """Return what edits need to know about prompt tokens `[start, stop)`."""
         special = self._tokenizer.special_ids
-        return [TokenPosition(token_id in special, None) for token_id in self.prompt_ids[start:stop]]
+        return [TokenRole(token_id in special, None) for token_id in self.prompt_ids[start:stop]]
 
     def can_end(self) -> bool:
-        """Whether the next token may be one that ends the sequence."""
+        """Tell whether the next token may end the sequence."""
         return len(self.generated) >= self.request.sampling.min_tokens
 
     def ending_ids(self) -> frozenset[int]:
@@ -86,8 +89,8 @@ class Sequence:
         eos = frozenset() if sampling.ignore_eos else self._tokenizer.eos_ids
         return eos | frozenset(sampling.stop_token_ids)
 
-    def append(self, token_id: int, logprob: TokenLogprob | None) -> None:
-        """Take the chosen token: decode it, look for an end, and send the event."""
+    def append(self, token_id: int, logprob: LogprobEntry | None) -> None:
+        """Add the chosen token: decode it, check whether it ends the sequence, and send the event."""
         sampling = self.request.sampling
         ends = self.can_end() and token_id in self.ending_ids()
         self.generated.append(token_id)
@@ -114,45 +117,46 @@ class Sequence:
         base = self._base_event()
         if not ends:
             logprobs = (logprob,) if logprob is not None else ()
-            features = (TokenFeatures(token_id, self.position - 1, self.readings),) if self.request.watch else ()
+            features = (TokenReadings(token_id, self.position - 1, self.readings),) if self.request.watch else ()
             base = replace(base, token_ids=(token_id,), logprobs=logprobs, features=features, token_texts=(added,))
         self._send(replace(base, text=text, finish_reason=reason, stop_reason=stop_reason))
 
     def finish_prompt_only(self) -> None:
-        """End a request that wanted no tokens, only its prompt read."""
+        """End a request for no tokens, whose prompt has been read."""
         self._send(replace(self._base_event(), finish_reason="length"))
 
     def send_last(self) -> None:
-        """Send the last event, with the receipt of what steering did."""
+        """Send the last event, with the receipt."""
         if self.last_event is not None:
             receipt = self.edits.receipt() if self.edits is not None else None
             self.sink(replace(self.last_event, receipt=receipt))
-        self.let_go()
+        self.drop_sink()
 
     def fail(self, error: Exception) -> None:
-        """End with an error."""
+        """End the sequence with an error."""
         self.phase = Phase.FINISHED
         self.sink(error)
-        self.let_go()
+        self.drop_sink()
 
-    def let_go(self) -> None:
-        """Forget who gets the events, now that there are no more.
+    def drop_sink(self) -> None:
+        """Forget the sink after the last event.
 
-        The two know each other, and would keep the dictionaries of this request until the next garbage collection.
+        Sequence and sink refer to each other. Without this, they would keep the request's dictionaries in memory until
+        the next garbage collection.
         """
-        self.sink = _nobody
+        self.sink = _discard
 
     def _base_event(self) -> TokenEvent:
         is_first = len(self.generated) <= 1
-        wants_prompt = self.request.sampling.num_prompt_logprobs is not None
-        watches_prompt = self.request.watch is not None and self.request.watch.prompt
+        gives_prompt_logprobs = self.request.sampling.num_prompt_logprobs is not None
+        gives_prompt_features = self.request.watch is not None and self.request.watch.prompt
         return TokenEvent(
             text="",
             num_prompt_tokens=len(self.prompt_ids),
             num_cached_tokens=self.num_cached,
             num_generated_tokens=len(self.generated),
-            prompt_logprobs=tuple(self.prompt_logprobs) if is_first and wants_prompt else None,
-            prompt_features=tuple(self.prompt_features) if is_first and watches_prompt else None,
+            prompt_logprobs=tuple(self.prompt_logprobs) if is_first and gives_prompt_logprobs else None,
+            prompt_features=tuple(self.prompt_features) if is_first and gives_prompt_features else None,
         )
 
     def _send(self, event: TokenEvent) -> None:
@@ -163,5 +167,5 @@ class Sequence:
         self.sink(event)
 
 
-def _nobody(_: TokenEvent | Exception) -> None:
-    """Take what nobody waits for."""
+def _discard(_: TokenEvent | Exception) -> None:
+    """Ignore an event."""

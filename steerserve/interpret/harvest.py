@@ -15,8 +15,7 @@ from steerserve.core.errors import CorpusError
 from steerserve.core.observer import StoppedError
 from steerserve.interpret.snippets import Snippets
 from steerserve.interpret.tally import Tally
-from steerserve.model.norms import SINK_RATIO
-from steerserve.training.activations import keep_mask
+from steerserve.model.norms import SINK_RATIO, counted_tokens
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -106,7 +105,7 @@ def _count(
     whole = (batch.ids.to(acts.device), batch.real.to(acts.device), acts, edited, wanted)
     parts: Sequence[tuple[Tensor, ...]] = [tensor.split(num_rows) for tensor in whole]
     for ids, real, read, written, asked in zip(*parts, strict=True):
-        keep = keep_mask(written, asked, SINK_RATIO * dictionary.median_norm)
+        keep = counted_tokens(written, asked, SINK_RATIO * dictionary.median_norm)
         tally.add(Snippets.of(ids, real, keep), dictionary.encode(read[keep].float()))
 
 

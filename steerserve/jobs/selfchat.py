@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any, Self
 
 from steerserve.core.errors import CorpusError, EngineError
 from steerserve.core.observer import StoppedError
-from steerserve.engine.engine import Engine
 from steerserve.engine.request import GenerationRequest, SamplingParams
 from steerserve.engine.runner import Runner, default_chunk
 from steerserve.engine.selfcheck import check_cache
+from steerserve.engine.slot_engine import SlotEngine
 from steerserve.text.windows import constant_start
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ class _Writer:
         runner = Runner(lens, self._num_slots, self._context, {})
         check_cache(runner)
         chunk = default_chunk(lens.device)
-        self._engine = Engine(runner, num_slots=self._num_slots, max_queue=2 * self._num_slots, chunk=chunk)
+        self._engine = SlotEngine(runner, num_slots=self._num_slots, max_queue=2 * self._num_slots, chunk=chunk)
         # Some more threads than slots, so that a slot that falls free is taken at once.
         self._num_threads = self._num_slots + self._num_slots // 4 + 1
         self._threads = ThreadPoolExecutor(self._num_threads, thread_name_prefix="selfchat")

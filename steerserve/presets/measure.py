@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from steerserve.engine.readings import Span, encode_kept
+from steerserve.engine.readings import Span, encode_counted
 from steerserve.steering.plan import SequenceEdits
-from steerserve.steering.site import TokenPosition
+from steerserve.steering.site import TokenRole
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -19,8 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from steerserve.dictionaries.dictionary import Dictionary
-    from steerserve.engine.engine import Engine
-    from steerserve.engine.runner import Runner
+    from steerserve.engine.protocols import Probe
     from steerserve.steering.resolved import ResolvedSteering
 
     Hook = Callable[[Tensor], Tensor | None]
@@ -34,7 +33,7 @@ class Continuation:
     generated_ids: tuple[int, ...]
 
 
-def mean_kl(engine: Engine, text: Continuation, steering: ResolvedSteering | None) -> float:
+def mean_kl(engine: Probe, text: Continuation, steering: ResolvedSteering | None) -> float:
     """Return KL(steered || unsteered) in nats, the mean over the places where a token was chosen.
 
     Both read the same tokens, so that a text that has drifted away is not compared with another.
@@ -43,14 +42,14 @@ def mean_kl(engine: Engine, text: Continuation, steering: ResolvedSteering | Non
         return 0.0
 
     def read() -> float:
-        steered = _log_probs(engine.runner, text, _steered_hooks(engine.runner, text, steering))
-        unsteered = _log_probs(engine.runner, text, {})
+        steered = _log_probs(engine, text, _steered_hooks(engine, text, steering))
+        unsteered = _log_probs(engine, text, {})
         return float((steered.exp() * (steered - unsteered)).sum(-1).mean())
 
     return engine.run_exclusive(read).result()
 
 
-def largest_activation(engine: Engine, text: Continuation, dictionary: Dictionary, feature: int) -> float:
+def largest_activation(engine: Probe, text: Continuation, dictionary: Dictionary, feature: int) -> float:
     """Return the largest activation of a feature over the generated tokens, as the unsteered model reads them.
 
     Special tokens and sinks do not count, nor does a text of none: 0.
@@ -58,12 +57,12 @@ def largest_activation(engine: Engine, text: Continuation, dictionary: Dictionar
     start = len(text.prompt_ids)
 
     def read() -> float:
-        lens = engine.runner.lens
+        lens = engine.lens
         ids = torch.tensor([(*text.prompt_ids, *text.generated_ids)])
         found = lens.read(ids, dictionary.hook_names)
         values = {hook_name: value[0, start:].float() for hook_name, value in found.items()}
         span = Span(0, text.generated_ids, start, values)
-        _, parts = encode_kept(dictionary, span, lens.tokenizer.special_ids)
+        _, parts = encode_counted(dictionary, span, lens.tokenizer.special_ids)
         return max((float(acts[:, feature].max()) for acts in parts), default=0.0)
 
     return engine.run_exclusive(read).result() if text.generated_ids else 0.0
@@ -75,23 +74,23 @@ def repetition(ids: Sequence[int], size: int = 3) -> float:
     return 1 - len(set(grams)) / len(grams) if grams else 0.0
 
 
-def _log_probs(runner: Runner, text: Continuation, hooks: Mapping[str, Hook]) -> Float[Tensor, "places vocab"]:
+def _log_probs(engine: Probe, text: Continuation, hooks: Mapping[str, Hook]) -> Float[Tensor, "places vocab"]:
     """Return what the model says at each place where a token was chosen, the first after the prompt."""
-    ids = torch.tensor([(*text.prompt_ids, *text.generated_ids[:-1])], device=runner.lens.device)
+    ids = torch.tensor([(*text.prompt_ids, *text.generated_ids[:-1])], device=engine.lens.device)
     with contextlib.ExitStack() as stack:
         for hook_name, fn in hooks.items():
-            stack.enter_context(runner.lens.hooked(hook_name, fn))
-        logits = runner.lens.forward(ids, use_cache=False, logits_to_keep=max(len(text.generated_ids), 1))
+            stack.enter_context(engine.lens.hooked(hook_name, fn))
+        logits = engine.lens.forward(ids, use_cache=False, logits_to_keep=max(len(text.generated_ids), 1))
     return logits[0].float().log_softmax(-1)
 
 
-def _steered_hooks(runner: Runner, text: Continuation, steering: ResolvedSteering) -> dict[str, Hook]:
+def _steered_hooks(engine: Probe, text: Continuation, steering: ResolvedSteering) -> dict[str, Hook]:
     """Return what to call while prompt and generated tokens are read in one go, each part edited as it was."""
-    special = runner.lens.tokenizer.special_ids
-    edits = SequenceEdits(steering, runner.median_norms, runner.lens.device)
+    special = engine.lens.tokenizer.special_ids
+    edits = SequenceEdits(steering, engine.median_norms, engine.lens.device)
     read = text.generated_ids[:-1]  # nothing was computed at the last one
-    prompt = edits.prompt_hooks([TokenPosition(token_id in special, None) for token_id in text.prompt_ids])
-    places = [TokenPosition(token_id in special, place) for place, token_id in enumerate(read)]
+    prompt = edits.prompt_hooks([TokenRole(token_id in special, None) for token_id in text.prompt_ids])
+    places = [TokenRole(token_id in special, place) for place, token_id in enumerate(read)]
     generated = edits.generated_hooks(places) if places else {}
     start = len(text.prompt_ids)
 

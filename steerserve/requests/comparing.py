@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Coroutine, Sequence
 
     from steerserve.compare.metrics import Reading
-    from steerserve.engine.request import TokenEvent, TokenFeatures
+    from steerserve.engine.request import TokenEvent, TokenReadings
     from steerserve.engine.stream import TokenStream
     from steerserve.requests.comparison import PreparedComparison
     from steerserve.requests.served import ServedModel
@@ -28,7 +28,7 @@ class NewText:
     arm: int
     index: int
     text: str
-    features: tuple[TokenFeatures, ...]
+    features: tuple[TokenReadings, ...]
     """What was read of each new token, where that is watched; of the prompt's, before any text."""
 
 
@@ -41,8 +41,8 @@ class GrownSample:
     text: str = ""
     token_ids: list[int] = field(default_factory=list)
     token_texts: list[str] = field(default_factory=list)
-    features: list[TokenFeatures] = field(default_factory=list)
-    prompt_features: tuple[TokenFeatures, ...] | None = None
+    features: list[TokenReadings] = field(default_factory=list)
+    prompt_features: tuple[TokenReadings, ...] | None = None
     last: TokenEvent | None = None
     """Of the generation, once it has ended."""
     reading: Reading | None = None
@@ -69,7 +69,7 @@ class ComparisonGeneration(Generation):
         self._scorer = (
             Scorer(
                 served.lens,
-                served.engine.runner.median_norms,
+                served.engine.median_norms,
                 [one.dictionary for one in prepared.edited],
                 prepared.empty_ids,
                 {one.dictionary.id: one.features for one in prepared.edited} if by_token else None,

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from steerserve.core.errors import ContextLengthError, InvalidRequestError
 from steerserve.engine.inspection import Inspection
-from steerserve.engine.readings import pieces_of, read_all, text_ids
+from steerserve.engine.background import drive_async
+from steerserve.engine.readings import read_texts, text_ids
 from steerserve.requests.generation import check_served
 from steerserve.wire.texts import (
     ActiveFeature,
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from steerserve.dictionaries.dictionary import Dictionary
-    from steerserve.engine.inspection import TokenFeatures
+    from steerserve.engine.request import FeatureReading
     from steerserve.engine.readings import Span
     from steerserve.requests.served import ServedModel
     from steerserve.wire.texts import InspectRequest
@@ -54,7 +55,7 @@ async def inspect(served: ServedModel, body: InspectRequest) -> InspectionObject
             inspection.take(span)
 
     hook_names = {name for dictionary in dictionaries for name in dictionary.hook_names}
-    await read_all(served.engine, pieces_of(served.lens, [ids], hook_names, take))
+    await drive_async(served.engine.run_exclusive, read_texts(served.lens, [ids], hook_names, take))
     return await asyncio.to_thread(_inspection, served, ids, inspections)
 
 
@@ -120,7 +121,7 @@ def _inspection(served: ServedModel, ids: Sequence[int], found: Sequence[Inspect
     return InspectionObject(model=served.model_id, tokens=entries, strongest=strongest)
 
 
-def _activations(token: TokenFeatures, labels: Mapping[int, str]) -> TokenActivations:
+def _activations(token: FeatureReading, labels: Mapping[int, str]) -> TokenActivations:
     top = [
         ActiveFeature(feature=feature, activation=activation, label=labels.get(feature))
         for feature, activation in token.top

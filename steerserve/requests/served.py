@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from steerserve.dictionaries.dictionary import Dictionary
     from steerserve.dictionaries.loader import DictionaryLoader
     from steerserve.dictionaries.registry import RegistrySnapshot
-    from steerserve.engine.engine import Engine
+    from steerserve.engine.protocols import Engine
     from steerserve.engine.request import EngineStats, GenerationRequest
     from steerserve.engine.stream import TokenStream
     from steerserve.model.lens import LensModel
@@ -61,7 +61,7 @@ class ServedModel:
         self.tokenizer = lens.tokenizer
         self.model_id = lens.id
         self.created = int(time.time())
-        self.context_length = engine.runner.cache.context
+        self.context_length = engine.context_length
         self.stores = FeatureStores(settings.dictionary_dirs, settings.allowed_dictionary_dirs)
         """The feature stores of the dictionaries."""
         self.stores.serve(self.model_id, loader.model_names)

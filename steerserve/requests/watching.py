@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from steerserve.dictionaries.dictionary import Dictionary
-    from steerserve.engine.request import FeatureReading, TokenEvent, TokenFeatures
+    from steerserve.engine.request import FeatureReading, TokenEvent, TokenReadings
     from steerserve.requests.served import ServedModel
     from steerserve.wire.watching import FeatureOptions
 
@@ -105,7 +105,7 @@ def watched_limits(
     raise InvalidRequestError(message, param="features.top")
 
 
-def is_long(parts: Iterable[Sequence[TokenFeatures] | None]) -> bool:
+def is_long(parts: Iterable[Sequence[TokenReadings] | None]) -> bool:
     """Whether writing these entries would hold up the event loop."""
     num_entries = sum(
         len(reading.top) + len(reading.watch) + len(reading.edited) + _LEAST_COUNTED
@@ -133,7 +133,7 @@ class FeatureWriter:
         """Return the entries of its prompt, None where that is not watched."""
         return self.entries(event.prompt_features) if event.prompt_features is not None else None
 
-    def entries(self, tokens: Sequence[TokenFeatures]) -> list[WatchedToken]:
+    def entries(self, tokens: Sequence[TokenReadings]) -> list[WatchedToken]:
         """Return one entry for each token."""
         written: list[dict[str, WatchedActivations]] = [{} for _ in tokens]
         for dictionary in self._dictionaries:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from steerserve.dictionaries.dictionary import Dictionary
     from steerserve.steering.resolved import ResolvedSteering
-    from steerserve.steering.site import TokenPosition
+    from steerserve.steering.site import TokenRole
 
     PromptSums = dict[str, Tensor]
     HookFns = dict[str, Callable[[Tensor], Tensor | None]]
@@ -68,11 +68,11 @@ class SequenceEdits:
             if edit.touches_prompt:
                 self.sums[place] = shared[str(edit.identity())]
 
-    def prompt_hooks(self, tokens: Sequence[TokenPosition], changes: Changes | None = None) -> HookFns:
+    def prompt_hooks(self, tokens: Sequence[TokenRole], changes: Changes | None = None) -> HookFns:
         """Return what to call while these prompt tokens of one row are computed; `changes` notes what edits do."""
         return _hook_fns(self._sites, tokens, self._prompt.num_columns, self.sums.device, changes)
 
-    def generated_hooks(self, tokens: Sequence[TokenPosition]) -> HookFns:
+    def generated_hooks(self, tokens: Sequence[TokenRole]) -> HookFns:
         """Return what to call while these generated tokens of one row are computed again, all together."""
         sites = {name: Site([Member(None, part, self.sums)]) for name, part in self.generated.parts.items()}
         return _hook_fns(sites, tokens, self.generated.num_columns, self.sums.device)
@@ -115,7 +115,7 @@ class BatchPlan:
         self._num_columns = max((sequence.generated.num_columns for _, sequence in edited), default=0)
         self._device = edited[0][1].sums.device if edited else torch.device("cpu")
 
-    def hooks(self, tokens: Sequence[TokenPosition], changes: Changes | None = None) -> HookFns:
+    def hooks(self, tokens: Sequence[TokenRole], changes: Changes | None = None) -> HookFns:
         """Return what to call during a step in which each row has this token; `changes` notes what edits do."""
         return _hook_fns(self._sites, tokens, self._num_columns, self._device, changes)
 
@@ -127,7 +127,7 @@ class BatchPlan:
 
 def _hook_fns(
     sites: Mapping[str, Site],
-    tokens: Sequence[TokenPosition],
+    tokens: Sequence[TokenRole],
     num_columns: int,
     device: torch.device,
     changes: Changes | None = None,

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from steerserve.steering.layout import HookPart
 
 
-class TokenPosition(NamedTuple):
+class TokenRole(NamedTuple):
     """What the position rules of an edit ask of a token."""
 
     is_special: bool
@@ -63,7 +63,7 @@ class Pass:
     """One forward pass over some tokens: what they are, and what was read of them so far."""
 
     def __init__(
-        self, tokens: Sequence[TokenPosition], num_columns: int, device: torch.device, changes: Changes | None = None
+        self, tokens: Sequence[TokenRole], num_columns: int, device: torch.device, changes: Changes | None = None
     ) -> None:
         """Begin to compute these tokens, one a line; `changes` takes what edits do to their activations."""
         self.changes = changes

@@ -10,12 +10,12 @@ import numpy as np
 import torch
 
 from steerserve.core.errors import CorpusError
-from steerserve.model.norms import SINK_RATIO
+from steerserve.model.norms import SINK_RATIO, counted_tokens
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from jaxtyping import Bool, Float
+    from jaxtyping import Float
     from numpy.typing import NDArray
     from torch import Tensor
 
@@ -78,14 +78,6 @@ def calibrate(lens: LensModel, hooks: Sequence[str], batches: Sequence[WindowBat
     return Calibration(sink_norms, widths, dtype)
 
 
-def keep_mask(
-    acts: Float[Tensor, "rows pos d_in"], wanted: Bool[Tensor, "rows pos"], sink_norm: float
-) -> Bool[Tensor, "rows pos"]:
-    """Return which tokens a dictionary is trained and judged on: the wanted ones that are no sinks."""
-    keep: Tensor = wanted.to(acts.device) & (acts.float().norm(dim=-1) <= sink_norm)
-    return keep
-
-
 class ActivationReader:
     """Reads batches of text into rows, from any batch on; a sink at one hook point is left out at all of them."""
 
@@ -123,7 +115,7 @@ class ActivationReader:
         found = self._lens.read(batch.ids, self._hooks)
         keep = batch.wanted.to(self._lens.device)
         for hook, acts in found.items():
-            keep = keep_mask(acts, keep, self.calibration.sink_norms[hook])
+            keep = counted_tokens(acts, keep, self.calibration.sink_norms[hook])
         self.num_batches += 1
         self.num_sinks += int(batch.wanted.sum()) - int(keep.sum())
         dtype = self.calibration.dtype

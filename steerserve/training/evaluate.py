@@ -14,7 +14,7 @@ import torch
 
 from steerserve.core.errors import CorpusError
 from steerserve.core.observer import StoppedError
-from steerserve.training.activations import keep_mask
+from steerserve.model.norms import counted_tokens
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -181,7 +181,7 @@ def _add(sums: Sequence[_Sums], lens: LensModel, judged: Sequence[Judged], batch
     ablated: dict[tuple[str, str], float] = {}
     for one, total in zip(judged, sums, strict=True):
         acts = seen[one.hook]
-        keep = keep_mask(acts, batch.wanted, one.sink_norm)
+        keep = counted_tokens(acts, batch.wanted, one.sink_norm)
         x = acts[keep].float()
         feature_acts = one.sae.encode(x)
         out = one.sae.decode(feature_acts)

@@ -11,7 +11,7 @@ import torch
 from steerserve.compare.arms import Arm, EditedFeatures
 from steerserve.compare.metrics import edited_by_token
 from steerserve.compare.scoring import Scorer
-from steerserve.dose.pushed_text import run_pieces
+from steerserve.engine.background import run_pieces
 
 if TYPE_CHECKING:
     from steerserve.compare.metrics import Reading
@@ -25,7 +25,7 @@ FEATURES = {"standard": (3, 40), "topk": (7,)}
 def read(runtime: Runtime, text: str, wanted: dict[str, tuple[int, ...]] | None, piece: int) -> Reading:
     encode = runtime.tokenizer.encode_plain
     dictionaries = [one for one in runtime.dictionaries() if one.id in FEATURES]
-    norms = runtime.engine.runner.median_norms
+    norms = runtime.engine.median_norms
     scorer = Scorer(runtime.lens, norms, dictionaries, encode("<|im_start|>"), wanted)
     scorer._limit = piece
     arm, token_ids = Arm("arm", tuple(encode(PROMPT))), tuple(encode(text))

@@ -26,7 +26,7 @@ PROMPT, TEXT = (65, 66, 67), (68, 69, 70, 71)
 
 
 def scorer_of(runtime: Runtime) -> Scorer:
-    return Scorer(runtime.lens, runtime.engine.runner.median_norms, [], (65,))
+    return Scorer(runtime.lens, runtime.engine.median_norms, [], (65,))
 
 
 @pytest.fixture

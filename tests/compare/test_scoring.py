@@ -11,7 +11,7 @@ import torch
 from steerserve.compare.arms import Arm, edited_features
 from steerserve.compare.metrics import edited_means, side_effects
 from steerserve.compare.scoring import Scorer
-from steerserve.dose.pushed_text import run_pieces
+from steerserve.engine.background import run_pieces
 from tests.engine.gated_oracle import GatedOracle
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ CASES: dict[str, Any] = {
 
 @pytest.fixture(scope="module")
 def oracle(llama: Runtime, model_folders: dict[str, Path], dictionary_folders: dict[str, Path]) -> GatedOracle:
-    medians = {**llama.engine.runner.median_norms, **{one.id: one.median_norm for one in llama.dictionaries()}}
+    medians = {**llama.engine.median_norms, **{one.id: one.median_norm for one in llama.dictionaries()}}
     return GatedOracle(model_folders["llama"], dictionary_folders, medians, special={256, 257, 258})
 
 
@@ -60,7 +60,7 @@ def arm_of(runtime: Runtime, steering: object) -> Arm:
 
 def scorer_of(runtime: Runtime, *dictionaries: str) -> Scorer:
     found = [one for one in runtime.dictionaries() if one.id in dictionaries]
-    return Scorer(runtime.lens, runtime.engine.runner.median_norms, found, ids_of(runtime, EMPTY))
+    return Scorer(runtime.lens, runtime.engine.median_norms, found, ids_of(runtime, EMPTY))
 
 
 def read(runtime: Runtime, scorer: Scorer, arm: Arm, token_ids: tuple[int, ...]) -> Reading:

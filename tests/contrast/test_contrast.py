@@ -270,7 +270,7 @@ async def test_sets_that_do_not_differ_give_no_vector(llama: Runtime) -> None:
 async def test_what_only_rounding_tells_apart_gives_no_vector(llama: Runtime) -> None:
     sets = sets_of(llama, ["abcdefghij", "bcadefghij"], ["jihgfedcba", "jihgfedbca"])
     embeddings = "blocks.0.hook_resid_pre"
-    medians = llama.engine.runner.median_norms
+    medians = llama.engine.median_norms
     with pytest.raises(InvalidRequestError, match="do not differ") as caught:
         await difference_of_means(llama.engine, embeddings, medians[embeddings], sets, "mean")
     assert caught.value.param == "negative"

@@ -13,7 +13,8 @@ from steerserve.dose.calibrate import calibrate, calibrate_features, calibrate_v
 from steerserve.dose.dosing import DoseSearch, find_doses
 from steerserve.dose.percentile import percentile
 from steerserve.dose.prompts import PROMPT_TOKENS, calibration_ids
-from steerserve.dose.pushed_text import PushedText, run_pieces
+from steerserve.dose.pushed_text import PushedText
+from steerserve.engine.background import run_pieces
 from steerserve.model.norms import measure_norms
 from tests.dose.pushing import divergences, dose_by_bisection
 from tests.tiny import D_MODEL

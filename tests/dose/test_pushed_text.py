@@ -9,7 +9,8 @@ import torch
 
 from steerserve.dose.percentile import percentile
 from steerserve.dose.prompts import calibration_ids, neutral_ids
-from steerserve.dose.pushed_text import PushedText, run_pieces
+from steerserve.dose.pushed_text import PushedText
+from steerserve.engine.background import run_pieces
 from tests.dose.pushing import divergences
 from tests.tiny import D_MODEL, IM_START_ID
 

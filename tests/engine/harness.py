@@ -8,15 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from steerserve.engine.engine import Engine
 from steerserve.engine.request import GenerationRequest, SamplingParams
 from steerserve.engine.runner import Runner
+from steerserve.engine.slot_engine import SlotEngine
 from steerserve.model.norms import measure_norms
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from steerserve.engine.request import TokenEvent, TokenLogprob
+    from steerserve.engine.protocols import Engine
+    from steerserve.engine.request import LogprobEntry, TokenEvent
     from steerserve.engine.sequence import Sequence as EngineSequence
     from steerserve.runtime import Runtime
 
@@ -34,7 +35,7 @@ class Answer:
     stop_reason: str | int | None
     receipt: dict[str, Any] | None
     num_generated: int
-    prompt_logprobs: tuple[TokenLogprob | None, ...] | None
+    prompt_logprobs: tuple[LogprobEntry | None, ...] | None
 
     def all_logprobs(self) -> torch.Tensor:
         """Return `[steps, vocab]`; needs a request with `num_logprobs` of the whole vocabulary."""
@@ -91,11 +92,11 @@ def run(engine: Engine, *requests: GenerationRequest) -> list[Answer]:
 @contextlib.contextmanager
 def fresh_engine(
     runtime: Runtime, *, slots: int = 4, chunk: int = 16, context: int = 128, max_queue: int = 64, start: bool = True
-) -> Iterator[Engine]:
+) -> Iterator[SlotEngine]:
     """Open an engine that has computed nothing yet, over the runtime's model."""
     medians = {name: median for name, (median, _) in measure_norms(runtime.lens).items()}
     runner = Runner(runtime.lens, slots, context, medians)
-    engine = Engine(runner, num_slots=slots, max_queue=max_queue, chunk=chunk)
+    engine = SlotEngine(runner, num_slots=slots, max_queue=max_queue, chunk=chunk)
     if start:
         engine.start()
     try:
@@ -107,7 +108,7 @@ def fresh_engine(
 class Stepper:
     """An engine stepped by hand, so that a test decides what arrives, and what is aborted, before which step."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: SlotEngine) -> None:
         self.engine = engine
         self.sequences: list[EngineSequence] = []
         self.events: list[list[TokenEvent | Exception]] = []
@@ -127,11 +128,11 @@ class Stepper:
     def step(self) -> bool:
         """Do what the engine's thread does for one step; False where there is nothing to do."""
         engine = self.engine
-        if not (engine._inbox.has_any or engine._is_busy()):
+        if not (engine._inbox.has_any or engine._loop.is_busy):
             return False
-        engine._take_arrivals()
-        engine._step()
-        engine._run_call()
+        engine._loop.take_arrivals()
+        engine._loop.step()
+        engine._loop.run_call()
         return True
 
     def finish(self) -> None:

@@ -116,7 +116,7 @@ def test_stopping_refuses_the_calls_that_have_not_begun(llama: Runtime) -> None:
         may_end.set()
         engine.stop()
         assert under_way.result() == "done"
-        with pytest.raises(UnavailableError, match="stopped before this was begun"):
+        with pytest.raises(UnavailableError, match="stopped before this work was begun"):
             waiting.result(timeout=30)
         with pytest.raises(UnavailableError):
             engine.run_exclusive(lambda: "late")

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from steerserve.engine import readings as reading
+from steerserve.engine.background import drive
 from steerserve.engine.inspection import Inspection
-from steerserve.engine.readings import pieces_of, text_ids
+from steerserve.engine.readings import read_texts, text_ids
 from tests.conftest import SINK
 
 if TYPE_CHECKING:
@@ -27,8 +28,7 @@ def find(runtime: Runtime, name: str) -> Dictionary:
 def inspect(runtime: Runtime, dictionary: Dictionary, *, top: int = 5, watch: tuple[int, ...] = ()) -> Inspection:
     found = Inspection(dictionary, top=top, watch=watch, special_ids=runtime.tokenizer.special_ids)
     rows = [text_ids(runtime.tokenizer, TEXT)]
-    for piece in pieces_of(runtime.lens, rows, [dictionary.hook_name], found.take):
-        runtime.engine.run_exclusive(piece).result(timeout=60)
+    drive(runtime.engine.run_exclusive, read_texts(runtime.lens, rows, [dictionary.hook_name], found.take))
     return found
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
 import torch
 
 from steerserve.engine import readings as reading
-from steerserve.engine.readings import encode_kept, kept_tokens, pieces_of, text_ids
+from steerserve.engine.background import drive
+from steerserve.engine.readings import counted_of, encode_counted, read_texts, text_ids
 from tests.conftest import SINK
 from tests.engine.harness import Stepper, ask, fresh_engine
 from tests.tiny import HOOK_NAME, IM_START_ID
@@ -24,8 +26,8 @@ TEXTS = ("a", "Once upon a time", "", "x" * 20, "The bridge is closed until furt
 def read(runtime: Runtime, rows: list[tuple[int, ...]]) -> list[list[Span]]:
     """Read rows on the engine's thread; return the spans of each."""
     spans: list[list[Span]] = [[] for _ in rows]
-    for piece in pieces_of(runtime.lens, rows, HOOKS, lambda span: spans[span.row].append(span)):
-        runtime.engine.run_exclusive(piece).result(timeout=60)
+    pieces = read_texts(runtime.lens, rows, HOOKS, lambda span: spans[span.row].append(span))
+    drive(runtime.engine.run_exclusive, pieces)
     return spans
 
 
@@ -63,8 +65,8 @@ def test_special_tokens_and_sinks_do_not_count(llama: Runtime) -> None:
     [dictionary] = [one for one in llama.dictionaries() if one.id == "planted"]
     [[span]] = read(llama, [text_ids(llama.tokenizer, f"ab{SINK}c")])
     special = llama.tokenizer.special_ids
-    assert kept_tokens(span, HOOK_NAME, dictionary.median_norm, special).tolist() == [False, True, True, False, True]
-    keep, parts = encode_kept(dictionary, span, special)
+    assert counted_of(span, HOOK_NAME, dictionary.median_norm, special).tolist() == [False, True, True, False, True]
+    keep, parts = encode_counted(dictionary, span, special)
     [acts] = llama.engine.run_exclusive(lambda: list(parts)).result(timeout=60)
     # The planted dictionary's features are the stream's components, where they are positive.
     torch.testing.assert_close(acts, span.values[HOOK_NAME][keep][:, :16].relu())
@@ -77,10 +79,10 @@ def test_generation_and_reading_take_turns(llama: Runtime, monkeypatch: pytest.M
         stepper.submit(ask(llama, "Once upon a time", max_tokens=12))
         order: list[int] = []
         rows = [text_ids(llama.tokenizer, "z" * 7)] * 10
-        pieces = list(pieces_of(llama.lens, rows, HOOKS, lambda _: order.append(len(stepper.events[0]))))
-        calls = [engine.run_exclusive(piece) for piece in pieces]
+        pieces = read_texts(llama.lens, rows, HOOKS, lambda _: order.append(len(stepper.events[0])))
+        calls = [engine.run_exclusive(partial(next, pieces, None)) for _ in rows]
         stepper.finish()
         assert all(call.done() for call in calls)
         # A token came before each piece: between any two of them the stream went on.
-        assert order == list(range(order[0], order[0] + len(pieces)))
+        assert order == list(range(order[0], order[0] + len(rows)))
         assert stepper.answer(0).num_generated == 12

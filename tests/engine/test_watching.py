@@ -18,8 +18,8 @@ from tests.tiny import D_MODEL
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from steerserve.engine.engine import Engine
-    from steerserve.engine.request import FeatureReading, GenerationRequest, TokenEvent, TokenFeatures
+    from steerserve.engine.request import FeatureReading, GenerationRequest, TokenEvent, TokenReadings
+    from steerserve.engine.slot_engine import SlotEngine
     from steerserve.runtime import Runtime
     from tests.engine.gated_oracle import GatedOracle
 
@@ -46,7 +46,7 @@ def watch_of(runtime: Runtime, *names: str, **fields: Any) -> Watch:  # noqa: AN
     return Watch(tuple(snapshot.find(name, "") for name in names), **{"top": 8, **fields})
 
 
-def run_watched(engine: Engine, *requests: GenerationRequest) -> list[list[TokenEvent]]:
+def run_watched(engine: SlotEngine, *requests: GenerationRequest) -> list[list[TokenEvent]]:
     """Step an engine that was not started until all is done."""
     stepper = Stepper(engine)
     stepper.submit(*requests)
@@ -56,16 +56,16 @@ def run_watched(engine: Engine, *requests: GenerationRequest) -> list[list[Token
     return stepper.events  # type: ignore[return-value]
 
 
-def generated(events: Sequence[TokenEvent]) -> list[TokenFeatures]:
+def generated(events: Sequence[TokenEvent]) -> list[TokenReadings]:
     return [entry for event in events for entry in event.features]
 
 
-def of_prompt(events: Sequence[TokenEvent]) -> list[TokenFeatures]:
+def of_prompt(events: Sequence[TokenEvent]) -> list[TokenReadings]:
     assert all(event.prompt_features is None for event in events[1:])
     return list(events[0].prompt_features or ())
 
 
-def close(one: Sequence[TokenFeatures], other: Sequence[TokenFeatures]) -> bool:
+def close(one: Sequence[TokenReadings], other: Sequence[TokenReadings]) -> bool:
     """Return whether the entries of two answers say the same; rows of another batch are summed in another order."""
     assert [(entry.token_id, entry.position) for entry in one] == [(entry.token_id, entry.position) for entry in other]
     for mine, its in zip(one, other, strict=True):
@@ -145,7 +145,7 @@ def test_a_token_carries_what_saelens_encodes_where_it_was_chosen(
     assert {"special", "sink", None} <= {entry.readings["standard"].skipped for entry in prompt}
 
 
-def edited_of(entries: Sequence[TokenFeatures], name: str) -> list[dict[int, float]]:
+def edited_of(entries: Sequence[TokenReadings], name: str) -> list[dict[int, float]]:
     return [dict(entry.readings[name].edited) for entry in entries]
 
 
@@ -257,7 +257,7 @@ def test_without_a_watching_row_nothing_is_attached(llama: Runtime) -> None:
         stepper.step()
         plan = engine.runner._watch_plan
         assert plan is not None
-        assert [one.lines.tolist() for one in plan.reads] == [[1]]
+        assert [reader.tokens.tolist() for reader in plan.readers] == [[1]]
         stepper.finish()
         assert engine.runner._watch_plan is None
 

@@ -11,9 +11,9 @@ from steerserve.contrast.contrast import pooled_activations
 from steerserve.contrast.text_sets import TextSets
 from steerserve.dose.calibrate import calibrate, set_up
 from steerserve.dose.directions import direction_facts
-from steerserve.dose.pushed_text import run_pieces
+from steerserve.engine.background import drive, run_pieces
 from steerserve.engine.inspection import Inspection
-from steerserve.engine.readings import pieces_of, text_ids
+from steerserve.engine.readings import read_texts, text_ids
 from steerserve.interpret.harvest import harvest
 from steerserve.model.norms import SINK_RATIO
 from tests.conformance.random_dictionaries import D_SAE, write_random
@@ -57,8 +57,7 @@ def expected(lens: LensModel, found: Dictionary, ids: Sequence[int]) -> tuple[Te
 def test_a_text_is_inspected_where_it_reads(llama: Runtime, transcoder: Dictionary) -> None:
     ids = text_ids(llama.tokenizer, TEXTS[0])
     inspection = Inspection(transcoder, top=4, watch=[5], special_ids=llama.tokenizer.special_ids)
-    for piece in pieces_of(llama.lens, [ids], transcoder.hook_names, inspection.take):
-        llama.engine.run_exclusive(piece).result(timeout=60)
+    drive(llama.engine.run_exclusive, read_texts(llama.lens, [ids], transcoder.hook_names, inspection.take))
     acts, keep = expected(llama.lens, transcoder, ids)
     assert [token.skipped is None for token in inspection.tokens] == keep.tolist()
     watched = torch.tensor([token.watch[0] for token in inspection.tokens])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from steerserve.engine.request import TokenLogprob
+from steerserve.engine.request import LogprobEntry
 from steerserve.requests.answers.logprobs import CompletionLogprobWriter, chat_logprobs
 from steerserve.server.sse import event_bytes
 from steerserve.wire.chat import Delta
@@ -23,7 +23,7 @@ def test_an_event_is_one_line_whatever_the_text_holds() -> None:
 
 
 def test_a_number_that_is_not_finite_never_reaches_the_json(runtime: Runtime) -> None:
-    entry = TokenLogprob(65, float("-inf"), top=((65, float("nan")),))
+    entry = LogprobEntry(65, float("-inf"), top=((65, float("nan")),))
     written = event_bytes(chat_logprobs([entry], runtime.tokenizer))
     assert b"NaN" not in written
     assert b"Infinity" not in written
@@ -31,7 +31,7 @@ def test_a_number_that_is_not_finite_never_reaches_the_json(runtime: Runtime) ->
 
 def test_a_token_that_the_tokenizer_put_before_the_text_has_no_place_in_it(runtime: Runtime) -> None:
     writer = CompletionLogprobWriter(runtime.tokenizer)
-    logprobs = [None, TokenLogprob(104, -1.0), TokenLogprob(105, -2.0)]
+    logprobs = [None, LogprobEntry(104, -1.0), LogprobEntry(105, -2.0)]
     written = writer.prompt([IM_START_ID, 104, 105], logprobs, "hi")
     assert written.text_offset == [0, 0, 1]
     assert written.tokens == ["<|im_start|>", "h", "i"]
@@ -39,5 +39,5 @@ def test_a_token_that_the_tokenizer_put_before_the_text_has_no_place_in_it(runti
 
 def test_a_special_token_and_its_spelling_share_a_name_without_losing_the_likelier(runtime: Runtime) -> None:
     writer = CompletionLogprobWriter(runtime.tokenizer)
-    entry = TokenLogprob(105, -2.0, top=((104, -1.0), (105, -2.0)))
+    entry = LogprobEntry(105, -2.0, top=((104, -1.0), (105, -2.0)))
     assert writer.prompt([105], [entry], "i").top_logprobs == [{"h": -1.0, "i": -2.0}]

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from steerserve.steering.plan import BatchPlan, SequenceEdits
-from steerserve.steering.site import TokenPosition
+from steerserve.steering.site import TokenRole
 from tests.tiny import D_MODEL, HOOK_NAME
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from steerserve.runtime import Runtime
 
-PROMPT_TOKEN = TokenPosition(is_special=False, generated_index=None)
+PROMPT_TOKEN = TokenRole(is_special=False, generated_index=None)
 QUICK = settings(
     max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
@@ -222,7 +222,7 @@ def test_a_row_has_the_same_bits_whatever_edits_its_neighbours_carry(
     llama: Runtime, neighbours: list[int], mine: int, seed: int
 ) -> None:
     x = stream(seed, 1 + len(neighbours))
-    token = TokenPosition(is_special=False, generated_index=0)
+    token = TokenRole(is_special=False, generated_index=0)
 
     def row_alone_or_among(numbers: list[int], resid: Tensor) -> Tensor:
         plan = BatchPlan([opened(llama, ROWS[number]) for number in numbers])

@@ -11,7 +11,7 @@ import torch
 from steerserve.compare.control import control_steering
 from steerserve.steering.plan import SequenceEdits
 from steerserve.steering.rotation import rotated
-from steerserve.steering.site import TokenPosition
+from steerserve.steering.site import TokenRole
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -46,8 +46,8 @@ def resolved(runtime: Runtime, steering: object) -> ResolvedSteering:
 
 @torch.inference_mode()
 def change(runtime: Runtime, steering: ResolvedSteering, x: Tensor) -> Tensor:
-    edits = SequenceEdits(steering, runtime.engine.runner.median_norms, torch.device("cpu"))
-    hooks = edits.generated_hooks([TokenPosition(is_special=False, generated_index=place) for place in range(len(x))])
+    edits = SequenceEdits(steering, runtime.engine.median_norms, torch.device("cpu"))
+    hooks = edits.generated_hooks([TokenRole(is_special=False, generated_index=place) for place in range(len(x))])
     edited = hooks[HOOK_NAME](x[None])
     assert edited is not None
     difference: Tensor = edited[0] - x
@@ -95,10 +95,10 @@ def test_a_control_is_another_steering_and_says_so(llama: Runtime) -> None:
     fingerprints = {one.fingerprint for one in (steering, control, *others)}
     assert len(fingerprints) == 4
     assert control.fingerprint == control_steering(steering, 7, "control").fingerprint
-    edits = SequenceEdits(control, llama.engine.runner.median_norms, torch.device("cpu"))
+    edits = SequenceEdits(control, llama.engine.median_norms, torch.device("cpu"))
     receipt = edits.receipt().as_json(lambda *_: None)
     assert receipt["control"] is True
     assert {edit["control_seed"] for edit in receipt["edits"]} == {control.edits[0].control_seed}
-    plain = SequenceEdits(steering, llama.engine.runner.median_norms, torch.device("cpu")).receipt()
+    plain = SequenceEdits(steering, llama.engine.median_norms, torch.device("cpu")).receipt()
     assert "control" not in plain.as_json(lambda *_: None)
     assert replace(control.edits[0], control_seed=None).identity() == steering.edits[0].identity()

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from steerserve.steering.plan import BatchPlan, SequenceEdits
-from steerserve.steering.site import TokenPosition
+from steerserve.steering.site import TokenRole
 from tests.tiny import D_MODEL, HOOK_NAME
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from steerserve.runtime import Runtime
 
-PROMPT_TOKEN = TokenPosition(is_special=False, generated_index=None)
+PROMPT_TOKEN = TokenRole(is_special=False, generated_index=None)
 QUICK = settings(
     max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
@@ -79,7 +79,7 @@ def steered(runtime: Runtime, x: Tensor, edits: list[dict[str, Any]], strength: 
 def decoded(runtime: Runtime, x: Tensor, edits: list[dict[str, Any]], index: int) -> Tensor:
     """Return the stream after the edits of one row whose tokens are all the generated one of that index."""
     plan = BatchPlan([opened(runtime, edits)] * len(x))
-    token = TokenPosition(is_special=False, generated_index=index)
+    token = TokenRole(is_special=False, generated_index=index)
     return flowed(plan.hooks([token] * len(x)), x[:, None])[:, 0]
 
 
@@ -208,7 +208,7 @@ def test_neighbours_without_edits_keep_their_bits(llama: Runtime) -> None:
     x = stream(2, 3).bfloat16()
     x[:, ::5] = -0.0
     plan = BatchPlan([None, opened(llama, WRITTEN[:1]), None])
-    token = TokenPosition(is_special=False, generated_index=0)
+    token = TokenRole(is_special=False, generated_index=0)
     with torch.no_grad():
         out = flowed(plan.hooks([token] * 3), x[:, None])[:, 0]
     assert same_bits(out[::2], x[::2])

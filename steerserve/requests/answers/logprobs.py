@@ -10,18 +10,17 @@ import codecs
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
-from steerserve.wire.chat import ChoiceLogprobs, TopLogprob
-from steerserve.wire.chat import TokenLogprob as ChatLogprob
+from steerserve.wire.chat import ChoiceLogprobs, TokenLogprob, TopLogprob
 from steerserve.wire.completions import CompletionLogprobs
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from steerserve.engine.request import TokenEvent, TokenLogprob
+    from steerserve.engine.request import LogprobEntry, TokenEvent
     from steerserve.model.tokenizer import Tokenizer
 
 
-def chat_logprobs(logprobs: Iterable[TokenLogprob], tokenizer: Tokenizer) -> ChoiceLogprobs:
+def chat_logprobs(logprobs: Iterable[LogprobEntry], tokenizer: Tokenizer) -> ChoiceLogprobs:
     """Write generated tokens in the shape of chat completions."""
     return ChoiceLogprobs(content=[_chat_entry(entry, tokenizer) for entry in logprobs])
 
@@ -35,7 +34,7 @@ class CompletionLogprobWriter:
         self._offset = 0
 
     def prompt(
-        self, prompt_ids: Sequence[int], logprobs: Sequence[TokenLogprob | None], text: str
+        self, prompt_ids: Sequence[int], logprobs: Sequence[LogprobEntry | None], text: str
     ) -> CompletionLogprobs:
         """Write the echoed prompt, `text`."""
         pieces = _pieces(prompt_ids, self._tokenizer)
@@ -53,7 +52,7 @@ class CompletionLogprobWriter:
         return self._write(event.token_ids, event.logprobs, starts[: len(event.token_ids)])
 
     def _write(
-        self, ids: Sequence[int], logprobs: Sequence[TokenLogprob | None], offsets: list[int]
+        self, ids: Sequence[int], logprobs: Sequence[LogprobEntry | None], offsets: list[int]
     ) -> CompletionLogprobs:
         return CompletionLogprobs(
             tokens=[completion_token(token_id, self._tokenizer) for token_id in ids],
@@ -62,7 +61,7 @@ class CompletionLogprobWriter:
             text_offset=offsets,
         )
 
-    def _top(self, entry: TokenLogprob) -> dict[str, float]:
+    def _top(self, entry: LogprobEntry) -> dict[str, float]:
         top: dict[str, float] = {}
         # Two tokens may have one text (a special token and its spelling); the likelier one keeps it.
         for token_id, logprob in (*entry.top, (entry.token_id, entry.logprob)):
@@ -87,9 +86,9 @@ def completion_token(token_id: int, tokenizer: Tokenizer) -> str:
     return text if text is not None else "bytes:" + _escaped(raw)
 
 
-def _chat_entry(entry: TokenLogprob, tokenizer: Tokenizer) -> ChatLogprob:
+def _chat_entry(entry: LogprobEntry, tokenizer: Tokenizer) -> TokenLogprob:
     chosen = _top_entry(entry.token_id, entry.logprob, tokenizer)
-    return ChatLogprob(
+    return TokenLogprob(
         token=chosen.token,
         logprob=chosen.logprob,
         bytes=chosen.bytes,

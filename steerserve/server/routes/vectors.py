@@ -113,7 +113,7 @@ def _place(runtime: Runtime, hook: str | None) -> tuple[str, float]:
         hint = did_you_mean(hook, runtime.lens.hook_names)
         message = f"There is no hook point {short_name(hook)!r}.{hint} The model offers {runtime.lens.offered_hooks}."
         raise InvalidRequestError(message, param="hook")
-    return hook, runtime.engine.runner.median_norms[hook]
+    return hook, runtime.engine.median_norms[hook]
 
 
 def _object(runtime: Runtime, vector: StoredVector, *, with_values: bool = False) -> VectorObject:
