@@ -6,8 +6,8 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from steerserve.core.errors import ContextLengthError, InvalidRequestError
-from steerserve.engine.inspection import Inspection
 from steerserve.engine.background import drive_async
+from steerserve.engine.inspection import Inspection
 from steerserve.engine.readings import read_texts, text_ids
 from steerserve.requests.generation import check_served
 from steerserve.wire.texts import (
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from steerserve.dictionaries.dictionary import Dictionary
-    from steerserve.engine.request import FeatureReading
     from steerserve.engine.readings import Span
+    from steerserve.engine.request import FeatureReading
     from steerserve.requests.served import ServedModel
     from steerserve.wire.texts import InspectRequest
 
