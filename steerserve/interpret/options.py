@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, get_args
 from steerserve.core.config import DEFAULT_MODEL, Backend
 from steerserve.core.errors import ConfigError
 from steerserve.core.literals import DEFAULT_INTERPRET_TOKENS, MAX_INTERPRET_TOKENS
+from steerserve.text.sample import SAMPLE, sample_dir
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -42,7 +43,7 @@ class InterpretOptions:
 
     dictionaries: tuple[InterpretedSource, ...]
     corpus: tuple[str, ...]
-    """Folders, files (.txt, .md, .jsonl), `hf:NAME`, or `self`."""
+    """Folders, files (.txt, .md, .jsonl), `hf:NAME`, `sample` or `self`."""
     dictionary_dirs: tuple[Path, ...]
     """The first keeps what cannot lie beside a dictionary, and what a stopped run needs to go on."""
     allowed_dirs: tuple[Path, ...]
@@ -97,8 +98,10 @@ class InterpretOptions:
 
     @property
     def text_dirs(self) -> tuple[Path, ...] | None:
-        """The folders that text may lie in, with the one for what was fetched or written; None: all."""
-        return None if self.corpus_dirs is None else (*self.corpus_dirs, self.text_dir)
+        """The folders that text may lie in, those for text that was fetched or written included; None: any folder."""
+        if self.corpus_dirs is None:
+            return None
+        return (*self.corpus_dirs, self.text_dir, *((sample_dir(),) if SAMPLE in self.corpus else ()))
 
     def what_shapes_the_result(self) -> dict[str, Any]:
         """Return the values that an interrupted run must share with the one that goes on."""

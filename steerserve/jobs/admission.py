@@ -13,6 +13,7 @@ import psutil
 from steerserve.core.errors import CorpusError, InvalidRequestError
 from steerserve.text.corpus import SUFFIXES
 from steerserve.text.hub import HubText
+from steerserve.text.sample import SAMPLE
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -79,10 +80,10 @@ def check_corpus(entry: str, allowed_dirs: Sequence[Path], param: str = "corpus"
     `param` is what the request calls it.
 
     Raises:
-        InvalidRequestError: it is none of `self`, `path:...` and `hf:NAME`, lies elsewhere, or does not exist.
+        InvalidRequestError: it is none of `self`, `sample`, `path:...` and `hf:NAME`, lies elsewhere, or does not exist.
     """
     kind, colon, name = entry.partition(":")
-    if entry == OWN_TEXT:
+    if entry in {OWN_TEXT, SAMPLE}:
         return entry
     if kind == "hf" and colon:
         try:
@@ -93,8 +94,8 @@ def check_corpus(entry: str, allowed_dirs: Sequence[Path], param: str = "corpus"
     if kind == "path" and colon:
         return str(_check_path(name, allowed_dirs, param))
     message = (
-        f"The corpus '{_short(entry)}' is none of 'self' (text that the model writes), 'path:FOLDER_OR_FILE' and "
-        "'hf:OWNER/NAME'."
+        f"The corpus '{_short(entry)}' is none of 'self' (text that the model writes), 'sample' (the sample corpus), "
+        "'path:FOLDER_OR_FILE' and 'hf:OWNER/NAME'."
     )
     raise InvalidRequestError(message, param=param)
 
@@ -275,7 +276,7 @@ def check_room(
 
 def _is_made(entry: str) -> bool:
     """Tell whether text must be fetched or written first."""
-    return entry == OWN_TEXT or entry.startswith("hf:")
+    return entry in {OWN_TEXT, SAMPLE} or entry.startswith("hf:")
 
 
 def _check_path(name: str, allowed_dirs: Sequence[Path], param: str) -> Path:

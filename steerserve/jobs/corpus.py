@@ -13,6 +13,7 @@ from steerserve.model.opening import ModelOptions
 from steerserve.text.corpus import HELDOUT_SHARE, corpus_files
 from steerserve.text.hub import HubText, write_hub_text
 from steerserve.text.records import RecordFile
+from steerserve.text.sample import SAMPLE, fetch_sample
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -32,7 +33,7 @@ class TextOptions(ModelOptions, Protocol):
 
     @property
     def corpus(self) -> tuple[str, ...]:
-        """Folders, files, `hf:NAME`, or `self`."""
+        """Folders, files, `hf:NAME`, `sample` or `self`."""
 
     @property
     def tokens(self) -> int:
@@ -48,7 +49,7 @@ class TextOptions(ModelOptions, Protocol):
 
 
 def local_corpus(options: TextOptions, observer: Observer) -> tuple[str, ...]:
-    """Write what `hf:` and `self` stand for into `text_dir`; return paths alone.
+    """Write what `hf:` and `self` stand for into `text_dir`, and fetch `sample` into the cache; return paths alone.
 
     Each source gets an equal part of the tokens; folders and files are taken as they are. Called again after a stop or
     a kill it goes on where it was, and does nothing where all is there.
@@ -60,10 +61,10 @@ def local_corpus(options: TextOptions, observer: Observer) -> tuple[str, ...]:
     """
     hub = {source: HubText.parse(source.removeprefix(HUB)) for source in options.corpus if source.startswith(HUB)}
     for source in options.corpus:  # before hours of writing
-        if source != SELF and source not in hub:
+        if source not in {SELF, SAMPLE} and source not in hub:
             corpus_files(source)
     num_tokens = math.ceil(options.tokens * _MARGIN / (1 - HELDOUT_SHARE) / len(options.corpus))
-    made: dict[str, Path] = {}
+    made = {SAMPLE: fetch_sample()} if SAMPLE in options.corpus else {}
     for source, wanted in hub.items():
         made[source] = _hub_text(wanted, options, num_tokens * _CHARS_PER_TOKEN, observer)
     if SELF in options.corpus:

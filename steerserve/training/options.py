@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, get_args
 from steerserve.core.config import DEFAULT_MODEL, Backend
 from steerserve.core.errors import ConfigError
 from steerserve.core.literals import ARCHITECTURES, SAVED_DTYPES, STORAGES, Architecture, SavedDtype, Storage
+from steerserve.text.sample import SAMPLE, sample_dir
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -102,7 +103,7 @@ class TrainOptions:
     out: Path
     """The folder of the result: of the one dictionary itself, or with a folder for each of several."""
     corpus: tuple[str, ...]
-    """Folders, files (.txt, .md, .jsonl), `hf:NAME`, or `self`."""
+    """Folders, files (.txt, .md, .jsonl), `hf:NAME`, `sample` or `self`."""
     dictionaries: tuple[DictionaryOptions, ...]
     corpus_dirs: tuple[Path, ...] | None = None
     """Files of the corpus must lie within one of these folders, links followed; None: wherever they are."""
@@ -166,8 +167,10 @@ class TrainOptions:
 
     @property
     def text_dirs(self) -> tuple[Path, ...] | None:
-        """The folders that text may lie in, with the one for what was fetched or written; None: all."""
-        return None if self.corpus_dirs is None else (*self.corpus_dirs, self.text_dir)
+        """The folders that text may lie in, those for text that was fetched or written included; None: any folder."""
+        if self.corpus_dirs is None:
+            return None
+        return (*self.corpus_dirs, self.text_dir, *((sample_dir(),) if SAMPLE in self.corpus else ()))
 
     @property
     def num_epochs(self) -> int:

@@ -38,7 +38,7 @@ class _Page(HTMLParser):
         self._paragraphs: list[str] = []
         self._words: list[str] = []
         self._left_out: list[str] = []
-        """Open elements whose text is no prose, outermost first."""
+        """Open elements whose text is not prose, outermost first."""
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         del attrs
@@ -52,7 +52,7 @@ class _Page(HTMLParser):
 
     def handle_endtag(self, tag: str) -> None:
         if tag in self._left_out:
-            while self._left_out.pop() != tag:  # elements within it that were never closed end with it
+            while self._left_out.pop() != tag:  # elements inside it that were never closed end with it
                 pass
         elif tag in _BLOCKS:
             self._end_block()
@@ -75,14 +75,14 @@ class _Page(HTMLParser):
 def pod_paragraphs(content: str) -> Iterator[str]:
     """Yield the paragraphs and headings of a page in Perl's documentation format; indented code is left out.
 
-    Source: perlpod.
+    Source: the manual page perlpod.
     """
-    is_aside = False
+    is_skipped = False
     for paragraph in re.split(r"\n[ \t]*\n", content):
         block = paragraph.strip("\n")
         if block.startswith(("=begin", "=end")):
-            is_aside = block.startswith("=begin")
-        elif is_aside or not block or block[0] in " \t" or block.startswith(("=for", "=encoding")):
+            is_skipped = block.startswith("=begin")
+        elif is_skipped or not block or block[0] in " \t" or block.startswith(("=for", "=encoding")):
             continue
         elif block.startswith("="):
             _, _, heading = block.partition(" ")
@@ -107,12 +107,12 @@ def _pod_code(match: re.Match[str]) -> str:
         content = _POD_NAMES.get(content, content)
     elif kind == "L" and "|" in content:
         content = content.partition("|")[0]
-    # Brackets that are text must not be taken for those of a code around them.
+    # Brackets of the text must not be read as those of a formatting code around it.
     return content.replace("<", "\x01").replace(">", "\x02")
 
 
 def aiml_pairs(content: str) -> Iterator[tuple[str, str]]:
-    """Yield questions and answers that stand alone: no wildcards, no context, nothing that a bot would fill in."""
+    """Yield questions and answers that need no context, with neither wildcards nor values that a bot fills in."""
     parser = _Categories()
     parser.feed(content)
     parser.close()
@@ -120,7 +120,7 @@ def aiml_pairs(content: str) -> Iterator[tuple[str, str]]:
 
 
 class _Categories(HTMLParser):
-    """Reads AIML as the tag soup that much of it is."""
+    """Reads AIML as an HTML parser does, since much of it is not well-formed XML."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -128,7 +128,7 @@ class _Categories(HTMLParser):
         self._begin()
 
     def _begin(self) -> None:
-        self._place = ""
+        self._element = ""
         self._pattern: list[str] = []
         self._answer: list[str] = []
         self._num_choices = 0
@@ -140,9 +140,9 @@ class _Categories(HTMLParser):
         if tag == "category":
             self._begin()
         elif tag in {"pattern", "template"}:
-            self._place = tag
-        elif self._place != "template":
-            self._is_plain = self._is_plain and tag != "that"  # an answer to one sentence of the bot's alone
+            self._element = tag
+        elif self._element != "template":
+            self._is_plain = self._is_plain and tag != "that"  # an answer to one sentence of the bot only
         elif tag in _SILENT_IN_ANSWERS:
             self._silent.append(tag)
         elif self._silent:
@@ -158,14 +158,14 @@ class _Categories(HTMLParser):
             while self._silent.pop() != tag:
                 pass
         elif tag in {"pattern", "template"}:
-            self._place = ""
+            self._element = ""
         elif tag == "category":
             self._end_pair()
 
     def handle_data(self, data: str) -> None:
-        if self._place == "pattern":
+        if self._element == "pattern":
             self._pattern.append(data)
-        elif self._place == "template" and not self._silent and self._num_choices <= 1:
+        elif self._element == "template" and not self._silent and self._num_choices <= 1:
             self._answer.append(data)
 
     def _end_pair(self) -> None:

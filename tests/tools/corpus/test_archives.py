@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from steerserve.core.errors import CorpusError
-from steerserve.training.fetch.archives import Limits, read_members
-from tests.training.fetch.packed import fake_tools, pack_tar
+from tests.tools.corpus.packed import fake_tools, pack_tar
+from tools.corpus.archives import Limits, read_members
 
 
 def test_files_are_read_by_pattern_and_those_that_are_compressed_are_unpacked(tmp_path: Path) -> None:
@@ -90,7 +90,7 @@ def test_a_file_that_unpacks_to_more_than_text_can_be_is_refused(tmp_path: Path)
 def test_files_that_nobody_asked_for_count_too(tmp_path: Path) -> None:
     archive = pack_tar(tmp_path / "a.tgz", {f"{number}.bin": bytes(100) for number in range(20)})
     for limits in (Limits(total_bytes=1000), Limits(num_files=10)):
-        with pytest.raises(CorpusError, match="no package of text is as large"):
+        with pytest.raises(CorpusError, match="the most that a package of text may have"):
             list(read_members(archive, ["*.txt"], limits=limits))
 
 

@@ -1,4 +1,4 @@
-"""The list of sources of text: a YAML file, checked strictly. Knows what is wanted, not how it is fetched."""
+"""The list of sources of text: a YAML file, checked strictly. Knows what to fetch, not how."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _PACKAGES = {
     "pypi": re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*"),
 }
 _VERSION = r"^[A-Za-z0-9][A-Za-z0-9.+:~!_-]*$"
-# Where pydantic's own words speak of Python.
+# In place of pydantic's messages that speak of Python.
 _SENTENCES = {
     "model_type": "a mapping of names to values is needed",
     "tuple_type": "a list is needed",
@@ -44,16 +44,16 @@ class _Entry(BaseModel):
 class Source(_Entry):
     """One package with text in it."""
 
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,63}$", description="What its file is called: NAME.jsonl.")
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,63}$", description="The name of its file: NAME.jsonl.")
     kind: Kind = Field(description="Which package index has it: npm, debian (apt) or pypi.")
     package: str = Field(max_length=200, description="The package's name there.")
     version: str | None = Field(
-        None, pattern=_VERSION, description="The version. Debian's may be left out, for the one that apt would install."
+        None, pattern=_VERSION, description="The version. Debian's may be left out: then apt chooses it."
     )
     sha256: str | None = Field(
-        None, pattern=r"^[0-9a-f]{64}$", description="Of the archive, where the index always gives the same file."
+        None, pattern=r"^[0-9a-f]{64}$", description="SHA-256 of the archive, if the index always gives the same file."
     )
-    licence: str = Field(min_length=1, description="Of the text.")
+    licence: str = Field(min_length=1, description="The licence of the text.")
     files: tuple[str, ...] = Field(
         min_length=1, description="Patterns of the paths in the archive to read; `*` also matches `/`."
     )
@@ -61,13 +61,13 @@ class Source(_Entry):
     extract: Extractor = Field(description="How text is read from these files.")
     field: str | None = Field(None, description="For json: the key whose texts are taken; without it, all texts.")
     max_chars: int = Field(
-        ge=1000, le=10**9, description="Characters of text to keep at most, from all of the files alike."
+        ge=1000, le=10**9, description="Most characters of text to keep, taken from all of the files alike."
     )
 
     @model_validator(mode="after")
     def _check_together(self) -> Self:
         if not _PACKAGES[self.kind].fullmatch(self.package):
-            message = f"{self.package!r} is no name of a package of {self.kind}"
+            message = f"{self.package!r} is not a name that a package of {self.kind} can have"
             raise ValueError(message)
         if self.version is None and self.kind != "debian":
             message = f"{self.name} has no version, which only a source of kind debian may leave out"
@@ -84,26 +84,26 @@ class Manifest(_Entry):
     sources: tuple[Source, ...] = Field(min_length=1)
 
     def choose(self, names: Sequence[str]) -> tuple[Source, ...]:
-        """Return the sources of these names, in the manifest's order; all for none.
+        """Return the sources of these names, in the manifest's order; without names, all of them.
 
         Raises:
-            ConfigError: a name is not there.
+            ConfigError: the manifest has no source of a name.
         """
-        known = {source.name for source in self.sources}
+        own = {source.name for source in self.sources}
         for name in names:
-            if name not in known:
-                near = difflib.get_close_matches(name, known, n=1)
-                hint = f"Did you mean {near[0]}?" if near else f"There are {', '.join(sorted(known))}."
+            if name not in own:
+                near = difflib.get_close_matches(name, own, n=1)
+                hint = f"Did you mean {near[0]}?" if near else f"It has {', '.join(sorted(own))}."
                 message = f"The manifest has no source {name!r}. {hint}"
                 raise ConfigError(message, param="only")
         return tuple(source for source in self.sources if not names or source.name in names)
 
 
 def load_manifest(path: Path | None = None) -> Manifest:
-    """Read a manifest; without a path, the one that comes with steerserve.
+    """Read a manifest; without a path, `manifest.yaml` beside this module.
 
     Raises:
-        ConfigError: it cannot be read or something in it is wrong; the message has file, line and column.
+        ConfigError: the file cannot be read or an entry is wrong; the message has file, line and column.
     """
     document = load_yaml(path or SHIPPED)
     try:
@@ -111,10 +111,10 @@ def load_manifest(path: Path | None = None) -> Manifest:
     except ValidationError as error:
         raise ConfigError(_message(document, error.errors(include_url=False))) from error
     names: set[str] = set()
-    for place, source in enumerate(manifest.sources):
+    for index, source in enumerate(manifest.sources):
         if source.name in names:
-            where = document.where(("sources", place, "name"))
-            message = f"{where}: the name {source.name} is there twice."
+            where = document.where(("sources", index, "name"))
+            message = f"{where}: two sources have the name {source.name}."
             raise ConfigError(message)
         names.add(source.name)
     return manifest
@@ -127,8 +127,8 @@ def _message(document: YamlDocument, problems: list[ErrorDetails]) -> str:
     where, name = document.where(path), ".".join(str(part) for part in path)
     if problem["type"] == "extra_forbidden":
         allowed = ", ".join((Manifest if len(path) == 1 else Source).model_fields)
-        return f"{where}: there is no {name}; known are {allowed}."
+        return f"{where}: {name} is not a field; the fields are {allowed}."
     if problem["type"] == "missing":
         return f"{where}: {name} is missing."
-    said = _SENTENCES.get(problem["type"]) or problem["msg"].removeprefix("Value error, ")
-    return f"{where}: {name or 'the manifest'}: {said[:1].lower() + said[1:]}."
+    reason = _SENTENCES.get(problem["type"]) or problem["msg"].removeprefix("Value error, ")
+    return f"{where}: {name or 'the manifest'}: {reason[:1].lower() + reason[1:]}."

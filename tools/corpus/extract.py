@@ -1,6 +1,6 @@
-"""Documents out of files: each extractor gives the paragraphs of one file, and these are put together again.
+"""Documents out of files: each extractor gives the paragraphs of one file, which are joined to documents.
 
-What repeats within a source (footers, licences, templates) is kept once.
+A paragraph that repeats within a source (footers, licences, templates) is kept once.
 """
 
 from __future__ import annotations
@@ -12,28 +12,28 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from steerserve.core.errors import CorpusError
-from steerserve.training.fetch.markup import aiml_pairs, html_paragraphs, pod_paragraphs
+from tools.corpus.markup import aiml_pairs, html_paragraphs, pod_paragraphs
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
-    from steerserve.training.fetch.archives import Member
-    from steerserve.training.fetch.manifest import Source
+    from tools.corpus.archives import Member
+    from tools.corpus.manifest import Source
 
 Record = dict[str, Any]
-"""A line of the file: `{"text"}` or `{"messages"}`."""
+"""A line of the JSONL file: an object with `text` or with `messages`."""
 _DOCUMENT_CHARS = 1500
 """A document ends with the first paragraph that makes it longer."""
 _LEAST_CHARS = 200
 _LEAST_PARAGRAPH = 40
-"""Shorter ones are headings, menus and page numbers."""
+"""Shortest paragraph that is kept: shorter ones are headings, menus and page numbers."""
 _LEAST_LETTERS = 0.75
-"""Of a paragraph's characters, spaces counted as letters; less is code, tables, addresses."""
+"""Least share of letters and spaces in a paragraph; with less it is code, a table or an address."""
 _WRAPPED_AT = 45
 _MAX_WRAPPED = 200
-"""Lines of text wrapped by hand are between these."""
+"""Least and greatest length of a line in text that was wrapped by hand."""
 _LEAST_ANSWER = 30
-"""Half of the answers of a chat bot are "Not likely." and its like."""
+"""Shortest answer that is kept: half of a chat bot's answers are "Not likely." and the like."""
 _MAX_SAME_ANSWER = 3
 _PAIRS_A_CHAT = 4
 
@@ -42,7 +42,7 @@ def read_documents(source: Source, members: Iterable[Member]) -> Iterator[Record
     """Yield the documents of a source.
 
     Raises:
-        CorpusError: a file is not what the manifest says it is.
+        CorpusError: a file does not have the format that the manifest says.
     """
     if source.extract == "aiml":
         yield from _chats(members)
@@ -51,7 +51,7 @@ def read_documents(source: Source, members: Iterable[Member]) -> Iterator[Record
     for member in members:
         kept = []
         for paragraph in _PARAGRAPHS[source.extract](_decode(member.content), source):
-            # Half a surrogate pair, which JSON can hold, is no text.
+            # JSON can hold half a surrogate pair, which UTF-8 cannot encode.
             text = paragraph.strip().encode("utf-8", errors="replace").decode()
             digest = hashlib.sha256(text.encode()).digest()
             if _is_prose(text) and digest not in seen:
@@ -66,7 +66,7 @@ def num_chars(record: Record) -> int:
 
 
 def thin_out(records: Iterable[Record], max_chars: int) -> list[Record]:
-    """Keep at most `max_chars` characters: documents from all over, chosen by their content, in their order."""
+    """Keep at most `max_chars` characters: documents from the whole source, chosen by their hash, in their order."""
     kept = [(hashlib.sha256(json.dumps(record).encode()).digest(), record) for record in records]
     total, chosen = 0, set()
     for digest, record in sorted(kept, key=lambda pair: pair[0]):
@@ -78,14 +78,14 @@ def thin_out(records: Iterable[Record], max_chars: int) -> list[Record]:
 
 
 def _chats(members: Iterable[Member]) -> Iterator[Record]:
-    given: Counter[str] = Counter()
+    num_given: Counter[str] = Counter()
     pairs: dict[tuple[str, str], None] = {}
     for pair in (pair for member in members for pair in aiml_pairs(_decode(member.content))):
         answer = pair[1]
-        if pair not in pairs and len(answer) >= _LEAST_ANSWER and given[answer] < _MAX_SAME_ANSWER:
-            given[answer] += 1
+        if pair not in pairs and len(answer) >= _LEAST_ANSWER and num_given[answer] < _MAX_SAME_ANSWER:
+            num_given[answer] += 1
             pairs[pair] = None
-    # In another order, or one chat would be about one subject, and in one manner.
+    # In the order of hashes: in that of the files each chat would be about one subject, in one manner.
     order = sorted(pairs, key=lambda pair: hashlib.sha256("\n".join(pair).encode()).digest())
     for start in range(0, len(order), _PAIRS_A_CHAT):
         turns = [
@@ -105,20 +105,20 @@ def _decode(content: bytes) -> str:
 
 
 def _documents(paragraphs: Iterable[str]) -> Iterator[str]:
-    piece: list[str] = []
+    parts: list[str] = []
     length = 0
-    for paragraph in (part for whole in paragraphs for part in _cut(whole)):
-        piece.append(paragraph)
-        length += len(paragraph)
+    for part in (part for paragraph in paragraphs for part in _cut(paragraph)):
+        parts.append(part)
+        length += len(part)
         if length >= _DOCUMENT_CHARS:
-            yield "\n\n".join(piece)
-            piece, length = [], 0
+            yield "\n\n".join(parts)
+            parts, length = [], 0
     if length >= _LEAST_CHARS:
-        yield "\n\n".join(piece)
+        yield "\n\n".join(parts)
 
 
 def _cut(paragraph: str) -> Iterator[str]:
-    """Cut a paragraph as long as a speech between its sentences."""
+    """Cut a paragraph that is as long as a speech between its sentences."""
     while len(paragraph) > 2 * _DOCUMENT_CHARS:
         end = re.compile(r"[.!?]\W*\s").search(paragraph, _DOCUMENT_CHARS)
         if end is None:
@@ -145,7 +145,7 @@ def _text(content: str, _: Source) -> Iterator[str]:
 
 
 def _mail(content: str, source: Source) -> Iterator[str]:
-    """Give the body of a message, without what it quotes; those in HTML or encoded are passed over."""
+    """Yield the paragraphs of a message's body without its quotations; messages in HTML or base64 are left out."""
     _, _, body = content.partition("\n\n")
     if "<html" not in body.lower() and "base64" not in content:
         yield from _text("\n".join(line for line in body.split("\n") if not line.startswith((">", "|"))), source)
@@ -156,7 +156,7 @@ def _fortunes(content: str, _: Source) -> Iterator[str]:
 
 
 def _tagged(content: str, _: Source) -> Iterator[str]:
-    """Give a text in which each word has its part of speech behind a slash, as in the Brown corpus."""
+    """Yield the paragraphs of a text in which each word has its part of speech behind a slash (Brown corpus)."""
     for block in re.split(r"\n\s*\n", content):
         words = [token.rsplit("/", 1)[0] for token in block.split() if "/" in token]
         text = re.sub(r" ([.,;:?!)]|'')", r"\1", " ".join(words)).replace("`` ", '"').replace("''", '"')
@@ -167,24 +167,24 @@ def _json(content: str, source: Source) -> Iterator[str]:
     try:
         value = json.loads(content)
     except (ValueError, RecursionError) as error:
-        message = f"The source {source.name} has a file that is no JSON: {error}"
+        message = f"The source {source.name} has a file that is not JSON: {error}"
         raise CorpusError(message, param="corpus") from error
     return _texts(value, source.field)
 
 
 def _texts(value: object, field: str | None) -> Iterator[str]:
-    """Give every text in a JSON value; with a field, those alone that stand under it."""
-    # A stack, since nesting is the file's choice. The flag says whether a text here is wanted.
-    waiting: list[tuple[object, bool]] = [(value, field is None)]
-    while waiting:
-        here, is_wanted = waiting.pop()
-        if isinstance(here, str):
-            if is_wanted:
-                yield here
-        elif isinstance(here, list):
-            waiting += [(item, is_wanted) for item in reversed(here)]
-        elif isinstance(here, dict):
-            waiting += [(item, field is None or key == field) for key, item in reversed(here.items())]
+    """Yield every text in a JSON value; with `field`, only the texts under that key."""
+    # A stack and no recursion: the file decides how deep it nests. The flag says whether a text there is yielded.
+    stack: list[tuple[object, bool]] = [(value, field is None)]
+    while stack:
+        item, is_selected = stack.pop()
+        if isinstance(item, str):
+            if is_selected:
+                yield item
+        elif isinstance(item, list):
+            stack += [(child, is_selected) for child in reversed(item)]
+        elif isinstance(item, dict):
+            stack += [(child, field is None or key == field) for key, child in reversed(item.items())]
 
 
 _PARAGRAPHS: Mapping[str, Callable[[str, Source], Iterator[str]]] = {

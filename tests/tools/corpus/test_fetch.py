@@ -14,9 +14,9 @@ import pytest
 
 from steerserve.core.errors import ConfigError
 from steerserve.text.corpus import load_corpus
-from steerserve.training.fetch.fetch import Outcome, fetch_sources
-from steerserve.training.fetch.manifest import load_manifest
-from tests.training.fetch.packed import fake_tools, pack_tar
+from tests.tools.corpus.packed import fake_tools, pack_tar
+from tools.corpus.fetch import FetchOutcome, fetch_sources
+from tools.corpus.manifest import load_manifest
 
 PROSE = "".join(f"On day {word} the ship sailed on through the quiet night and all was well. " for word in "abcdefgh")
 
@@ -45,7 +45,7 @@ class World:
     def write(self, *entries: str) -> None:
         self.manifest.write_text("sources:\n" + "".join(entries), encoding="utf-8")
 
-    def fetch(self, max_chars: int | None = None) -> list[Outcome]:
+    def fetch(self, max_chars: int | None = None) -> list[FetchOutcome]:
         return list(fetch_sources(load_manifest(self.manifest).sources, self.out, max_chars=max_chars))
 
     def said(self) -> list[str]:
@@ -53,7 +53,7 @@ class World:
         return path.read_text(encoding="utf-8").splitlines() if path.exists() else []
 
     def command(self, *words: str) -> subprocess.CompletedProcess[str]:
-        words = (sys.executable, "-m", "steerserve", "corpus", *words, "--manifest", str(self.manifest))
+        words = (sys.executable, "-m", "tools.corpus", *words, "--manifest", str(self.manifest))
         environ = {**os.environ, **self.environ, "PYTHONPATH": f"{self.environ['PYTHONPATH']}:{Path.cwd()}"}
         return subprocess.run(words, capture_output=True, text=True, check=False, env=environ, cwd=self.folder)
 
@@ -143,8 +143,8 @@ def test_a_missing_tool_is_named(world: World, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("PATH", "")
     world.write(TALES, SONGS)
     assert [one.reason for one in world.fetch()] == [
-        "npm is missing, and @old/tales comes through it.",
-        "apt-get is missing, and songs-doc comes through it.",
+        "npm is missing; it is needed to fetch @old/tales.",
+        "apt-get is missing; it is needed to fetch songs-doc.",
     ]
 
 
@@ -177,4 +177,4 @@ def test_an_unknown_name_is_one_line(world: World) -> None:
     world.write(TALES)
     done = world.command("fetch", "--only", "tale")
     assert done.returncode == 2
-    assert done.stderr == "steerserve: The manifest has no source 'tale'. Did you mean tales?\n"
+    assert done.stderr == "corpus: The manifest has no source 'tale'. Did you mean tales?\n"
