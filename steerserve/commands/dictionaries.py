@@ -158,7 +158,10 @@ def dictionaries_check(
 def dictionaries_judge(
     source: Source,
     corpus: Annotated[
-        list[str], typer.Option("--corpus", help="Text: a folder or a .txt, .md or .jsonl file. Repeatable.")
+        list[str],
+        typer.Option(
+            "--corpus", help="Text: a folder, a .txt, .md or .jsonl file, or sample (the sample corpus). Repeatable."
+        ),
     ],
     out: Annotated[
         Path | None, typer.Option(help="Folder for report.json and report.html.", show_default=False)
@@ -175,10 +178,11 @@ def dictionaries_judge(
     from steerserve.model.norms import measure_norms
     from steerserve.model.source import fetch_model
     from steerserve.text.corpus import load_corpus
+    from steerserve.text.sample import SAMPLE, fetch_sample
     from steerserve.training.judge import judge
     from steerserve.training.report import save_report
 
-    text = load_corpus(corpus)
+    text = load_corpus([fetch_sample() if source == SAMPLE else source for source in corpus])
     settings = environment_settings()
     files = fetch_model(model, cache_dir=settings.cache_dir)
     lens = load_lens(files)

@@ -80,7 +80,8 @@ def check_corpus(entry: str, allowed_dirs: Sequence[Path], param: str = "corpus"
     `param` is what the request calls it.
 
     Raises:
-        InvalidRequestError: it is none of `self`, `sample`, `path:...` and `hf:NAME`, lies elsewhere, or does not exist.
+        InvalidRequestError: it is none of `self`, `sample`, `path:...` and `hf:NAME`; or the path does not exist or
+            lies outside of `allowed_dirs`.
     """
     kind, colon, name = entry.partition(":")
     if entry in {OWN_TEXT, SAMPLE}:

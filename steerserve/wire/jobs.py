@@ -90,8 +90,8 @@ class TrainRequest(StrictRequestModel):
     )
     corpus: Corpus = Field(
         default="self",
-        description="`self` (text that the model writes), `path:FOLDER_OR_FILE` below one of `corpus_dirs`, or "
-        "`hf:OWNER/NAME[@CONFIG][:SPLIT]`; or a list of several.",
+        description="`self` (text that the model writes), `sample` (the sample corpus), `path:FOLDER_OR_FILE` below "
+        "one of `corpus_dirs`, or `hf:OWNER/NAME[@CONFIG][:SPLIT]`; or a list of several.",
     )
     batch_size: int | None = Field(
         default=None,

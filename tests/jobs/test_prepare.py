@@ -18,6 +18,7 @@ from steerserve.jobs.corpus import local_corpus
 from steerserve.jobs.training import train_from_anywhere
 from steerserve.text.corpus import load_corpus
 from steerserve.text.hub import HubText, _record
+from steerserve.text.sample import SPEECHES, sample_dir
 from steerserve.training.options import DictionaryOptions, TrainOptions
 from tests.jobs.dataset_hub import dataset_hub
 from tests.training.quiet import Quiet
@@ -228,3 +229,18 @@ def test_a_corpus_of_paths_makes_nothing(tmp_path: Path) -> None:
     asked = options(tmp_path / "out", str(tmp_path / "a.txt"))
     assert local_corpus(asked, Quiet()) == asked.corpus
     assert not asked.out.exists()
+
+
+def test_the_sample_corpus_is_read_in_the_cache_which_a_jobs_folders_leave_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STEERSERVE_CACHE_DIR", str(tmp_path / "cache"))
+    sample_dir().mkdir(parents=True)
+    text = "".join(f"{number} ships.\n\n" for number in range(3000))
+    (sample_dir() / f"{SPEECHES.requirement.replace('==', '-')}.txt").write_text(text, encoding="utf-8")
+    asked = options(tmp_path / "out", "sample", corpus_dirs=(tmp_path / "text",))
+    prepared = local_corpus(asked, Quiet())
+    assert prepared == (str(sample_dir()),)
+    assert load_corpus(prepared, allowed_dirs=asked.text_dirs).training
+    with pytest.raises(CorpusError, match="outside the folders"):
+        load_corpus(prepared, allowed_dirs=options(tmp_path / "out", "self", corpus_dirs=()).text_dirs)
