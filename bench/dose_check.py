@@ -21,7 +21,7 @@ import torch
 
 from steerserve.core.config import Settings
 from steerserve.dictionaries.loader import DictionaryLoader
-from steerserve.dose.calibrate import calibrate, set_up
+from steerserve.dose.calibrate import calibrate, prepare_texts
 from steerserve.dose.prompts import prompt_ids
 from steerserve.engine.background import run_pieces
 from steerserve.model.lens import load_lens
@@ -71,9 +71,9 @@ def main() -> None:
     features = random.Random(options.seed).sample(live, options.features)  # noqa: S311 a draw, no secret
 
     began, began_cpu = time.monotonic(), time.process_time()
-    bench = run_pieces(set_up(lens, dictionary))
+    built_in = run_pieces(prepare_texts(lens, dictionary))
     set_up_s, set_up_cpu_s = time.monotonic() - began, time.process_time() - began_cpu
-    found = run_pieces(calibrate(lens, dictionary, bench, features))
+    found = run_pieces(calibrate(lens, dictionary, built_in, features))
     took_s, took_cpu_s = time.monotonic() - began - set_up_s, time.process_time() - began_cpu - set_up_cpu_s
 
     plain = torch.cat([lens.forward(rows, use_cache=False).float().log_softmax(-1) for rows in ids.split(ROWS)])
@@ -98,7 +98,7 @@ def main() -> None:
         "set_up_cpu_s": set_up_cpu_s,
         "per_feature_s": took_s / len(features),
         "per_feature_cpu_s": took_cpu_s / len(features),
-        "usual_dose": bench.usual_dose,
+        "usual_dose": built_in.usual_dose,
     }
     print(f"{inside} of {len(features)} within {LOW} to {HIGH} nat")
     print(json.dumps(summary))

@@ -1,7 +1,7 @@
 """Measure how quickly a feature store is searched and read, on one that is made up: `python bench/feature_search.py`.
 
 The text is drawn word by word from Zipf's law, so that there are common and rare words as in a language; every feature
-has all that a harvest can find, its 45 windows among them.
+has all that a harvest can find, its 45 snippets among them.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from steerserve.store.records import (
     SNIPPETS_PER_INTERVAL,
     Activity,
     Calibration,
-    Feature,
+    FeatureRecord,
     Label,
-    Window,
+    TextSnippet,
 )
 from steerserve.store.store import FeatureStore
 from steerserve.store.stored import StoreMeta
@@ -47,29 +47,29 @@ def words(generator: np.random.Generator) -> list[bytes]:
     return [b" " + "".join(generator.choice(list(_LETTERS), length)).encode() for length in lengths]
 
 
-def features(num_features: int, generator: np.random.Generator, names: list[bytes]) -> Iterator[Feature]:
+def features(num_features: int, generator: np.random.Generator, names: list[bytes]) -> Iterator[FeatureRecord]:
     """Make up features; each prefers a few words at its peaks, as real ones do."""
     text = generator.zipf(1.2, 4 * _TOKENS) - 1
     text = text[text < _VOCABULARY][:_TOKENS]
-    num_windows = NUM_TOP_SNIPPETS + NUM_INTERVALS * SNIPPETS_PER_INTERVAL
+    num_snippets = NUM_TOP_SNIPPETS + NUM_INTERVALS * SNIPPETS_PER_INTERVAL
     for number in range(num_features):
         liked = generator.integers(0, _VOCABULARY, 3)
-        starts = generator.integers(0, len(text) - SNIPPET_TOKENS, num_windows)
-        windows = []
+        starts = generator.integers(0, len(text) - SNIPPET_TOKENS, num_snippets)
+        snippets = []
         for place, start in enumerate(starts):
             ids, acts = text[start : start + SNIPPET_TOKENS].copy(), np.zeros(SNIPPET_TOKENS)
             ids[20] = liked[place % 3]
             acts[generator.integers(0, SNIPPET_TOKENS, 4)] = generator.uniform(0, 20, 4)
             acts[20] = 20.0
             interval = None if place < NUM_TOP_SNIPPETS else place % NUM_INTERVALS
-            windows.append(Window(tuple(ids.tolist()), tuple(acts.tolist()), 20, interval))
+            snippets.append(TextSnippet(tuple(ids.tolist()), tuple(acts.tolist()), 20, interval))
         scored = [
             tuple(
                 zip(generator.integers(0, _VOCABULARY, 20).tolist(), generator.normal(0, 3, 20).tolist(), strict=True)
             )
             for _ in range(2)
         ]
-        yield Feature(
+        yield FeatureRecord(
             feature=number,
             activity=Activity(
                 _TOKENS,
@@ -79,7 +79,7 @@ def features(num_features: int, generator: np.random.Generator, names: list[byte
                 (1.0, 2.0, 5.0, 9.0, 15.0),
                 tuple(generator.integers(0, 99, 64).tolist()),
             ),
-            windows=tuple(windows),
+            snippets=tuple(snippets),
             peak_tokens=tuple((token, 15) for token in liked.tolist()),
             promoted=scored[0],
             suppressed=scored[1],

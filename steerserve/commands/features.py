@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from steerserve.store.location import StoreLocation
-    from steerserve.store.records import Calibration, Label, Window
+    from steerserve.store.records import Calibration, Label, TextSnippet
     from steerserve.store.search import Sort
     from steerserve.store.store import FeatureStore
     from steerserve.store.stored import StoreMeta
@@ -66,14 +66,14 @@ def features_search(
         raise ConfigError(error.message) from error
     table = Table("feature", "label", "density", "max", "dose", "writes", "strongest snippet", box=None)
     for row in found:
-        example = _snippet(row.example, row.token_bytes) if row.example is not None else ""
+        snippet = _snippet(row.snippet, row.token_bytes) if row.snippet is not None else ""
         table.add_row(
             str(row.feature),
             escape(row.label.text) if row.label is not None else "",
             f"{row.density:.3%}" if row.density is not None else "",
             f"{row.maximum:.3g}" if row.maximum is not None else "",
             *_dosed(row.calibration),
-            escape(example),
+            escape(snippet),
         )
     print_table(table)
 
@@ -105,7 +105,7 @@ def features_show(
     dose, writes = _dosed(found.calibration)
     if found.calibration is not None:
         _line("dose", f"{dose}, output score {found.calibration.output_score:.3g} ({'writes' if writes else 'reads'})")
-    if (harvested := found.harvested) is None:
+    if (harvested := found.record) is None:
         return
     activity = harvested.activity
     _line("density", f"{activity.density:.4%} of {activity.num_tokens:,} tokens")
@@ -120,8 +120,8 @@ def features_show(
     near = store.labels(neighbour for neighbour, _ in harvested.neighbours)
     for neighbour, cosine in harvested.neighbours:
         _line("near", f"{neighbour} ({cosine:.2f}) {near.get(neighbour, '')}".rstrip())
-    for window in harvested.windows[:_NUM_SNIPPETS]:
-        _line(f"{max(window.acts):.3g}", _snippet(window, found.token_bytes, reach=len(window.token_ids)))
+    for snippet in harvested.snippets[:_NUM_SNIPPETS]:
+        _line(f"{max(snippet.acts):.3g}", _snippet(snippet, found.token_bytes, reach=len(snippet.token_ids)))
 
 
 @features_app.command("label")
@@ -310,13 +310,16 @@ def _made_by(label: Label) -> str:
     return f"{label.origin}{f' {label.author}' if label.author else ''}{score}"
 
 
-def _snippet(window: Window, token_bytes: Mapping[int, bytes], reach: int = _SNIPPET_TOKENS) -> str:
-    """Write a window on one line, its peak in brackets."""
+def _snippet(snippet: TextSnippet, token_bytes: Mapping[int, bytes], reach: int = _SNIPPET_TOKENS) -> str:
+    """Write a snippet on one line, its peak in brackets."""
     from steerserve.store.stored import token_texts
 
-    texts = token_texts(window.token_ids, token_bytes)
-    before, after = texts[max(0, window.peak - reach) : window.peak], texts[window.peak + 1 : window.peak + 1 + reach]
-    whole = f"{''.join(before)}[{texts[window.peak]}]{''.join(after)}"
+    texts = token_texts(snippet.token_ids, token_bytes)
+    before, after = (
+        texts[max(0, snippet.peak - reach) : snippet.peak],
+        texts[snippet.peak + 1 : snippet.peak + 1 + reach],
+    )
+    whole = f"{''.join(before)}[{texts[snippet.peak]}]{''.join(after)}"
     return "".join(char if char.isprintable() else " " for char in whole)
 
 

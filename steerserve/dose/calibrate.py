@@ -31,7 +31,7 @@ _CHUNK = 64
 
 
 @dataclass(frozen=True, slots=True)
-class Bench:
+class CalibrationTexts:
     """The built-in texts at a dictionary's hook point, ready for its features."""
 
     text: PushedText
@@ -69,16 +69,16 @@ def calibrate_features(
         StoppedError: the observer asked for it; what was written is all that is known.
     """
     with observer.stage("Calibrating features", len(features)) as progress:
-        bench = run_pieces(set_up(lens, dictionary))
+        texts = run_pieces(prepare_texts(lens, dictionary))
         for first in range(0, len(features), _CHUNK):
             chunk = features[first : first + _CHUNK]
-            write(run_pieces(calibrate(lens, dictionary, bench, chunk, promoted)))
+            write(run_pieces(calibrate(lens, dictionary, texts, chunk, promoted)))
             progress.update(first + len(chunk))
             if observer.should_stop() and first + len(chunk) < len(features):
                 raise StoppedError("Stopped while calibrating; the same call goes on with the features that are left.")
 
 
-def set_up(lens: LensModel, dictionary: Dictionary, usual: float | None = None) -> Pieces[Bench]:
+def prepare_texts(lens: LensModel, dictionary: Dictionary, usual: float | None = None) -> Pieces[CalibrationTexts]:
     """Read the texts where a dictionary is edited; `usual` is the usual dose where that is known from another time."""
     hook_name = dictionary.hook_name
     medians, gains = {hook_name: dictionary.median_norm}, {hook_name: dictionary.gains}
@@ -89,13 +89,13 @@ def set_up(lens: LensModel, dictionary: Dictionary, usual: float | None = None) 
     if usual is None:
         guess = TYPICAL_PART * dictionary.median_norm / text.mean_gain(hook_name)
         usual = yield from usual_dose(text, hook_name, dictionary.d_out, guess)
-    return Bench(text, more, neutral, usual)
+    return CalibrationTexts(text, more, neutral, usual)
 
 
 def calibrate(
     lens: LensModel,
     dictionary: Dictionary,
-    bench: Bench,
+    texts: CalibrationTexts,
     features: Sequence[int],
     promoted: Mapping[int, Sequence[int]] | None = None,
 ) -> Pieces[dict[int, Calibration]]:
@@ -105,14 +105,14 @@ def calibrate(
         return {}
     hook_name = dictionary.hook_name
     directions = dictionary.directions(torch.tensor(live, device=lens.device)).float()
-    searches = [DoseSearch(bench.usual_dose / norm) for norm in directions.norm(dim=-1).tolist()]
-    doses = yield from find_doses(bench.text, {hook_name: directions}, searches, bench.more)
+    searches = [DoseSearch(texts.usual_dose / norm) for norm in directions.norm(dim=-1).tolist()]
+    doses = yield from find_doses(texts.text, {hook_name: directions}, searches, texts.more)
     dosed = [place for place, dose in enumerate(doses) if dose is not None]
     if not dosed:
         return {}
     strengths = torch.tensor([doses[place] or 0.0 for place in dosed], device=lens.device)
     pushes = directions[dosed] * strengths[:, None]
-    logits = yield from bench.neutral.last_logits({hook_name: pushes})
+    logits = yield from texts.neutral.last_logits({hook_name: pushes})
     tokens = _promoted_tokens(lens, dictionary, directions[dosed], [live[place] for place in dosed], promoted)
     scores = [output_score(row, ids) for row, ids in zip(logits, tokens, strict=True)]
     return {

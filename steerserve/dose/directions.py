@@ -27,7 +27,7 @@ _CHUNK = 256
 
 
 class DirectionFacts(NamedTuple):
-    """What one direction says, as `records.Feature` has it."""
+    """What one direction says, as `records.FeatureRecord` has it."""
 
     promoted: Pairs
     suppressed: Pairs

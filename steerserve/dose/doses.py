@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, TypeVar
 import torch
 
 from steerserve.core.errors import FeatureStoreError, UnavailableError
-from steerserve.dose.calibrate import calibrate, calibrate_vector, set_up
+from steerserve.dose.calibrate import calibrate, calibrate_vector, prepare_texts
 from steerserve.engine.background import drive
 from steerserve.steering.scales import FeatureTarget, UnknownDosesError
 
@@ -149,11 +149,11 @@ class Doses:
             _log.warning("dictionary %s: doses are kept until the server stops: %s", dictionary.id, error.message)
 
     def _feature_pieces(self, dictionary: Dictionary, features: Sequence[int]) -> Pieces[dict[int, Calibration]]:
-        bench = yield from set_up(self._lens, dictionary, self._usual.get(dictionary.contents))
-        self._usual[dictionary.contents] = bench.usual_dose
+        texts = yield from prepare_texts(self._lens, dictionary, self._usual.get(dictionary.contents))
+        self._usual[dictionary.contents] = texts.usual_dose
         if len(self._usual) > _MAX_DICTIONARIES:
             self._usual.popitem(last=False)
-        found = yield from calibrate(self._lens, dictionary, bench, features)
+        found = yield from calibrate(self._lens, dictionary, texts, features)
         return found
 
     def _vector_pieces(self, layers: Mapping[str, tuple[float, ...]]) -> Pieces[float | None]:

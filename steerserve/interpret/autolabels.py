@@ -12,32 +12,32 @@ from steerserve.store.records import Label
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from steerserve.store.records import Feature, Window
+    from steerserve.store.records import FeatureRecord, TextSnippet
 
     TokenBytes = Callable[[int], bytes]
 
 LEAST_PURITY = 0.6
-"""A feature fires on a token where so many of its strongest windows peak there."""
+"""A feature fires on a token where so many of its strongest snippets peak there."""
 LEAST_Z = 6.5
 """Promoted tokens say something where the first is so many standard deviations above the vocabulary. Of random
 directions one in 200 comes so far; of features in the middle of a model not many more."""
-_LEAST_WINDOWS = 3
+_LEAST_SNIPPETS = 3
 _SAME_WORD = 0.8
 _NUM_SHOWN = 3
 _WORD_REACH = 10
 """Tokens on each side of a peak whose words count."""
 _LEAST_WORD_SHARE = 0.2
 _LEAST_WORD_WEIGHT = 2
-"""Windows that have a word count once, and those whose peak is in it twice."""
+"""Snippets that have a word count once, and those whose peak is in it twice."""
 _LEAST_RARITY = 1.5
-"""Words that more than about one feature in five has in some window set nothing apart."""
+"""Words that more than about one feature in five has in some snippet set nothing apart."""
 _WORD = re.compile(r"[^\W\d_]{2,}")
 
 
 class Labeller:
     """Makes the automatic labels of one dictionary's features, by comparison with each other.
 
-    It is told of every feature's windows first, since the words of one are weighed by how many others have them.
+    It is told of every feature's snippets first, since the words of one are weighed by how many others have them.
     """
 
     def __init__(self, token_bytes: TokenBytes, special_ids: frozenset[int], created: float) -> None:
@@ -53,16 +53,16 @@ class Labeller:
         self._created = created
         self._known: dict[int, bytes] = {}
         self._words: dict[int, Mapping[str, tuple[float, float]]] = {}
-        """Of each feature's frequent words the weight, and the share of windows that have it."""
+        """Of each feature's frequent words the weight, and the share of snippets that have it."""
         self._num_features: Counter[str] = Counter()
 
-    def read(self, feature: int, windows: Sequence[Window]) -> None:
-        """Take in the windows of one feature."""
-        strongest = _strongest(windows)
+    def read(self, feature: int, snippets: Sequence[TextSnippet]) -> None:
+        """Take in the snippets of one feature."""
+        strongest = _strongest(snippets)
         near: Counter[str] = Counter()
         at_peak: Counter[str] = Counter()
-        for window in strongest:
-            words, peak_word = self._words_of(window)
+        for snippet in strongest:
+            words, peak_word = self._words_of(snippet)
             near.update(words)
             at_peak.update(peak_word)
         weights = near + at_peak
@@ -74,17 +74,17 @@ class Labeller:
         }
         self._num_features.update(near.keys())
 
-    def labels(self, feature: Feature) -> tuple[Label, ...]:
+    def labels(self, feature: FeatureRecord) -> tuple[Label, ...]:
         """Return what can be said of a feature that was read."""
         made = (self._peak(feature), self._promoted(feature), self._among(feature.feature))
         return tuple(label for label in made if label is not None)
 
-    def _peak(self, feature: Feature) -> Label | None:
-        """Name the token that its strongest windows peak at, in whatever spelling, where there is one."""
-        strongest = _strongest(feature.windows)
-        if len(strongest) < _LEAST_WINDOWS:
+    def _peak(self, feature: FeatureRecord) -> Label | None:
+        """Name the token that its strongest snippets peak at, in whatever spelling, where there is one."""
+        strongest = _strongest(feature.snippets)
+        if len(strongest) < _LEAST_SNIPPETS:
             return None
-        texts = [self._text([window.token_ids[window.peak]]) for window in strongest]
+        texts = [self._text([snippet.token_ids[snippet.peak]]) for snippet in strongest]
         folded, count = Counter(map(_folded, texts)).most_common(1)[0]
         if (purity := count / len(texts)) < LEAST_PURITY:
             return None
@@ -97,7 +97,7 @@ class Labeller:
                 shown = f"{shown} of {_quoted(word)}"
         return Label(f"fires on {shown}", "peak", purity, self._created)
 
-    def _promoted(self, feature: Feature) -> Label | None:
+    def _promoted(self, feature: FeatureRecord) -> Label | None:
         """Name the tokens that it promotes, where they stand out; the score is by how much."""
         if not feature.promoted or feature.promoted[0][1] < LEAST_Z:
             return None
@@ -109,7 +109,7 @@ class Labeller:
         return Label(f"writes {shown}", "promoted", feature.promoted[0][1], self._created)
 
     def _among(self, feature: int) -> Label | None:
-        """Name the words that are in its windows and not in those of others; the score is the first one's share."""
+        """Name the words that are in its snippets and not in those of others; the score is the first one's share."""
         words = self._words[feature]
         rarity = {word: math.log(len(self._words) / self._num_features[word]) for word in words}
         rare = [word for word in words if rarity[word] >= _LEAST_RARITY]
@@ -118,22 +118,22 @@ class Labeller:
             return None
         return Label(", ".join(best[:_NUM_SHOWN]), "words", words[best[0]][1], self._created)
 
-    def _words_of(self, window: Window) -> tuple[set[str], set[str]]:
+    def _words_of(self, snippet: TextSnippet) -> tuple[set[str], set[str]]:
         """Return the words near the peak, and the one that the peak is in."""
-        start, stop = max(window.peak - _WORD_REACH, 0), window.peak + _WORD_REACH + 1
+        start, stop = max(snippet.peak - _WORD_REACH, 0), snippet.peak + _WORD_REACH + 1
         before, peak, after = (
             self._text([token_id for token_id in token_ids if token_id not in self._special_ids]).casefold()
             for token_ids in (
-                window.token_ids[start : window.peak],
-                window.token_ids[window.peak : window.peak + 1],
-                window.token_ids[window.peak + 1 : stop],
+                snippet.token_ids[start : snippet.peak],
+                snippet.token_ids[snippet.peak : snippet.peak + 1],
+                snippet.token_ids[snippet.peak + 1 : stop],
             )
         )
         text = before + peak + after
         # A word that goes on beyond the reach would be half of one.
         is_cut = (
-            start > 0 and self._text(window.token_ids[start - 1 : start])[-1:].isalpha(),
-            self._text(window.token_ids[stop : stop + 1])[:1].isalpha(),
+            start > 0 and self._text(snippet.token_ids[start - 1 : start])[-1:].isalpha(),
+            self._text(snippet.token_ids[stop : stop + 1])[:1].isalpha(),
         )
         found = [
             match
@@ -151,8 +151,8 @@ class Labeller:
         return b"".join(self._known[token_id] for token_id in token_ids).decode("utf-8", errors="replace")
 
 
-def _strongest(windows: Sequence[Window]) -> list[Window]:
-    return [window for window in windows if window.interval is None]
+def _strongest(snippets: Sequence[TextSnippet]) -> list[TextSnippet]:
+    return [snippet for snippet in snippets if snippet.interval is None]
 
 
 def _folded(text: str) -> str:

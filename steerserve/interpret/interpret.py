@@ -15,11 +15,11 @@ from steerserve.dictionaries.loader import DictionaryLoader
 from steerserve.dose.calibrate import calibrate_features
 from steerserve.dose.directions import direction_facts
 from steerserve.interpret.autolabels import Labeller
-from steerserve.interpret.harvest import harvest
+from steerserve.interpret.scan import scan
 from steerserve.model.names import model_names
 from steerserve.model.norms import measure_norms
 from steerserve.model.opening import open_model
-from steerserve.store.records import Feature
+from steerserve.store.records import FeatureRecord
 from steerserve.store.store import FeatureStore
 from steerserve.store.stored import StoreMeta
 from steerserve.store.stores import FeatureStores
@@ -96,14 +96,14 @@ def interpret(options: InterpretOptions, observer: Observer) -> tuple[Interprete
     locations = {name: places.location(dictionary) for name, dictionary in dictionaries.items()}
     # What came with a dictionary is copied to where its store is written, so that labels are kept; and a file that
     # cannot be used is told before all the text is read.
-    stores = {name: location.prepare(for_harvest=True) for name, location in locations.items()}
+    stores = {name: location.prepare(for_interpretation=True) for name, location in locations.items()}
     unwritten = {
         name: dictionary
         for name, dictionary in dictionaries.items()
         if not (_mark(options, name).is_file() and stores[name].is_file())
     }
     if unwritten:
-        _harvest(lens, options, corpus, unwritten, locations, observer)
+        _scan_text(lens, options, corpus, unwritten, locations, observer)
     found = []
     for name, dictionary in dictionaries.items():
         store = FeatureStore.open(locations[name].prepare())
@@ -142,7 +142,7 @@ def _claim(options: InterpretOptions, corpus: Corpus, dictionaries: Mapping[str,
         raise ConfigError(message, param="dictionary_dirs") from error
 
 
-def _harvest(
+def _scan_text(
     lens: LensModel,
     options: InterpretOptions,
     corpus: Corpus,
@@ -153,7 +153,7 @@ def _harvest(
     """Read the text, and write what was found into new stores that take the place of the old ones."""
     documents = itertools.chain(corpus.training, corpus.heldout)
     batches = batch_documents(lens.tokenizer, documents, options.context_size)
-    tallies = harvest(lens, dictionaries, batches, options.tokens, options.run_dir / "tally.safetensors", observer)
+    tallies = scan(lens, dictionaries, batches, options.tokens, options.run_dir / "tally.safetensors", observer)
     for name, dictionary in dictionaries.items():
         tally = tallies.pop(name)
         subject = locations[name].subject
@@ -180,17 +180,17 @@ def _mark(options: InterpretOptions, name: str) -> Path:
 
 def _features(
     lens: LensModel, dictionary: Dictionary, tally: Tally, created: float, observer: Observer
-) -> Iterator[Feature]:
+) -> Iterator[FeatureRecord]:
     """Yield the features' records, in order, with their labels."""
     facts = direction_facts(lens, dictionary, observer)
     peak_tokens = tally.peak_tokens.most_frequent(_NUM_PEAK_TOKENS)
     labeller = Labeller(lens.tokenizer.token_bytes, lens.tokenizer.special_ids, created)
     for feature, strongest in enumerate(tally.strongest()):
         labeller.read(feature, strongest)
-    rows = zip(tally.spread.activities(), tally.windows(), peak_tokens, facts, strict=True)
+    rows = zip(tally.spread.activities(), tally.snippets(), peak_tokens, facts, strict=True)
     with observer.stage("Writing features", dictionary.d_sae) as progress:
-        for feature, (activity, windows, peaks, directions) in enumerate(rows):
-            found = Feature(feature, activity, windows, peaks, *directions)
+        for feature, (activity, snippets, peaks, directions) in enumerate(rows):
+            found = FeatureRecord(feature, activity, snippets, peaks, *directions)
             yield replace(found, labels=labeller.labels(found))
             progress.update(feature + 1)
 
@@ -201,8 +201,8 @@ def _calibrate(lens: LensModel, dictionary: Dictionary, store: FeatureStore, obs
     promoted: dict[int, tuple[int, ...]] = {}
     for number in store.feature_numbers():
         found = store.feature(number) if number not in known else None
-        if found is not None and found.harvested is not None and found.harvested.activity.num_active:
-            promoted[number] = tuple(token_id for token_id, _ in found.harvested.promoted)
+        if found is not None and found.record is not None and found.record.activity.num_active:
+            promoted[number] = tuple(token_id for token_id, _ in found.record.promoted)
     if promoted:
         calibrate_features(
             lens, dictionary, list(promoted), promoted=promoted, observer=observer, write=store.write_calibrations

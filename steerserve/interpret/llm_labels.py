@@ -1,7 +1,7 @@
-"""Labels by a language model: words for what a feature's windows have in common, scored on windows not shown for it.
+"""Labels by a language model: words for what a feature's snippets have in common, scored on snippets not shown for it.
 
 Source: the scheme of SAEBench's automatic interpretation (detection), which follows EleutherAI's: the model that made a
-label must tell, from the label alone, which of some unseen windows activate the feature.
+label must tell, from the label alone, which of some unseen snippets activate the feature.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ if TYPE_CHECKING:
 
     from steerserve.core.observer import Observer, Progress
     from steerserve.interpret.endpoint import ChatEndpoint
-    from steerserve.store.records import Window
+    from steerserve.store.records import TextSnippet
     from steerserve.store.store import FeatureStore
     from steerserve.store.stored import StoredFeature
 
 NUM_SHOWN = 10
 NUM_HELDOUT = 5
-"""Windows of the feature, and as many of others, that the label is scored on."""
+"""Snippets of the feature, and as many of others, that the label is scored on."""
 _ASKED_EVERY_S = 0.5
 _PAGE = 500
 """Features that are asked for at once where all that are live are wanted."""
 _MAX_LABEL_CHARS = 80
 _MAX_LABEL_TOKENS, _MAX_CHOICE_TOKENS = 40, 60
 _LEAST_SHARE = 0.3
-"""Tokens of at least this part of a window's maximum are marked."""
+"""Tokens of at least this part of a snippet's maximum are marked."""
 _NAMING = (
     "You name features of a language model. You are shown pieces of text; the tokens that activate the feature stand "
     "between << and >>. Answer with a short phrase of at most eight words that says what they have in common, "
@@ -73,12 +73,12 @@ async def label_features(
     """Label `features` and keep each label as it comes; those that this model has labelled before are passed over.
 
     Args:
-        store: Where windows are read and labels kept.
+        store: Where snippets are read and labels kept.
         features: In the order in which they are to be labelled.
         endpoint: The model.
         budget_tokens: No feature is begun after so many tokens; None for no bound.
         concurrency: Requests at the same time.
-        seed: Decides which windows are held out.
+        seed: Decides which snippets are held out.
         observer: Is told after each feature, and asked all the time.
 
     Raises:
@@ -144,15 +144,15 @@ class _Run:
 
     async def _label(self, feature: int) -> Label | None:
         stored = self._store.feature(feature)
-        windows = list(stored.harvested.windows) if stored is not None and stored.harvested is not None else []
-        if stored is None or not windows:
+        snippets = list(stored.record.snippets) if stored is not None and stored.record is not None else []
+        if stored is None or not snippets:
             return None
         generator = random.Random(f"{self._seed} {feature}")  # noqa: S311 it only has to differ by feature
-        generator.shuffle(windows)
-        heldout = windows[:NUM_HELDOUT] if len(windows) > NUM_HELDOUT else []
-        shown = [window for window in windows if window not in heldout][:NUM_SHOWN]
+        generator.shuffle(snippets)
+        heldout = snippets[:NUM_HELDOUT] if len(snippets) > NUM_HELDOUT else []
+        shown = [snippet for snippet in snippets if snippet not in heldout][:NUM_SHOWN]
         text = await self._endpoint.ask(
-            _NAMING, "\n".join(_marked(window, stored) for window in shown), max_tokens=_MAX_LABEL_TOKENS
+            _NAMING, "\n".join(_marked(snippet, stored) for snippet in shown), max_tokens=_MAX_LABEL_TOKENS
         )
         words = clean_label(text, len(text)).strip(" .\"'`*")[:_MAX_LABEL_CHARS].rstrip()
         if not words:
@@ -161,16 +161,16 @@ class _Run:
         return Label(words, "llm", score=score, author=self._endpoint.model)
 
     async def _score(
-        self, words: str, heldout: Sequence[Window], stored: StoredFeature, generator: random.Random
+        self, words: str, heldout: Sequence[TextSnippet], stored: StoredFeature, generator: random.Random
     ) -> float | None:
-        """Return the mean of the shares of active and of other windows that were told rightly.
+        """Return the mean of the shares of active and of other snippets that were told rightly.
 
         None where there are fewer others: whoever finds the feature everywhere must come to .5.
         """
         others = list(self._others(stored, len(heldout), generator))
         if len(others) < len(heldout):
             return None
-        pieces = [*((_plain(window, stored), True) for window in heldout), *((piece, False) for piece in others)]
+        pieces = [*((_plain(snippet, stored), True) for snippet in heldout), *((piece, False) for piece in others)]
         generator.shuffle(pieces)
         listed = "\n".join(f"{number}. {piece}" for number, (piece, _) in enumerate(pieces, start=1))
         answer = await self._endpoint.ask(_CHOOSING, f"Description: {words}\n\n{listed}", max_tokens=_MAX_CHOICE_TOKENS)
@@ -183,16 +183,16 @@ class _Run:
         return sum(sum(some) / len(some) for some in rights.values()) / len(rights)
 
     def _others(self, stored: StoredFeature, count: int, generator: random.Random) -> Iterator[str]:
-        """Yield windows of as many other live features, drawn at random; none that is also one of its own."""
-        own = {window.token_ids for window in stored.harvested.windows} if stored.harvested is not None else set()
+        """Yield snippets of as many other live features, drawn at random; none that is also one of its own."""
+        own = {snippet.token_ids for snippet in stored.record.snippets} if stored.record is not None else set()
         found = 0
         for feature in generator.sample(self._live, len(self._live)):
             other = self._store.feature(feature) if feature != stored.feature else None
-            if other is None or other.harvested is None:
+            if other is None or other.record is None:
                 continue
-            if windows := [window for window in other.harvested.windows if window.token_ids not in own]:
+            if snippets := [snippet for snippet in other.record.snippets if snippet.token_ids not in own]:
                 found += 1
-                yield _plain(generator.choice(windows), other)
+                yield _plain(generator.choice(snippets), other)
                 if found == count:
                     return
 
@@ -213,15 +213,15 @@ def _is_labelled(store: FeatureStore, feature: int, model: str) -> bool:
     return stored is not None and any(label.origin == "llm" and label.author == model for label in stored.labels)
 
 
-def _plain(window: Window, stored: StoredFeature) -> str:
-    return _one_line("".join(token_texts(window.token_ids, stored.token_bytes)))
+def _plain(snippet: TextSnippet, stored: StoredFeature) -> str:
+    return _one_line("".join(token_texts(snippet.token_ids, stored.token_bytes)))
 
 
-def _marked(window: Window, stored: StoredFeature) -> str:
-    """Write a window with the tokens where the feature is active between << and >>."""
-    least = _LEAST_SHARE * max(window.acts)
-    texts = token_texts(window.token_ids, stored.token_bytes)
-    marked = (f"<<{text}>>" if act >= least > 0 else text for text, act in zip(texts, window.acts, strict=True))
+def _marked(snippet: TextSnippet, stored: StoredFeature) -> str:
+    """Write a snippet with the tokens where the feature is active between << and >>."""
+    least = _LEAST_SHARE * max(snippet.acts)
+    texts = token_texts(snippet.token_ids, stored.token_bytes)
+    marked = (f"<<{text}>>" if act >= least > 0 else text for text, act in zip(texts, snippet.acts, strict=True))
     return _one_line("".join(marked).replace(">><<", ""))
 
 

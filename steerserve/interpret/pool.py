@@ -1,4 +1,4 @@
-"""The best windows of many groups, kept while the text streams by. Knows neither features nor what a score means."""
+"""The best snippets of many groups, kept while the text streams by. Knows neither features nor what a score means."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
-from steerserve.interpret.snippets import ABSENT, mixed
+from steerserve.interpret.scanned_rows import ABSENT, mixed
 from steerserve.store.records import SNIPPET_TOKENS
 
 if TYPE_CHECKING:
@@ -20,25 +20,25 @@ if TYPE_CHECKING:
 
 
 class Candidates(NamedTuple):
-    """Windows that could be kept; nothing of them is computed yet but this."""
+    """Snippets that could be kept; nothing of them is computed yet but this."""
 
     group: Int[Tensor, " candidates"]
     score: Float[Tensor, " candidates"]
     """Over 0; the highest are kept."""
     identity: Int[Tensor, " candidates"]
-    """Of windows with the same one, a group keeps the best."""
+    """Of snippets with the same one, a group keeps the best."""
     row: Int[Tensor, " candidates"]
-    """A group takes one window of a row at most."""
+    """A group takes one snippet of a row at most."""
 
 
 class SnippetPool:
-    """For each of `num_groups` groups the `size` windows of the highest scores; its size never changes."""
+    """For each of `num_groups` groups the `size` snippets of the highest scores; its size never changes."""
 
     def __init__(self, num_groups: int, size: int, device: torch.device) -> None:
-        """Begin with no window."""
+        """Begin with no snippet."""
         shape = (num_groups, size)
         self.score = torch.zeros(shape, device=device)
-        """0 where there is no window; each group's are in descending order."""
+        """0 where there is no snippet; each group's are in descending order."""
         self.identity = torch.zeros(shape, dtype=torch.long, device=device)
         self.ids = torch.full((*shape, SNIPPET_TOKENS), ABSENT, dtype=torch.int32, device=device)
         self.acts = torch.zeros((*shape, SNIPPET_TOKENS), device=device)
@@ -63,7 +63,7 @@ class SnippetPool:
         place, slot = (self.score[groups] > 0).nonzero(as_tuple=True)
         at = groups[place]
         ids, acts = self.ids[at, slot], self.acts[at, slot]
-        # Windows of one row may come together again: they have been thinned out once.
+        # Snippets of one row may come together again: they have been thinned out once.
         rows = torch.arange(len(at), device=at.device)
         taken = Candidates(at, self.score[at, slot], self.identity[at, slot], rows)
         self.score[groups] = 0.0

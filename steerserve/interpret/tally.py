@@ -9,9 +9,9 @@ import torch
 
 from steerserve.interpret.peak_tokens import PeakTokens
 from steerserve.interpret.pool import Candidates, SnippetPool
-from steerserve.interpret.snippets import ABSENT, REACH, Snippets, mixed
+from steerserve.interpret.scanned_rows import ABSENT, REACH, ScannedRows, mixed
 from steerserve.interpret.spread import Spread
-from steerserve.store.records import NUM_INTERVALS, NUM_TOP_SNIPPETS, SNIPPETS_PER_INTERVAL, Window
+from steerserve.store.records import NUM_INTERVALS, NUM_TOP_SNIPPETS, SNIPPETS_PER_INTERVAL, TextSnippet
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -27,7 +27,7 @@ _KEY_BITS = 24
 class Tally:
     """What is known of the features so far.
 
-    Windows of an interval are drawn as a reservoir: those of the highest random-looking keys, which depend on the text
+    Snippets of an interval are drawn as a reservoir: those of the highest random-looking keys, which depend on the text
     and the feature alone. Intervals are fifths of the range up to the maximum; where that grows, what was drawn moves
     to the fifth it is in now, so that the draw is uniform but for what came before the last growth.
     """
@@ -40,17 +40,17 @@ class Tally:
         self._strongest = SnippetPool(d_sae, NUM_TOP_SNIPPETS, device)
         self._drawn = SnippetPool(d_sae * NUM_INTERVALS, SNIPPETS_PER_INTERVAL, device)
 
-    def add(self, snippets: Snippets, acts: Float[Tensor, "tokens d_sae"]) -> None:
-        """Count the activations of some tokens, and keep windows around the best. Only activations over 0 count."""
+    def add(self, rows: ScannedRows, acts: Float[Tensor, "tokens d_sae"]) -> None:
+        """Count the activations of some tokens, and keep snippets around the best. Only activations over 0 count."""
         token, feature = (acts > 0).nonzero(as_tuple=True)
         act = acts[token, feature]
         grown = self.spread.add(len(acts), feature, act)
-        self._add_peaks(snippets, acts, token, feature, act)
+        self._add_peaks(rows, acts, token, feature, act)
         self._regroup(grown.nonzero().flatten())
-        key = mixed(snippets.identity[token] ^ mixed(feature)) >> (64 - _KEY_BITS)
+        key = mixed(rows.identity[token] ^ mixed(feature)) >> (64 - _KEY_BITS)
         score = (key + 2 ** (_KEY_BITS - 1) + 1).float() / 2**_KEY_BITS
-        offered = Candidates(self._interval(feature, act), score, snippets.identity[token], snippets.row[token])
-        self._drawn.offer(offered, lambda chosen: snippets.cut(token[chosen], feature[chosen], acts))
+        offered = Candidates(self._interval(feature, act), score, rows.identity[token], rows.row[token])
+        self._drawn.offer(offered, lambda chosen: rows.cut(token[chosen], feature[chosen], acts))
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the state, to be saved."""
@@ -69,8 +69,8 @@ class Tally:
                 tensor.copy_(saved[name])
         self.peak_tokens.load({name.removeprefix("peaks."): tensor for name, tensor in saved.items()})
 
-    def windows(self) -> Iterator[tuple[Window, ...]]:
-        """Yield each feature's windows: the strongest first, then those of the intervals that are not among them."""
+    def snippets(self) -> Iterator[tuple[TextSnippet, ...]]:
+        """Yield each feature's snippets: the strongest first, then those of the intervals that are not among them."""
         drawn = {
             name: tensor.view(self.d_sae, -1, *tensor.shape[2:]).cpu() for name, tensor in self._drawn.tensors().items()
         }
@@ -84,17 +84,17 @@ class Tally:
                     known.add(identity)
                     slots.append(slot)
             intervals = (slot // SNIPPETS_PER_INTERVAL for slot in slots)
-            yield (*strongest, *_windows(drawn["ids"][feature][slots], drawn["acts"][feature][slots], intervals))
+            yield (*strongest, *_snippets(drawn["ids"][feature][slots], drawn["acts"][feature][slots], intervals))
 
-    def strongest(self) -> Iterator[tuple[Window, ...]]:
-        """Yield each feature's strongest windows."""
+    def strongest(self) -> Iterator[tuple[TextSnippet, ...]]:
+        """Yield each feature's strongest snippets."""
         counts = (self._strongest.score > 0).sum(dim=1).tolist()
         for ids, acts, count in zip(self._strongest.ids.cpu(), self._strongest.acts.cpu(), counts, strict=True):
-            yield tuple(_windows(ids[:count], acts[:count], repeat(None)))
+            yield tuple(_snippets(ids[:count], acts[:count], repeat(None)))
 
     def _add_peaks(
         self,
-        snippets: Snippets,
+        rows: ScannedRows,
         acts: Float[Tensor, "tokens d_sae"],
         token: Int[Tensor, " active"],
         feature: Int[Tensor, " active"],
@@ -103,17 +103,17 @@ class Tally:
         """Find each feature's highest activation in each row, the first of equals."""
         # As integers, floats over 0 have the same order. High bits: the activation; low bits: the earlier, the more.
         found = act.contiguous().view(torch.int32).long() << 32 | (_LAST - token)
-        num_rows = len(snippets.ids)
+        num_rows = len(rows.ids)
         highest = torch.zeros(num_rows * self.d_sae, dtype=torch.long, device=acts.device)
-        highest.scatter_reduce_(0, snippets.row[token] * self.d_sae + feature, found, "amax")
+        highest.scatter_reduce_(0, rows.row[token] * self.d_sae + feature, found, "amax")
         place = highest.nonzero().flatten()
         feature, token = place % self.d_sae, _LAST - (highest[place] & _LAST)
-        self.peak_tokens.add(feature, snippets.ids[snippets.row[token], snippets.place[token]])
-        offered = Candidates(feature, acts[token, feature], snippets.identity[token], snippets.row[token])
-        self._strongest.offer(offered, lambda chosen: snippets.cut(token[chosen], feature[chosen], acts))
+        self.peak_tokens.add(feature, rows.ids[rows.row[token], rows.place[token]])
+        offered = Candidates(feature, acts[token, feature], rows.identity[token], rows.row[token])
+        self._strongest.offer(offered, lambda chosen: rows.cut(token[chosen], feature[chosen], acts))
 
     def _regroup(self, grown: Int[Tensor, " grown"]) -> None:
-        """Put the drawn windows of features whose maximum has grown into the fifths they are in now."""
+        """Put the drawn snippets of features whose maximum has grown into the fifths they are in now."""
         groups = (grown[:, None] * NUM_INTERVALS + torch.arange(NUM_INTERVALS, device=grown.device)).flatten()
         taken, cut = self._drawn.take(groups)
         _, acts = cut(torch.arange(len(taken.group), device=grown.device))
@@ -125,14 +125,14 @@ class Tally:
         return feature * NUM_INTERVALS + fifth
 
 
-def _windows(
-    ids: Int[Tensor, "windows width"], acts: Float[Tensor, "windows width"], intervals: Iterable[int | None]
-) -> Iterator[Window]:
-    """Yield windows without the tokens that are absent, which are the first ones and the last ones."""
+def _snippets(
+    ids: Int[Tensor, "snippets width"], acts: Float[Tensor, "snippets width"], intervals: Iterable[int | None]
+) -> Iterator[TextSnippet]:
+    """Yield snippets without the tokens that are absent, which are the first ones and the last ones."""
     is_there = ids != ABSENT
     peaks, nexts = is_there[:, :REACH].sum(dim=1).tolist(), is_there[:, REACH:].sum(dim=1).tolist()
     for row, values, peak, following, interval in zip(
         ids.tolist(), acts.tolist(), peaks, nexts, intervals, strict=False
     ):
         there = slice(REACH - peak, REACH + following)
-        yield Window(tuple(row[there]), tuple(values[there]), peak, interval)
+        yield TextSnippet(tuple(row[there]), tuple(values[there]), peak, interval)

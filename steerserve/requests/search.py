@@ -34,7 +34,7 @@ def search_features(
     """
     with _hiding_paths(dictionary):
         store = _store(served, dictionary)
-        if query.strip() and not store.is_harvested():  # nothing was read that words could be found in
+        if query.strip() and not store.is_interpreted():  # nothing was read that words could be found in
             raise _not_interpreted(dictionary)
         rows, has_more = store.search(query, sort, limit, offset)
     return FeatureList(data=[feature_row(dictionary, row) for row in rows], has_more=has_more)
@@ -67,8 +67,8 @@ def label_feature(served: ServedModel, dictionary: Dictionary, feature: int, lab
 
 def _view(dictionary: Dictionary, feature: int, store: FeatureStore) -> FeatureObject:
     stored = store.feature(feature)
-    harvested = stored.harvested if stored is not None else None
-    nearest = [neighbour for neighbour, _ in harvested.neighbours] if harvested is not None else []
+    record = stored.record if stored is not None else None
+    nearest = [neighbour for neighbour, _ in record.neighbours] if record is not None else []
     return feature_object(dictionary, feature, stored, store.labels(nearest))
 
 

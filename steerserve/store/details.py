@@ -1,4 +1,4 @@
-"""The large part of a feature's record as one small blob: windows, histogram, promoted tokens, neighbours.
+"""The large part of a feature's record as one small blob: snippets, histogram, promoted tokens, neighbours.
 
 Knows bytes; not where they are kept. Activations, standard deviations and cosines are rounded to float16, quantiles to
 float32.
@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from steerserve.store.records import Window
+from steerserve.store.records import TextSnippet
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
 
-    from steerserve.store.records import Feature
+    from steerserve.store.records import FeatureRecord
 
 Pairs = tuple[tuple[int, float], ...]
 
@@ -42,7 +42,7 @@ class Details:
 
     quantiles: tuple[float, ...] = ()
     histogram: tuple[int, ...] = ()
-    windows: tuple[Window, ...] = ()
+    snippets: tuple[TextSnippet, ...] = ()
     peak_tokens: tuple[tuple[int, int], ...] = ()
     promoted: Pairs = ()
     suppressed: Pairs = ()
@@ -50,41 +50,43 @@ class Details:
 
     def tokens(self) -> Iterator[int]:
         """Give every token that is named, as often as it is."""
-        for window in self.windows:
-            yield from window.token_ids
+        for snippet in self.snippets:
+            yield from snippet.token_ids
         for pairs in (self.peak_tokens, self.promoted, self.suppressed):
             yield from (token for token, _ in pairs)
 
     def renamed(self, names: Mapping[int, int]) -> Details:
         """Name the tokens otherwise."""
-        windows = [
-            Window(tuple([names[token] for token in window.token_ids]), window.acts, window.peak, window.interval)
-            for window in self.windows
+        snippets = [
+            TextSnippet(
+                tuple([names[token] for token in snippet.token_ids]), snippet.acts, snippet.peak, snippet.interval
+            )
+            for snippet in self.snippets
         ]
         return replace(
             self,
-            windows=tuple(windows),
+            snippets=tuple(snippets),
             peak_tokens=tuple((names[token], count) for token, count in self.peak_tokens),
             promoted=tuple((names[token], score) for token, score in self.promoted),
             suppressed=tuple((names[token], score) for token, score in self.suppressed),
         )
 
     def split(self) -> tuple[Details, Details]:
-        """Return what lists show of a feature, its strongest window and the tokens it promotes, and the rest."""
-        head = Details(windows=self.windows[:1], promoted=self.promoted)
-        return head, replace(self, windows=self.windows[1:], promoted=())
+        """Return what lists show of a feature, its strongest snippet and the tokens it promotes, and the rest."""
+        head = Details(snippets=self.snippets[:1], promoted=self.promoted)
+        return head, replace(self, snippets=self.snippets[1:], promoted=())
 
     def with_head(self, head: Details) -> Details:
         """Put together again what `split` took apart."""
-        return replace(self, windows=head.windows + self.windows, promoted=head.promoted)
+        return replace(self, snippets=head.snippets + self.snippets, promoted=head.promoted)
 
 
-def details_of(feature: Feature) -> Details:
+def details_of(feature: FeatureRecord) -> Details:
     """Return the part of a feature's record that a blob holds."""
     return Details(
         feature.activity.quantiles,
         feature.activity.histogram,
-        feature.windows,
+        feature.snippets,
         feature.peak_tokens,
         feature.promoted,
         feature.suppressed,
@@ -98,23 +100,23 @@ def pack_details(details: Details) -> bytes:
     Numbers are written byte plane by byte plane and activations without their zeros, which makes zlib's work easier.
     Activations are halved until the largest fits float16.
     """
-    windows = details.windows
-    acts = np.asarray([act for window in windows for act in window.acts], np.float64)
+    snippets = details.snippets
+    acts = np.asarray([act for snippet in snippets for act in snippet.acts], np.float64)
     largest = float(acts.max(initial=0.0))
     exponent = math.ceil(math.log2(largest / _LARGEST_HALF)) if largest > _LARGEST_HALF else 0
     halves = (acts / 2.0**exponent).astype("<f2")
     is_active = halves != 0
     tables = (details.peak_tokens, details.promoted, details.suppressed, details.neighbours)
     header = _HEADER.pack(
-        _VERSION, len(details.quantiles), len(details.histogram), len(windows), *map(len, tables), exponent
+        _VERSION, len(details.quantiles), len(details.histogram), len(snippets), *map(len, tables), exponent
     )
     parts = [
         _planes(details.quantiles, "<f4"),
         _planes(details.histogram, "<u4"),
-        _planes([len(window.token_ids) for window in windows], "<u2"),
-        _planes([window.peak for window in windows], "<u2"),
-        _planes([_NO_INTERVAL if window.interval is None else window.interval for window in windows], "<i1"),
-        _short([token for window in windows for token in window.token_ids]),
+        _planes([len(snippet.token_ids) for snippet in snippets], "<u2"),
+        _planes([snippet.peak for snippet in snippets], "<u2"),
+        _planes([_NO_INTERVAL if snippet.interval is None else snippet.interval for snippet in snippets], "<i1"),
+        _short([token for snippet in snippets for token in snippet.token_ids]),
         np.packbits(is_active).tobytes(),
         _planes(halves[is_active], "<f2"),
         _short([token for token, _ in details.peak_tokens]),
@@ -136,7 +138,7 @@ def unpack_details(blob: bytes) -> Details:
     try:
         inflater = zlib.decompressobj()
         content = inflater.decompress(blob, _MAX_BYTES)
-        version, num_quantiles, num_bins, num_windows, num_peaks, *counts, exponent = _HEADER.unpack_from(content)
+        version, num_quantiles, num_bins, num_snippets, num_peaks, *counts, exponent = _HEADER.unpack_from(content)
     except (zlib.error, struct.error) as error:
         raise ValueError(str(error)) from error
     if not inflater.eof:
@@ -148,14 +150,14 @@ def unpack_details(blob: bytes) -> Details:
     reader = _Reader(content, _HEADER.size)
     quantiles = tuple(reader.take(num_quantiles, "<f4").tolist())
     histogram = tuple(reader.take(num_bins, "<u4").tolist())
-    lengths, peaks = reader.take(num_windows, "<u2").tolist(), reader.take(num_windows, "<u2").tolist()
-    intervals = reader.take(num_windows, "<i1").tolist()
+    lengths, peaks = reader.take(num_snippets, "<u2").tolist(), reader.take(num_snippets, "<u2").tolist()
+    intervals = reader.take(num_snippets, "<i1").tolist()
     tokens = reader.take_short(sum(lengths))
     acts = (reader.take_sparse(sum(lengths)) * 2.0**exponent).tolist()
-    windows, start = [], 0
+    snippets, start = [], 0
     for length, peak, interval in zip(lengths, peaks, intervals, strict=True):
         part = slice(start, start := start + length)
-        windows.append(Window(tuple(tokens[part]), tuple(acts[part]), peak, None if interval < 0 else interval))
+        snippets.append(TextSnippet(tuple(tokens[part]), tuple(acts[part]), peak, None if interval < 0 else interval))
     peak_tokens = tuple(zip(reader.take_short(num_peaks), reader.take(num_peaks, "<u4").tolist(), strict=True))
     *num_scored, num_neighbours = counts
     promoted, suppressed = (
@@ -163,7 +165,7 @@ def unpack_details(blob: bytes) -> Details:
     )
     features = reader.take(num_neighbours, "<u4").tolist()
     neighbours = tuple(zip(features, reader.take(num_neighbours, "<f2").tolist(), strict=True))
-    return Details(quantiles, histogram, tuple(windows), peak_tokens, promoted, suppressed, neighbours)
+    return Details(quantiles, histogram, tuple(snippets), peak_tokens, promoted, suppressed, neighbours)
 
 
 class _Reader:

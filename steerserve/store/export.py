@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
-    from steerserve.store.records import Feature
+    from steerserve.store.records import FeatureRecord
     from steerserve.store.store import FeatureStore
 
 _MAX_LABEL_CHARS = 500
@@ -39,7 +39,7 @@ def feature_json(found: StoredFeature, history: Sequence[Label]) -> dict[str, An
         "history": [_label_json(label) for label in history],
         "dose": calibration.dose if calibration is not None else None,
         "output_score": calibration.output_score if calibration is not None else None,
-        **(_harvested(found.harvested, found.token_bytes) if found.harvested is not None else {}),
+        **(_harvested(found.record, found.token_bytes) if found.record is not None else {}),
     }
 
 
@@ -112,7 +112,7 @@ def _label(text: object, origin: Any, score: Any = None, created: Any = 0.0, aut
     return Label(words, origin, None if score is None else finite_number(score), finite_number(created), made_by)
 
 
-def _harvested(feature: Feature, texts: Mapping[int, bytes]) -> dict[str, Any]:
+def _harvested(feature: FeatureRecord, texts: Mapping[int, bytes]) -> dict[str, Any]:
     activity = feature.activity
     return {
         "density": activity.density,
@@ -123,12 +123,12 @@ def _harvested(feature: Feature, texts: Mapping[int, bytes]) -> dict[str, Any]:
         "histogram": activity.histogram,
         "snippets": [
             {
-                "tokens": token_texts(window.token_ids, texts),
-                "activations": window.acts,
-                "peak": window.peak,
-                "interval": window.interval,
+                "tokens": token_texts(snippet.token_ids, texts),
+                "activations": snippet.acts,
+                "peak": snippet.peak,
+                "interval": snippet.interval,
             }
-            for window in feature.windows
+            for snippet in feature.snippets
         ],
         "peak_tokens": _named(feature.peak_tokens, texts),
         "promoted": _named(feature.promoted, texts),

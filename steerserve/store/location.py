@@ -60,13 +60,13 @@ class StoreLocation:
         """
         refusals = list[FeatureStoreError]()
         for store in self._stores((*self.places, *self._kept()), refusals, timeout_s):
-            if store.is_about(self.subject, timeout_s=timeout_s):
+            if store.describes(self.subject, timeout_s=timeout_s):
                 return store
         if refusals:
             raise refusals[0]
         return None
 
-    def prepare(self, *, for_harvest: bool = False) -> Path:
+    def prepare(self, *, for_interpretation: bool = False) -> Path:
         """Return where the store is to be written, with a copy there of the one that is read elsewhere.
 
         Only for a harvest it may be the place of a store about something else, which is to make room.
@@ -80,16 +80,16 @@ class StoreLocation:
                 raise unusable(place, "it is a link")
             if not place.exists():
                 free.append(place)
-            elif FeatureStore.open(place).is_about(self.subject):
+            elif FeatureStore.open(place).describes(self.subject):
                 return place
         wanted = (self.own, self.apart, *self._written())
         target = next((place for place in wanted if place in free), self._written()[0])
         elsewhere = [self.shipped] if self.shipped is not None else []
         for store in self._stores((*elsewhere, *self._kept()), []):
-            if store.is_about(self.subject):
+            if store.describes(self.subject):
                 place_copy(store.path, target, self.subject)
                 return target
-        if for_harvest and self.own not in free and self._lies_beside():
+        if for_interpretation and self.own not in free and self._lies_beside():
             return self.own
         return target
 
@@ -100,7 +100,7 @@ class StoreLocation:
             FeatureStoreError: it cannot be made, or what is in its place is no feature store.
         """
         path = self.prepare()
-        if not path.exists() or not FeatureStore.open(path).is_about(self.subject):
+        if not path.exists() or not FeatureStore.open(path).describes(self.subject):
             with replacing(path, meta, self.subject) as fresh:
                 self._take_labels(fresh)
         return FeatureStore.open(path)
@@ -112,7 +112,7 @@ class StoreLocation:
         Raises:
             FeatureStoreError: it cannot be made, or what is in its place is no feature store.
         """
-        path = self.prepare(for_harvest=True)
+        path = self.prepare(for_interpretation=True)
         with replacing(path, meta, self.subject) as fresh:
             yield fresh
             if not path.exists():
@@ -133,7 +133,7 @@ class StoreLocation:
                 f"({self.subject.sha256[:_KEY_CHARS]})."
             )
             raise FeatureStoreError(message)
-        path = self.prepare(for_harvest=True)
+        path = self.prepare(for_interpretation=True)
         place_copy(file, path, meta.subject)
         return path
 
@@ -141,7 +141,7 @@ class StoreLocation:
         """Take what was said of the same weights when they were used with another model."""
         weights = Subject(self.subject.sha256)
         for store in self._stores((*self.places, *self._kept()), []):
-            if store.is_about(weights):
+            if store.describes(weights):
                 fresh.carry_over(store, labels_alone=True)
 
     def _written(self) -> tuple[Path, ...]:

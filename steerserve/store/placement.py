@@ -113,7 +113,7 @@ def _take_place(file: Path, path: Path, subject: Subject) -> None:
 
 def _follow(store: FeatureStore, older: FeatureStore, subject: Subject) -> None:
     """Take over from the store whose place this one takes; one about something else is kept beside it."""
-    is_same, sha256 = older.is_about(subject), older.meta().dictionary_sha256
+    is_same, sha256 = older.describes(subject), older.meta().dictionary_sha256
     if sha256 == subject.sha256:
         store.carry_over(older, labels_alone=not is_same)
     if not is_same:

@@ -1,4 +1,4 @@
-"""What is known of a feature, as data: what the harvest finds, the store keeps and the API shows. No torch."""
+"""What an interpretation records of a feature: what the scan finds, the store keeps and the API shows. No torch."""
 
 from __future__ import annotations
 
@@ -9,25 +9,32 @@ if TYPE_CHECKING:
     from steerserve.core.literals import LabelOrigin, Role
 
 NUM_TOP_SNIPPETS = 20
+"""Strongest snippets that are kept of a feature."""
 NUM_INTERVALS = 5
+"""Equal intervals of activation from 0 to a feature's maximum, from each of which snippets are drawn."""
 SNIPPETS_PER_INTERVAL = 5
+"""Snippets that are drawn from one interval."""
 SNIPPET_TOKENS = 41
-"""Tokens of a window: the peak, and as many on each side of it as the text has, at most 20."""
+"""Tokens of a whole snippet: the peak and 20 tokens on each side, fewer where the text begins or ends."""
 WRITES_SCORE = 0.01
-"""Features of at least this output score write what they promote; the others mostly read. Source: training.md."""
+"""Output score from which a feature writes the tokens that it promotes; below it, it mostly reads.
+
+Source: docs/features.md, "Finding a feature".
+"""
 
 
 @dataclass(frozen=True, slots=True)
-class Window:
-    """A piece of text around a token where the feature was active."""
+class TextSnippet:
+    """A piece of text around a token at which a feature was active."""
 
     token_ids: tuple[int, ...]
+    """Token ids of the text."""
     acts: tuple[float, ...]
-    """The feature's activation at each token; 0 at special tokens and sinks."""
+    """The feature's activation at each token; 0 at special tokens and attention sinks."""
     peak: int
-    """Place of the token that the window was chosen for."""
+    """Index of the token around which the snippet was cut."""
     interval: int | None
-    """None for one of the strongest; else 0 to 4, the fifth of the range up to the maximum that it was drawn from."""
+    """Interval of activation that the snippet was drawn from, 0 to 4; None for one of the strongest snippets."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,70 +42,77 @@ class Activity:
     """How often and how strongly a feature was active in the text."""
 
     num_tokens: int
-    """Tokens that were read, special ones and sinks left out."""
+    """Number of tokens that were read, without special tokens and attention sinks."""
     num_active: int
+    """Number of tokens at which the feature was active."""
     maximum: float
+    """Largest activation."""
     mean: float
-    """Over the tokens where it was active."""
+    """Mean activation over the tokens at which the feature was active."""
     quantiles: tuple[float, ...]
-    """At .5, .75, .9, .95 and .99 of the active tokens."""
+    """Quantiles .5, .75, .9, .95 and .99 of the activation over the active tokens."""
     histogram: tuple[int, ...]
-    """Active tokens in 64 equal bins from 0 to the maximum."""
+    """Numbers of active tokens in 64 equal bins from 0 to the maximum."""
 
     @property
     def density(self) -> float:
-        """Share of tokens where it was active."""
+        """Share of the tokens at which the feature was active."""
         return self.num_active / self.num_tokens if self.num_tokens else 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """What the feature does when it is pushed."""
+    """What a feature does when its direction is added to the residual stream."""
 
     dose: float
-    """Raw change of its activation at which the 95th percentile over tokens of KL(steered || unsteered) is 1 nat."""
+    """Raw scale at which the 95th percentile over tokens of KL(steered || unsteered) is 1 nat."""
     output_score: float
-    """Whether pushing it makes its own promoted tokens likely: (1 - rank / vocabulary) * p of the best of them."""
+    """How likely one dose makes the feature's own promoted tokens; see `dose.calibrate.output_score`."""
 
     @property
     def writes(self) -> bool:
-        """Whether it visibly writes what it promotes."""
+        """Whether the feature visibly writes the tokens that it promotes."""
         return self.output_score >= WRITES_SCORE
 
     @property
     def role(self) -> Role:
-        """What people call that."""
+        """The feature's role: `writes` or `reads`."""
         return "writes" if self.writes else "reads"
 
 
 @dataclass(frozen=True, slots=True)
 class Label:
-    """A few words for a feature."""
+    """A few words that describe a feature."""
 
     text: str
+    """The words."""
     origin: LabelOrigin
+    """Who or what made the label."""
     score: float | None = None
-    """How well it predicts activity on text it was not made from (llm), or its purity (automatic)."""
+    """How well an `llm` label predicts unseen snippets, or how pure an automatic label is; None if not measured."""
     created: float = 0.0
-    """Unix time in seconds."""
+    """Unix time in seconds; 0 if unknown."""
     author: str | None = None
-    """The model's name, for a label by one."""
+    """Name of the language model that wrote the label; None for other origins."""
 
 
 @dataclass(frozen=True, slots=True)
-class Feature:
-    """All that a harvest finds of one feature."""
+class FeatureRecord:
+    """Everything that an interpretation records of one feature."""
 
     feature: int
+    """Index of the feature."""
     activity: Activity
-    windows: tuple[Window, ...]
-    """The strongest first, then those of the intervals."""
+    """Statistics of its activation."""
+    snippets: tuple[TextSnippet, ...]
+    """The strongest snippets, strongest first, then those that were drawn from the intervals."""
     peak_tokens: tuple[tuple[int, int], ...]
-    """Token ids at which it peaked within a window of text, and how often; the most frequent first."""
+    """Token ids at which it peaked within a context window, each with its count; the most frequent first."""
     promoted: tuple[tuple[int, float], ...]
-    """Token ids whose logits its direction raises most, with how much in standard deviations over the vocabulary."""
+    """Token ids whose logits its direction raises most, each with the rise in standard deviations."""
     suppressed: tuple[tuple[int, float], ...]
+    """Token ids whose logits its direction lowers most, each with the (negative) change in standard deviations."""
     neighbours: tuple[tuple[int, float], ...]
-    """Features of the same dictionary with the nearest directions, and the cosine."""
+    """Features of the dictionary with the nearest directions, each with the cosine."""
     labels: tuple[Label, ...] = ()
-    """Automatic ones."""
+    """Automatic labels."""

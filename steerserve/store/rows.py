@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from steerserve.store.details import Details, details_of, pack_details, unpack_details
 from steerserve.store.labels import AUTOMATIC_ORIGINS, current_labels, put_label
-from steerserve.store.records import Activity, Calibration, Feature
+from steerserve.store.records import Activity, Calibration, FeatureRecord
 from steerserve.store.search import indexed
 from steerserve.store.stored import SearchHit, StoredFeature
 from steerserve.store.vocabulary import tokens_of
@@ -24,10 +24,10 @@ if TYPE_CHECKING:
     from steerserve.store.vocabulary import Vocabulary
 
 _PEAK_REACH = 2
-"""Tokens on each side of a window's peak that are searched as what the feature fires on."""
+"""Tokens on each side of a snippet's peak that are searched as what the feature fires on."""
 
 
-def put_feature(connection: sqlite3.Connection, feature: Feature, vocabulary: Vocabulary) -> None:
+def put_feature(connection: sqlite3.Connection, feature: FeatureRecord, vocabulary: Vocabulary) -> None:
     """Write what a harvest found of a feature; `vocabulary` has numbered its tokens."""
     number, activity = feature.feature, feature.activity
     connection.execute(
@@ -40,12 +40,12 @@ def put_feature(connection: sqlite3.Connection, feature: Feature, vocabulary: Vo
     connection.execute("INSERT INTO details VALUES (?, ?)", (number, pack_details(rest)))
     named = [token_id for pairs in (feature.peak_tokens, feature.promoted) for token_id, _ in pairs]
     near = [
-        window.token_ids[max(0, window.peak - _PEAK_REACH) : window.peak + _PEAK_REACH + 1]
-        for window in feature.windows
+        snippet.token_ids[max(0, snippet.peak - _PEAK_REACH) : snippet.peak + _PEAK_REACH + 1]
+        for snippet in feature.snippets
     ]
     tokens = indexed(" ".join(vocabulary.text([token_id]) for token_id in named))
     peaks = indexed(" ".join(map(vocabulary.text, near)))
-    texts = indexed(" ".join(vocabulary.text(window.token_ids) for window in feature.windows))
+    texts = indexed(" ".join(vocabulary.text(snippet.token_ids) for snippet in feature.snippets))
     connection.execute("INSERT INTO peak_index (rowid, tokens, peaks) VALUES (?, ?, ?)", (number, tokens, peaks))
     # Whatever can match is in here, so that this index alone says what does.
     connection.execute("INSERT INTO text_index (rowid, text) VALUES (?, ?)", (number, f"{texts} {tokens}"))
@@ -102,7 +102,7 @@ def found_features(connection: sqlite3.Connection, matches: Sequence[Match]) -> 
 
 def _harvested(
     connection: sqlite3.Connection, feature: int, labels: Sequence[Label]
-) -> tuple[Feature | None, Mapping[int, bytes]]:
+) -> tuple[FeatureRecord | None, Mapping[int, bytes]]:
     row = connection.execute(
         "SELECT num_active, maximum, mean, details.content, heads.content FROM features "
         "JOIN details USING (feature) JOIN heads USING (feature) WHERE feature = ?",
@@ -115,10 +115,10 @@ def _harvested(
     ids, token_bytes = tokens_of(connection, set(details.tokens()))
     details = _renamed(details, ids)
     activity = Activity(_num_tokens(connection), num_active, maximum, mean, details.quantiles, details.histogram)
-    return Feature(
+    return FeatureRecord(
         feature=feature,
         activity=activity,
-        windows=details.windows,
+        snippets=details.snippets,
         peak_tokens=details.peak_tokens,
         promoted=details.promoted,
         suppressed=details.suppressed,
@@ -138,7 +138,7 @@ def _row(
         maximum=match.maximum,
         calibration=Calibration(match.dose, score) if match.dose is not None and score is not None else None,
         relevance=match.relevance,
-        example=head.windows[0] if head.windows else None,
+        snippet=head.snippets[0] if head.snippets else None,
         promoted=tuple(token_id for token_id, _ in head.promoted),
         token_bytes=token_bytes,
     )

@@ -67,7 +67,7 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         "CREATE INDEX labels_by_feature ON labels (feature)",
         "CREATE UNIQUE INDEX best_labels ON labels (feature) WHERE is_best",
         f"CREATE VIRTUAL TABLE label_index USING fts5(label, {_TOKENS})",
-        # What is near the peaks and what is promoted is searched with word counts; whole windows only for whether a
+        # What is near the peaks and what is promoted is searched with word counts; whole snippets only for whether a
         # word is there at all, for positions would cost more than all the rest.
         f"CREATE VIRTUAL TABLE peak_index USING fts5(tokens, peaks, content = '', {_TOKENS})",
         f"CREATE VIRTUAL TABLE text_index USING fts5(text, content = '', detail = none, columnsize = 0, {_TOKENS})",

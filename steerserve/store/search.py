@@ -1,6 +1,6 @@
 """Searching a feature store: words to index queries, matches to an order.
 
-A feature matches where each word of the query is in its label, among its promoted and peak tokens, or in its windows.
+A feature matches where each word of the query is in its label, among its promoted and peak tokens, or in its snippets.
 The last word may be the beginning of one.
 """
 

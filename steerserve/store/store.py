@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
-    from steerserve.store.records import Feature, Label
+    from steerserve.store.records import FeatureRecord, Label
     from steerserve.store.search import Sort
     from steerserve.store.stored import SearchHit, StoredFeature, Subject
 
@@ -85,15 +85,15 @@ class FeatureStore:
         with reading(self.path, timeout_s=timeout_s) as connection:
             return _meta(connection, self.path)
 
-    def is_about(self, subject: Subject, *, timeout_s: float = BUSY_S) -> bool:
+    def describes(self, subject: Subject, *, timeout_s: float = BUSY_S) -> bool:
         """Tell whether what the store knows holds for a dictionary; labels alone hold for the weights as such."""
         with reading(self.path, timeout_s=timeout_s) as connection:
             meta = _meta(connection, self.path)
             if meta.dictionary_sha256 != subject.sha256:
                 return False
-            return subject.is_that_of(meta) or not _holds(connection, _IS_MEASURED)
+            return subject.matches(meta) or not _holds(connection, _IS_MEASURED)
 
-    def is_harvested(self) -> bool:
+    def is_interpreted(self) -> bool:
         """Tell whether text was read for it: it may hold labels and calibrations alone."""
         with reading(self.path) as connection:
             return _holds(connection, _IS_HARVESTED)
@@ -123,7 +123,7 @@ class FeatureStore:
             ).fetchone()
         return StoreCounts(*row)
 
-    def write_features(self, features: Iterable[Feature], token_bytes: Callable[[int], bytes]) -> None:
+    def write_features(self, features: Iterable[FeatureRecord], token_bytes: Callable[[int], bytes]) -> None:
         """Add features that the store does not have yet, all or none.
 
         Args:

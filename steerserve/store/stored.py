@@ -1,4 +1,4 @@
-"""What a feature store gives back, as data. No torch."""
+"""What a feature store returns, as data. No torch."""
 
 from __future__ import annotations
 
@@ -11,49 +11,51 @@ from steerserve.model.names import plain_name
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from steerserve.store.records import Calibration, Feature, Label, Window
+    from steerserve.store.records import Calibration, FeatureRecord, Label, TextSnippet
 
 
 @dataclass(frozen=True, slots=True)
 class StoreMeta:
-    """Which dictionary a store is about, and what it was made from."""
+    """Which dictionary a feature store describes, and what it was made from."""
 
     dictionary_sha256: str
-    """Of the weight file."""
+    """SHA-256 of the dictionary's weights file."""
     d_sae: int
+    """Number of features of the dictionary."""
     model: str
+    """Model that the dictionary was used with; empty if unknown."""
     num_tokens: int = 0
-    """Tokens that the harvest read, special ones and sinks left out; 0 for a store that holds labels alone."""
+    """Number of tokens that the scan read, without special tokens and sinks; 0 if no text was read."""
     sources: tuple[str, ...] = ()
-    """Where the text came from."""
+    """Sources of the text."""
     versions: Mapping[str, str] = field(default_factory=dict)
-    """Of the programs that made it."""
+    """Versions of the programs that made the store."""
     created: float = 0.0
     """Unix time in seconds."""
     contents: str | None = None
-    """Of the dictionary: its weights, configuration and norms; None where nobody wrote it down."""
+    """SHA-256 of the dictionary's weights, configuration and norms; None if it was not recorded."""
 
     @property
     def subject(self) -> Subject:
-        """What the store is about."""
+        """The dictionary and model that the store describes."""
         return Subject(self.dictionary_sha256, self.model, contents=self.contents)
 
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """What a store has to be about to say something of a dictionary: its weights, and what reads with them."""
+    """A dictionary together with the model that it is used with: what a feature store describes."""
 
     sha256: str
-    """Of the weights."""
+    """SHA-256 of the dictionary's weights file."""
     model: str = ""
-    """The model that the dictionary is used with; empty where that is not known."""
+    """Model that the dictionary is used with; empty if unknown."""
     other_names: tuple[str, ...] = ()
-    """Of the same model."""
+    """Other names of the same model."""
     contents: str | None = None
-    """Of the dictionary; None where they are not known."""
+    """SHA-256 of the dictionary's weights, configuration and norms; None if unknown."""
 
-    def is_that_of(self, meta: StoreMeta) -> bool:
-        """Tell whether what was measured for `meta` holds here; what is not known on either side is no objection."""
+    def matches(self, meta: StoreMeta) -> bool:
+        """Tell whether measurements described by `meta` hold for this subject. What is unknown matches anything."""
         names = {plain_name(name) for name in (self.model, *self.other_names) if name}
         return (
             meta.dictionary_sha256 == self.sha256
@@ -64,30 +66,34 @@ class Subject:
 
 @dataclass(frozen=True, slots=True)
 class StoreCounts:
-    """How much a store holds."""
+    """How much a feature store holds."""
 
     num_features: int
-    """Features that the harvest wrote, dead ones included."""
+    """Number of features with statistics, dead ones included."""
     num_live: int
-    """Of these, the ones that were active at all."""
+    """Number of features that were active at all."""
     num_labelled: int
+    """Number of features with a label."""
     num_calibrated: int
+    """Number of features with a calibration."""
 
 
 @dataclass(frozen=True, slots=True)
 class StoredFeature:
-    """All that is known of one feature."""
+    """Everything that a feature store holds about one feature."""
 
     feature: int
-    harvested: Feature | None
-    """None where it has no more than a label or a calibration."""
+    """Index of the feature."""
+    record: FeatureRecord | None
+    """What the interpretation recorded; None if the feature has only a label or a calibration."""
     calibration: Calibration | None
+    """Its calibration; None if it was not calibrated."""
     label: Label | None
-    """The one that wins."""
+    """The label that wins; None if it has no label."""
     labels: tuple[Label, ...]
-    """The current one of each origin, the winner first."""
+    """The current label of each origin, the winner first."""
     token_bytes: Mapping[int, bytes]
-    """What every token id of `harvested` stands for; a character may be spread over several."""
+    """Bytes of every token id in `record`; a character may span several tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,22 +101,26 @@ class SearchHit:
     """One row of a search."""
 
     feature: int
+    """Index of the feature."""
     label: Label | None
+    """The label that wins; None if it has no label."""
     density: float | None
-    """None where there was no harvest, as for `maximum`."""
+    """Share of the tokens at which it was active; None if the store has no statistics."""
     maximum: float | None
+    """Largest activation; None if the store has no statistics."""
     calibration: Calibration | None
+    """Its calibration; None if it was not calibrated."""
     relevance: float | None
-    """None where nothing was searched for."""
-    example: Window | None
-    """The strongest window."""
+    """Score of the match; None if the query is empty."""
+    snippet: TextSnippet | None
+    """The strongest snippet; None if there are no snippets."""
     promoted: tuple[int, ...]
     """Token ids that it promotes most."""
     token_bytes: Mapping[int, bytes]
-    """What the token ids of the example and of `promoted` stand for, among others."""
+    """Bytes of all token ids in the snippet and in `promoted`, possibly of others too."""
 
 
 def token_texts(token_ids: Iterable[int], token_bytes: Mapping[int, bytes]) -> list[str]:
-    """Return the text of each token of a piece; a character of several tokens is written at the last of them."""
+    """Return the text of each token; a character that spans several tokens is written at the last of them."""
     decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
     return [decoder.decode(token_bytes[token_id]) for token_id in token_ids]

@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from steerserve.cli import app, main
-from steerserve.interpret.examples import FORMAL_SLANGY
+from steerserve.contrast.examples import FORMAL_SLANGY
 from steerserve.presets.preset import parse_preset
 from tests.presets.broken import GOOD
 from tests.tiny import tiny_llama_folder, tiny_sae_folder

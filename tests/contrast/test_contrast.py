@@ -18,12 +18,12 @@ import torch
 from steerserve.contrast import contrast as contrast_module
 from steerserve.contrast.contrast import MAX_WAITING, contrast, pooled_activations, ready_steering
 from steerserve.contrast.difference import difference_of_means
+from steerserve.contrast.examples import EXAMPLE_SETS
 from steerserve.contrast.separation import Candidate
 from steerserve.contrast.text_sets import MAX_TOKENS, TextSets, read_text_sets
 from steerserve.core.errors import ContextLengthError, InvalidRequestError, QueueFullError
 from steerserve.core.observer import StoppedError
 from steerserve.engine.readings import text_ids
-from steerserve.interpret.examples import EXAMPLE_SETS
 from steerserve.model.tokenizer import Tokenizer
 from steerserve.store.records import Calibration
 from tests.conftest import SINK

@@ -10,14 +10,14 @@ import pytest
 import torch
 
 from steerserve.contrast.contrast import contrast
+from steerserve.contrast.examples import FORMAL_SLANGY, FRENCH_ENGLISH
 from steerserve.contrast.text_sets import read_text_sets
-from steerserve.interpret.examples import FORMAL_SLANGY, FRENCH_ENGLISH
 from tests.engine.harness import ask
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from steerserve.interpret.examples import ExampleSets
+    from steerserve.contrast.examples import ExampleSets
     from steerserve.runtime import Runtime
 
 pytestmark = pytest.mark.real_model

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from steerserve.core.observer import StoppedError
-from steerserve.dose.calibrate import calibrate, calibrate_features, calibrate_vector, output_score, set_up
+from steerserve.dose.calibrate import calibrate, calibrate_features, calibrate_vector, output_score, prepare_texts
 from steerserve.dose.dosing import DoseSearch, find_doses
 from steerserve.dose.percentile import percentile
 from steerserve.dose.prompts import PROMPT_TOKENS, calibration_ids
@@ -43,8 +43,8 @@ def one_unit(dictionary: Dictionary, feature: int, x: Tensor) -> Tensor:
 @torch.inference_mode()
 def calibrated(runtime: Runtime, name: str, features: list[int]) -> dict[int, Calibration]:
     dictionary = dictionary_of(runtime, name)
-    bench = run_pieces(set_up(runtime.lens, dictionary))
-    return run_pieces(calibrate(runtime.lens, dictionary, bench, features))
+    built_in = run_pieces(prepare_texts(runtime.lens, dictionary))
+    return run_pieces(calibrate(runtime.lens, dictionary, built_in, features))
 
 
 @pytest.mark.parametrize("name", ["planted", "standard", "topk", "normalised", "late", "mlp", "z"])
@@ -117,22 +117,22 @@ def test_what_is_stopped_goes_on_with_what_is_left(llama: Runtime) -> None:
 @torch.inference_mode()
 def test_what_is_felt_in_few_places_is_measured_on_more_text(llama: Runtime) -> None:
     dictionary = dictionary_of(llama, "standard")
-    bench = run_pieces(set_up(llama.lens, dictionary))
+    built_in = run_pieces(prepare_texts(llama.lens, dictionary))
     directions = {dictionary.hook_name: dictionary.sae.W_dec.detach()[:4]}
 
     def doses(more: PushedText | None) -> list[float]:
-        searches = [DoseSearch(bench.usual_dose) for _ in range(4)]
-        return [dose or 0.0 for dose in run_pieces(find_doses(bench.text, directions, searches, more))]
+        searches = [DoseSearch(built_in.usual_dose) for _ in range(4)]
+        return [dose or 0.0 for dose in run_pieces(find_doses(built_in.text, directions, searches, more))]
 
-    assert doses(bench.more) == doses(None)
+    assert doses(built_in.more) == doses(None)
     # From here on all pushes are felt four times as much in the first text as in the others.
     gains = {dictionary.hook_name: lambda x: 1 + 3 * (torch.arange(len(x)) < PROMPT_TOKENS).float()}
     medians = {dictionary.hook_name: dictionary.median_norm}
-    bench = replace(bench, text=PushedText(llama.lens, calibration_ids(llama.tokenizer), medians, gains=gains))
-    strengths = torch.tensor(doses(bench.more))[:, None]
+    built_in = replace(built_in, text=PushedText(llama.lens, calibration_ids(llama.tokenizer), medians, gains=gains))
+    strengths = torch.tensor(doses(built_in.more))[:, None]
     assert (strengths[:, 0] > 1.05 * torch.tensor(doses(None))).all()
     pushes = {name: strengths * some for name, some in directions.items()}
-    nats = torch.cat([run_pieces(text.divergences(pushes)) for text in (bench.text, bench.more)], dim=1)
+    nats = torch.cat([run_pieces(text.divergences(pushes)) for text in (built_in.text, built_in.more)], dim=1)
     assert all(0.7 < one < 1.4 for one in percentile(nats, 0.95).tolist())
 
 

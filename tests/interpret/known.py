@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from steerserve.store.records import Activity, Feature, Label, Window
+from steerserve.store.records import Activity, FeatureRecord, Label, TextSnippet
 from steerserve.store.stored import StoreMeta
 
 if TYPE_CHECKING:
@@ -26,11 +26,11 @@ def byte_of(token_id: int) -> bytes:
     return bytes([token_id])
 
 
-def window(text: str, peak: int, *, act: float = 2.0, interval: int | None = None) -> Window:
-    """Give a window over `text` that is active at `peak` alone."""
+def snippet(text: str, peak: int, *, act: float = 2.0, interval: int | None = None) -> TextSnippet:
+    """Give a snippet over `text` that is active at `peak` alone."""
     ids = tuple(text.encode())
     acts = tuple(act if place == peak else 0.0 for place in range(len(ids)))
-    return Window(ids, acts, peak, interval)
+    return TextSnippet(ids, acts, peak, interval)
 
 
 def feature(
@@ -41,9 +41,9 @@ def feature(
     promoted: str = "",
     active: int = 10,
     maximum: float = 2.0,
-) -> Feature:
+) -> FeatureRecord:
     """Give a feature that peaks at the last token of each text."""
-    return Feature(
+    return FeatureRecord(
         feature=number,
         activity=Activity(
             num_tokens=META.num_tokens,
@@ -53,8 +53,8 @@ def feature(
             quantiles=(0.5, 0.75, 1.0, 1.5, 2.0),
             histogram=tuple(range(64)),
         ),
-        windows=tuple(
-            window(text, len(text.encode()) - 1, act=maximum, interval=None if place == 0 else place % 5)
+        snippets=tuple(
+            snippet(text, len(text.encode()) - 1, act=maximum, interval=None if place == 0 else place % 5)
             for place, text in enumerate(texts)
         ),
         peak_tokens=((ord("e"), 7), (ord(" "), 2)),

@@ -81,25 +81,25 @@ def test_a_planted_feature_is_described_as_it_was_planted(options: InterpretOpti
     assert (planted.num_features, planted.num_live, planted.num_tokens) == (8, 1, 3000)
     assert (other.num_features, other.num_tokens) == (40, 3000)
     one, *dead = stored(options, "planted")
-    assert one.harvested is not None
-    activity = one.harvested.activity
+    assert one.record is not None
+    activity = one.record.activity
     # The embedding of the letter is all that it reads.
     assert activity.maximum == pytest.approx(activity.mean) == pytest.approx(activity.quantiles[0], rel=1e-3)
     assert activity.histogram[-1] == activity.num_active > 100
-    assert {token_id for token_id, _ in one.harvested.peak_tokens} == {ord(READ)}
-    assert one.harvested.promoted[0][0] == ord(WRITTEN)
-    for window in one.harvested.windows:
-        assert window.token_ids[window.peak] == ord(READ)
-        assert [act > 0 for act in window.acts] == [token_id == ord(READ) for token_id in window.token_ids]
+    assert {token_id for token_id, _ in one.record.peak_tokens} == {ord(READ)}
+    assert one.record.promoted[0][0] == ord(WRITTEN)
+    for snippet in one.record.snippets:
+        assert snippet.token_ids[snippet.peak] == ord(READ)
+        assert [act > 0 for act in snippet.acts] == [token_id == ord(READ) for token_id in snippet.token_ids]
     texts = {label.origin: label.text for label in one.labels}
     assert f'"{READ}"' in texts["peak"]
     assert f'"{WRITTEN.lower()}"' in texts["promoted"].lower()
     assert one.label is not None
     assert one.label.origin == "peak"
     for feature in dead:
-        assert feature.harvested is not None
-        assert feature.harvested.activity.num_active == 0
-        assert (feature.harvested.windows, feature.label) == ((), None)
+        assert feature.record is not None
+        assert feature.record.activity.num_active == 0
+        assert (feature.record.snippets, feature.label) == ((), None)
 
 
 @pytest.mark.parametrize(
@@ -120,15 +120,15 @@ def test_a_run_that_was_interrupted_ends_with_the_stores_of_an_undisturbed_one(
     assert not options.run_dir.exists()
     for name, features in undisturbed.items():
         again = stored(options, name)
-        assert [feature.harvested for feature in map(without_times, again)] == [
-            feature.harvested for feature in map(without_times, features)
+        assert [feature.record for feature in map(without_times, again)] == [
+            feature.record for feature in map(without_times, features)
         ]
 
 
 def without_times(feature: StoredFeature) -> StoredFeature:
-    assert feature.harvested is not None
-    labels = tuple(replace(label, created=0.0) for label in feature.harvested.labels)
-    return replace(feature, harvested=replace(feature.harvested, labels=labels))
+    assert feature.record is not None
+    labels = tuple(replace(label, created=0.0) for label in feature.record.labels)
+    return replace(feature, record=replace(feature.record, labels=labels))
 
 
 def test_labels_by_people_outlive_another_run(options: InterpretOptions) -> None:

@@ -13,7 +13,7 @@ from steerserve.core.errors import ConfigError
 from steerserve.core.observer import StoppedError
 from steerserve.interpret.endpoint import ChatEndpoint, EndpointError
 from steerserve.interpret.llm_labels import Labelled, label_features
-from steerserve.store.records import Activity, Feature, Label, Window
+from steerserve.store.records import Activity, FeatureRecord, Label, TextSnippet
 from steerserve.store.store import FeatureStore
 from steerserve.store.stored import StoreMeta
 from tests.interpret.clever import Clever, answering
@@ -31,21 +31,21 @@ def store(tmp_path: Path) -> FeatureStore:
 
 
 def filled(path: Path, num_live: int = NUM_FEATURES) -> FeatureStore:
-    """Feature n fires on the letter n (a, b, c, ...), and its windows differ in what is around it."""
+    """FeatureRecord n fires on the letter n (a, b, c, ...), and its snippets differ in what is around it."""
     made = FeatureStore.create(path, StoreMeta("0" * 64, NUM_FEATURES, "tiny", num_tokens=1000))
 
-    def window(feature: int, place: int) -> Window:
+    def snippet(feature: int, place: int) -> TextSnippet:
         ids = [ord(".")] * 5 + [ord("0") + place]
         ids[place % 5] = ord("a") + feature
         acts = [4.0 if token == ord("a") + feature else 0.0 for token in ids]
-        return Window(tuple(ids), tuple(acts), place % 5, None)
+        return TextSnippet(tuple(ids), tuple(acts), place % 5, None)
 
     made.write_features(
         (
-            Feature(
+            FeatureRecord(
                 feature=feature,
                 activity=Activity(1000, 30 if feature < num_live else 0, 4.0, 4.0, (4.0,) * 5, (0,) * 63 + (30,)),
-                windows=tuple(window(feature, place) for place in range(9) if feature < num_live),
+                snippets=tuple(snippet(feature, place) for place in range(9) if feature < num_live),
                 peak_tokens=((ord("a") + feature, 30),),
                 promoted=(),
                 suppressed=(),

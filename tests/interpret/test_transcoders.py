@@ -9,12 +9,12 @@ import torch
 
 from steerserve.contrast.contrast import pooled_activations
 from steerserve.contrast.text_sets import TextSets
-from steerserve.dose.calibrate import calibrate, set_up
+from steerserve.dose.calibrate import calibrate, prepare_texts
 from steerserve.dose.directions import direction_facts
 from steerserve.engine.background import drive, run_pieces
 from steerserve.engine.inspection import Inspection
 from steerserve.engine.readings import read_texts, text_ids
-from steerserve.interpret.harvest import harvest
+from steerserve.interpret.scan import scan
 from steerserve.model.norms import SINK_RATIO
 from tests.conformance.random_dictionaries import D_SAE, write_random
 from tests.dose.pushing import dose_by_bisection
@@ -66,7 +66,7 @@ def test_a_text_is_inspected_where_it_reads(llama: Runtime, transcoder: Dictiona
 
 def test_a_text_is_counted_where_it_reads(llama: Runtime, transcoder: Dictionary, tmp_path: Path) -> None:
     lens, some = llama.lens, texts(10)
-    tally = harvest(lens, {"code": transcoder}, batches_of(lens, some), 10**6, tmp_path / "state", Quiet())["code"]
+    tally = scan(lens, {"code": transcoder}, batches_of(lens, some), 10**6, tmp_path / "state", Quiet())["code"]
     active, num_tokens = torch.zeros(D_SAE), 0
     for batch in batches_of(lens, some):
         for ids, wanted in zip(batch.ids, batch.wanted, strict=True):
@@ -90,8 +90,8 @@ async def test_sets_of_texts_are_contrasted_where_it_reads(llama: Runtime, trans
 
 @torch.inference_mode()
 def test_a_dose_is_measured_where_it_is_edited(llama: Runtime, transcoder: Dictionary) -> None:
-    bench = run_pieces(set_up(llama.lens, transcoder))
-    [found] = run_pieces(calibrate(llama.lens, transcoder, bench, [5])).values()
+    built_in = run_pieces(prepare_texts(llama.lens, transcoder))
+    [found] = run_pieces(calibrate(llama.lens, transcoder, built_in, [5])).values()
     direction = transcoder.sae.W_dec[5]
     wanted = dose_by_bisection(llama.lens, WRITES, transcoder.median_norm, lambda x: direction.expand(len(x), -1))
     assert found.dose == pytest.approx(wanted, rel=0.1)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from steerserve.jobs.job import Job
-    from steerserve.store.records import Feature
+    from steerserve.store.records import FeatureRecord
 
 
 @pytest.fixture(scope="module")
@@ -79,10 +79,10 @@ def has_read(supervisor: Supervisor, job: Job) -> bool:
     return reads
 
 
-def features(out: Path) -> list[Feature]:
+def features(out: Path) -> list[FeatureRecord]:
     store = FeatureStore.open(out / "one" / "features.sqlite3")
     found = [store.feature(number) for number in store.feature_numbers()]
-    harvested = [one.harvested for one in found if one is not None and one.harvested is not None]
+    harvested = [one.record for one in found if one is not None and one.record is not None]
     return [replace(one, labels=tuple(replace(label, created=0.0) for label in one.labels)) for one in harvested]
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 
-from steerserve.interpret.examples import EXAMPLE_SETS
+from steerserve.contrast.examples import EXAMPLE_SETS
 from tests.live.conftest import KEY
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ import pytest
 from steerserve.runtime import Runtime, build_runtime
 from steerserve.server.app import create_app
 from steerserve.store.placement import replacing
-from steerserve.store.records import Calibration, Label, Window
+from steerserve.store.records import Calibration, Label, TextSnippet
 from steerserve.store.store import FeatureStore
 from steerserve.store.stored import StoreMeta
 from tests.interpret.known import byte_of, feature
@@ -107,7 +107,7 @@ async def test_a_feature_shows_everything_that_is_known(asked: httpx.AsyncClient
         "quantiles": {"0.5": 0.5, "0.75": 0.75, "0.9": 1.0, "0.95": 1.5, "0.99": 2.0},
         "histogram": list(range(64)),
     }
-    assert [as_window(snippet) for snippet in found["snippets"]] == list(known.windows)
+    assert [as_snippet(snippet) for snippet in found["snippets"]] == list(known.snippets)
     assert found["peak_tokens"] == [
         {"token": "e", "token_id": 101, "count": 7},
         {"token": " ", "token_id": 32, "count": 2},
@@ -118,9 +118,9 @@ async def test_a_feature_shows_everything_that_is_known(asked: httpx.AsyncClient
     assert (found["dose"], found["output_score"], found["role"]) == (40.0, 0.2, "writes")
 
 
-def as_window(snippet: dict[str, Any]) -> Window:
+def as_snippet(snippet: dict[str, Any]) -> TextSnippet:
     ids = tuple("".join(snippet["tokens"]).encode())
-    return Window(ids, tuple(snippet["activations"]), snippet["peak"], snippet["interval"])
+    return TextSnippet(ids, tuple(snippet["activations"]), snippet["peak"], snippet["interval"])
 
 
 async def test_a_character_of_several_tokens_stands_at_the_last_of_them(asked: httpx.AsyncClient) -> None:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
+from steerserve.contrast.examples import FORMAL_SLANGY
 from steerserve.engine.readings import text_ids
-from steerserve.interpret.examples import FORMAL_SLANGY
 from steerserve.server.app import create_app
 from steerserve.store.records import Calibration, Label
 from tests.conformance.random_dictionaries import write_random

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from steerserve.store.details import Details, details_of, pack_details, unpack_details
-from steerserve.store.records import Window
+from steerserve.store.records import TextSnippet
 from tests.interpret.known import feature
 
 TOKENS = st.integers(0, 500_000)
@@ -19,18 +19,20 @@ PAIRS = st.lists(st.tuples(TOKENS, st.floats(-100, 100, width=16)), max_size=4).
 
 
 @st.composite
-def windows(draw: st.DrawFn) -> Window:
+def snippets(draw: st.DrawFn) -> TextSnippet:
     length = draw(st.integers(1, 41))
     ids = draw(st.lists(TOKENS, min_size=length, max_size=length))
     acts = draw(st.lists(st.one_of(st.just(0.0), HALVES), min_size=length, max_size=length))
-    return Window(tuple(ids), tuple(acts), draw(st.integers(0, length - 1)), draw(st.sampled_from([None, 0, 1, 4])))
+    return TextSnippet(
+        tuple(ids), tuple(acts), draw(st.integers(0, length - 1)), draw(st.sampled_from([None, 0, 1, 4]))
+    )
 
 
 DETAILS = st.builds(
     Details,
     quantiles=st.lists(st.floats(0, 1000, width=32), max_size=5).map(tuple),
     histogram=st.lists(st.integers(0, 2**32 - 1), max_size=64).map(tuple),
-    windows=st.lists(windows(), max_size=4).map(tuple),
+    snippets=st.lists(snippets(), max_size=4).map(tuple),
     peak_tokens=st.lists(st.tuples(TOKENS, st.integers(0, 2**32 - 1)), max_size=4).map(tuple),
     promoted=PAIRS,
     suppressed=PAIRS,
@@ -64,8 +66,8 @@ def test_a_number_beyond_three_bytes_is_refused() -> None:
 
 def test_activations_beyond_float16_are_kept_to_its_precision() -> None:
     acts = (1e6, 123_456.0, 0.0, 7.0)
-    packed = pack_details(Details(windows=(Window((1, 2, 3, 4), acts, 0, None),)))
-    np.testing.assert_allclose(unpack_details(packed).windows[0].acts, acts, rtol=2**-11)
+    packed = pack_details(Details(snippets=(TextSnippet((1, 2, 3, 4), acts, 0, None),)))
+    np.testing.assert_allclose(unpack_details(packed).snippets[0].acts, acts, rtol=2**-11)
 
 
 @pytest.mark.parametrize("blob", [b"", b"not zlib", zlib.compress(b""), zlib.compress(b"\xff" * 100)])

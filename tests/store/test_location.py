@@ -43,7 +43,7 @@ def harvest(runtime: Runtime, dictionary: Dictionary, label: str) -> None:
     meta = StoreMeta(
         dictionary.sha256, dictionary.d_sae, location.subject.model, 1000, contents=location.subject.contents
     )
-    location.prepare(for_harvest=True)
+    location.prepare(for_interpretation=True)
     with location.replacing(meta) as fresh:
         fresh.write_features([feature(0, label=label), feature(1)], byte_of)
 
@@ -185,9 +185,9 @@ def test_labels_alone_hold_for_the_weights_whatever_reads_with_them(served: Runt
 def test_the_store_that_is_bundled_is_about_the_default_model_however_it_is_named(names: tuple[str, ...]) -> None:
     store = FeatureStore(BUNDLED_DIR / "smollm2-135m-instruct" / "res17" / "features.sqlite3")
     sha256 = store.meta().dictionary_sha256
-    assert store.is_about(Subject(sha256, names[0], names[1:], "any contents"))
-    assert not store.is_about(Subject(sha256, "HuggingFaceTB/SmolLM2-135M"))
-    assert store.is_about(Subject(sha256))
+    assert store.describes(Subject(sha256, names[0], names[1:], "any contents"))
+    assert not store.describes(Subject(sha256, "HuggingFaceTB/SmolLM2-135M"))
+    assert store.describes(Subject(sha256))
 
 
 def test_a_dictionary_that_was_not_forced_says_what_the_model_is_called_wherever_that_lies(
@@ -199,12 +199,12 @@ def test_a_dictionary_that_was_not_forced_says_what_the_model_is_called_wherever
     (folder / "cfg.json").write_text(json.dumps(config), encoding="utf-8")
     forced = served.dictionary_library.load("forced", f"path:{folder}", force=True)
     assert stores.subject_of(forced, "tiny").model == "tiny"
-    assert not stores.subject_of(forced, "tiny").is_that_of(StoreMeta(forced.sha256, 96, "Another-Model"))
+    assert not stores.subject_of(forced, "tiny").matches(StoreMeta(forced.sha256, 96, "Another-Model"))
     config["metadata"]["model_name"] = "elsewhere/Tiny"
     (folder / "cfg.json").write_text(json.dumps(config), encoding="utf-8")
     fitting = served.dictionary_library.load("fitting", f"path:{folder}")
-    assert stores.subject_of(fitting, "tiny").is_that_of(StoreMeta(fitting.sha256, 96, "tiny"))
-    assert stores.subject_of(fitting, "renamed-folder").is_that_of(StoreMeta(fitting.sha256, 96, "tiny"))
+    assert stores.subject_of(fitting, "tiny").matches(StoreMeta(fitting.sha256, 96, "tiny"))
+    assert stores.subject_of(fitting, "renamed-folder").matches(StoreMeta(fitting.sha256, 96, "tiny"))
 
 
 def test_a_store_among_our_own_files_is_used_on_when_the_folder_can_be_written_again(tmp_path: Path) -> None:
@@ -225,7 +225,7 @@ def test_what_is_broken_is_told_before_a_harvest_begins(served: Runtime) -> None
     location = served.stores.location(served.dictionaries()[0])
     location.own.write_bytes(b"no database at all")
     with pytest.raises(FeatureStoreError, match="not a database"):
-        location.prepare(for_harvest=True)
+        location.prepare(for_interpretation=True)
 
 
 def test_an_error_that_passes_is_not_remembered(served: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:

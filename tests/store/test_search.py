@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from steerserve.core.errors import InvalidRequestError
-from steerserve.store.records import Calibration, Feature, Label
+from steerserve.store.records import Calibration, FeatureRecord, Label
 from steerserve.store.search import MAX_LETTERS, MAX_WORDS, Sort
 from steerserve.store.store import FeatureStore
 from tests.interpret.known import META, byte_of, feature
@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 WORDS = ["bridge", "river", "apple", "7", "café", "quick", "über", "xyz"]
 
 
-def store_of(path: Path, features: list[Feature], calibrations: dict[int, Calibration] | None = None) -> FeatureStore:
+def store_of(
+    path: Path, features: list[FeatureRecord], calibrations: dict[int, Calibration] | None = None
+) -> FeatureStore:
     store = FeatureStore.create(path / "features.sqlite3", META)
     store.write_features(features, byte_of)
     store.write_calibrations(calibrations or {})
@@ -47,7 +49,7 @@ def known(tmp_path: Path) -> FeatureStore:
     return store_of(tmp_path, features, {0: Calibration(40.0, 0.2), 1: Calibration(30.0, 0.004)})
 
 
-def test_a_label_is_a_better_match_than_the_peak_and_the_peak_than_a_window(known: FeatureStore) -> None:
+def test_a_label_is_a_better_match_than_the_peak_and_the_peak_than_a_snippet(known: FeatureStore) -> None:
     assert found(known, "bridge") == [2, 1, 3]
 
 
@@ -61,7 +63,7 @@ def test_the_last_word_may_be_a_beginning_and_others_not(known: FeatureStore) ->
     assert found(known, "river brid") == [3]
 
 
-def test_every_word_must_be_somewhere_be_it_in_label_or_window(known: FeatureStore) -> None:
+def test_every_word_must_be_somewhere_be_it_in_label_or_snippet(known: FeatureStore) -> None:
     assert found(known, "stone entirely") == [2]
     assert found(known, "river bridge") == [3]
 
@@ -131,10 +133,10 @@ def test_rows_show_what_is_known(known: FeatureStore) -> None:
     (row,), _ = known.search("", "max", 1)
     assert (row.feature, row.density, row.maximum, row.relevance) == (0, 0.005, 9.0, None)
     assert row.calibration == Calibration(40.0, 0.2)
-    assert row.example == feature(0, ["over the river we go today"], maximum=9.0).windows[0]
+    assert row.snippet == feature(0, ["over the river we go today"], maximum=9.0).snippets[0]
     known.set_label(99, Label("made by hand", "person"))
     (row,), _ = known.search("hand")
-    assert (row.feature, row.density, row.maximum, row.calibration, row.example) == (99, None, None, None, None)
+    assert (row.feature, row.density, row.maximum, row.calibration, row.snippet) == (99, None, None, None, None)
     assert row.label is not None
 
 
@@ -164,8 +166,8 @@ def test_what_is_found_is_what_a_search_by_hand_finds(tmp_path: Path) -> None:
         words = draw.choices(WORDS, k=draw.randint(1, 4))
         expected = {
             number
-            for number, windows in texts.items()
-            if set(words) <= {*" ".join(windows).split(), *labels.get(number, "").split()}
+            for number, snippets in texts.items()
+            if set(words) <= {*" ".join(snippets).split(), *labels.get(number, "").split()}
         }
         rows, has_more = store.search(" ".join(words), "feature", 300)
         assert ([row.feature for row in rows], has_more) == (sorted(expected), False), words

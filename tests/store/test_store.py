@@ -37,11 +37,11 @@ def test_a_feature_comes_back_as_it_was_written(store: FeatureStore) -> None:
     found, labelled = again.feature(3), again.feature(0)
     assert found is not None
     assert labelled is not None
-    assert found.harvested == feature(3, ["x", "y"], promoted="pq", active=0)
+    assert found.record == feature(3, ["x", "y"], promoted="pq", active=0)
     assert found.calibration == Calibration(40.0, 0.02)
     assert (found.label, found.labels) == (None, ())
     assert found.token_bytes == {token: bytes([token]) for token in b"xype qz"}
-    assert labelled.harvested == feature(0, label="old words")
+    assert labelled.record == feature(0, label="old words")
     assert labelled.label == Label("old words", "words", 0.75, 3.0)
     assert again.meta() == META
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from steerserve.core.errors import CorpusError
 from steerserve.core.observer import StoppedError
-from steerserve.interpret.snippets import Snippets
+from steerserve.interpret.scanned_rows import ScannedRows
 from steerserve.interpret.tally import Tally
 from steerserve.model.norms import SINK_RATIO, counted_tokens
 
@@ -38,7 +38,7 @@ _ENCODED = 2**23
 
 
 @torch.no_grad()
-def harvest(
+def scan(
     lens: LensModel,
     dictionaries: Mapping[str, Dictionary],
     batches: Iterator[WindowBatch],
@@ -106,7 +106,7 @@ def _count(
     parts: Sequence[tuple[Tensor, ...]] = [tensor.split(num_rows) for tensor in whole]
     for ids, real, read, written, asked in zip(*parts, strict=True):
         keep = counted_tokens(written, asked, SINK_RATIO * dictionary.median_norm)
-        tally.add(Snippets.of(ids, real, keep), dictionary.encode(read[keep].float()))
+        tally.add(ScannedRows.of(ids, real, keep), dictionary.encode(read[keep].float()))
 
 
 def _save(checkpoint: Path, tallies: Mapping[str, Tally], num_batches: int, num_read: int, *, is_whole: bool) -> None:

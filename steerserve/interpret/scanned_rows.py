@@ -1,4 +1,4 @@
-"""The text of some rows, from which windows around a token are cut, with a feature's activations."""
+"""The text of some rows, from which snippets around a token are cut, with a feature's activations."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 REACH = SNIPPET_TOKENS // 2
-"""Tokens of a window on each side of its peak."""
+"""Tokens of a snippet on each side of its peak."""
 ABSENT = -1
 """Stands for a token where the row has none."""
 _NEAR = 10
-"""Windows that share this many tokens on each side of the peak, and the peak, are the same text."""
+"""Snippets that share this many tokens on each side of the peak, and the peak, are the same text."""
 
 
 @dataclass(frozen=True, slots=True)
-class Snippets:
+class ScannedRows:
     """Tokens whose activations are known, and the rows that they stand in."""
 
     ids: Int[Tensor, "rows padded"]
@@ -38,7 +38,7 @@ class Snippets:
     @classmethod
     def of(
         cls, ids: Int[Tensor, "rows pos"], real: Bool[Tensor, "rows pos"], keep: Bool[Tensor, "rows pos"]
-    ) -> Snippets:
+    ) -> ScannedRows:
         """Take rows of which `real` tokens are text, and those of `keep` have activations."""
         padded = torch.nn.functional.pad(ids.masked_fill(~real, ABSENT), (REACH, REACH), value=ABSENT)
         row, place = keep.nonzero(as_tuple=True)
@@ -50,11 +50,11 @@ class Snippets:
 
     def cut(
         self,
-        tokens: Int[Tensor, " windows"],
-        features: Int[Tensor, " windows"],
+        tokens: Int[Tensor, " snippets"],
+        features: Int[Tensor, " snippets"],
         acts: Float[Tensor, "tokens d_sae"],
-    ) -> tuple[Int[Tensor, "windows width"], Float[Tensor, "windows width"]]:
-        """Return the windows around some tokens, each with its feature's activations: 0 where there is none."""
+    ) -> tuple[Int[Tensor, "snippets width"], Float[Tensor, "snippets width"]]:
+        """Return the snippets around some tokens, each with its feature's activations: 0 where there is none."""
         places = self.place[tokens, None] + torch.arange(-REACH, REACH + 1, device=tokens.device)
         rows = self.row[tokens, None]
         numbers = self.number[rows, places]

@@ -11,7 +11,7 @@ import torch
 
 from steerserve.core.errors import CorpusError
 from steerserve.core.observer import StoppedError
-from steerserve.interpret.harvest import harvest
+from steerserve.interpret.scan import scan
 from steerserve.interpret.tally import Tally
 from steerserve.model.lens import load_lens
 from steerserve.model.source import fetch_model
@@ -49,7 +49,7 @@ def dictionary(lens: LensModel, tmp_path_factory: pytest.TempPathFactory) -> Dic
     return dictionary_of(lens, tmp_path_factory.mktemp("dictionary"))
 
 
-def reap(
+def scanned(
     lens: LensModel,
     dictionaries: Mapping[str, Dictionary],
     folder: Path,
@@ -59,7 +59,7 @@ def reap(
     tokens: int = ALL,
 ) -> dict[str, Tally]:
     folder.mkdir(exist_ok=True)
-    return harvest(lens, dictionaries, batches_of(lens, some), tokens, folder / "state", observer or Quiet())
+    return scan(lens, dictionaries, batches_of(lens, some), tokens, folder / "state", observer or Quiet())
 
 
 def assert_same(one: Tally, other: Tally) -> None:
@@ -73,7 +73,7 @@ def test_what_is_counted_is_what_counting_one_token_at_a_time_finds(
     lens: LensModel, tmp_path: Path, architecture: str
 ) -> None:
     dictionary = dictionary_of(lens, tmp_path, architecture=architecture)
-    tally = reap(lens, {"a": dictionary}, tmp_path)["a"]
+    tally = scanned(lens, {"a": dictionary}, tmp_path)["a"]
     num_tokens, counted = count(lens, dictionary, batches_of(lens, TEXTS))
 
     peak_tokens = tally.peak_tokens.most_frequent(1000)
@@ -104,39 +104,39 @@ def test_the_strongest_windows_are_those_of_the_highest_peaks_each_text_once(
     lens: LensModel, dictionary: Dictionary, tmp_path: Path
 ) -> None:
     some = [*TEXTS, *TEXTS[:30]]
-    tally = reap(lens, {"a": dictionary}, tmp_path, some=some)["a"]
+    tally = scanned(lens, {"a": dictionary}, tmp_path, some=some)["a"]
     _, counted = count(lens, dictionary, batches_of(lens, some))
 
-    for windows, one in zip(tally.windows(), counted, strict=True):
+    for snippets, one in zip(tally.snippets(), counted, strict=True):
         best: dict[tuple[int, ...], float] = {}
         for act, _, mark in sorted(one.peaks, reverse=True):
             best.setdefault(mark, act)
         wanted = sorted(best.values(), reverse=True)[:NUM_TOP_SNIPPETS]
-        top = [window for window in windows if window.interval is None]
-        assert [window.acts[window.peak] for window in top] == pytest.approx(wanted, rel=1e-5)
-        assert {mark_of(window.token_ids, window.peak) for window in top} <= best.keys()
-        assert len({mark_of(window.token_ids, window.peak) for window in windows}) == len(windows)
+        top = [snippet for snippet in snippets if snippet.interval is None]
+        assert [snippet.acts[snippet.peak] for snippet in top] == pytest.approx(wanted, rel=1e-5)
+        assert {mark_of(snippet.token_ids, snippet.peak) for snippet in top} <= best.keys()
+        assert len({mark_of(snippet.token_ids, snippet.peak) for snippet in snippets}) == len(snippets)
 
 
 def test_windows_end_where_the_text_does_and_hold_the_acts_of_their_tokens(
     lens: LensModel, dictionary: Dictionary, tmp_path: Path
 ) -> None:
-    tally = reap(lens, {"a": dictionary}, tmp_path)["a"]
+    tally = scanned(lens, {"a": dictionary}, tmp_path)["a"]
     _, counted = count(lens, dictionary, batches_of(lens, TEXTS))
 
     lengths = set()
-    for windows, one in zip(tally.windows(), counted, strict=True):
-        for window in windows:
-            lengths.add(len(window.token_ids))
-            assert len(window.token_ids) == len(window.acts) <= SNIPPET_TOKENS
-            assert window.peak == min(20, window.peak)
+    for snippets, one in zip(tally.snippets(), counted, strict=True):
+        for snippet in snippets:
+            lengths.add(len(snippet.token_ids))
+            assert len(snippet.token_ids) == len(snippet.acts) <= SNIPPET_TOKENS
+            assert snippet.peak == min(20, snippet.peak)
             assert any(
-                window.acts[window.peak] == pytest.approx(act, rel=1e-5) for act in one.windows[window.token_ids]
+                snippet.acts[snippet.peak] == pytest.approx(act, rel=1e-5) for act in one.windows[snippet.token_ids]
             )
-            left_out = [i for i, token_id in enumerate(window.token_ids) if token_id in {IM_START_ID, ord(SINK)}]
-            assert all(window.acts[place] == 0 for place in left_out)
-            if window.peak < 20:
-                assert window.token_ids[0] == IM_START_ID  # every row begins with it
+            left_out = [i for i, token_id in enumerate(snippet.token_ids) if token_id in {IM_START_ID, ord(SINK)}]
+            assert all(snippet.acts[place] == 0 for place in left_out)
+            if snippet.peak < 20:
+                assert snippet.token_ids[0] == IM_START_ID  # every row begins with it
     assert min(lengths) < 21 < SNIPPET_TOKENS == max(lengths)
 
 
@@ -144,17 +144,19 @@ def test_windows_of_the_intervals_are_spread_over_the_range_up_to_the_maximum(
     lens: LensModel, dictionary: Dictionary, tmp_path: Path
 ) -> None:
     some = texts(900, seed=1)
-    tally = reap(lens, {"a": dictionary}, tmp_path, some=some)["a"]
+    tally = scanned(lens, {"a": dictionary}, tmp_path, some=some)["a"]
     _, counted = count(lens, dictionary, batches_of(lens, some))
 
-    for windows, one in zip(tally.windows(), counted, strict=True):
+    for snippets, one in zip(tally.snippets(), counted, strict=True):
         for interval in range(NUM_INTERVALS):
-            found = [window for window in windows if window.interval == interval]
+            found = [snippet for snippet in snippets if snippet.interval == interval]
             assert len(found) <= SNIPPETS_PER_INTERVAL
             low, high = (edge * max(one.acts, default=0) / NUM_INTERVALS for edge in (interval, interval + 1))
-            assert all(low * 0.999 <= window.acts[window.peak] <= high * 1.001 for window in found)
+            assert all(low * 0.999 <= snippet.acts[snippet.peak] <= high * 1.001 for snippet in found)
             if sum(low <= act < high for act in one.acts) > 200:
-                num_strongest = sum(low <= window.acts[window.peak] for window in windows if window.interval is None)
+                num_strongest = sum(
+                    low <= snippet.acts[snippet.peak] for snippet in snippets if snippet.interval is None
+                )
                 assert found
                 assert len(found) >= SNIPPETS_PER_INTERVAL - num_strongest
 
@@ -162,7 +164,7 @@ def test_windows_of_the_intervals_are_spread_over_the_range_up_to_the_maximum(
 def test_sinks_and_special_tokens_are_no_peak_and_do_not_count(
     lens: LensModel, dictionary: Dictionary, tmp_path: Path
 ) -> None:
-    tally = reap(lens, {"a": dictionary}, tmp_path)["a"]
+    tally = scanned(lens, {"a": dictionary}, tmp_path)["a"]
     seen = {token_id for pairs in tally.peak_tokens.most_frequent(1000) for token_id, _ in pairs}
     assert seen <= set(b"abcdefgh ")
     assert int(tally.spread.num_tokens) == sum(len(text.replace(SINK, "")) for text in TEXTS if len(text) >= 7) - cut()
@@ -178,13 +180,13 @@ def cut() -> int:
 def test_a_pass_that_was_interrupted_finds_what_an_undisturbed_one_finds(
     lens: LensModel, dictionary: Dictionary, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
-    monkeypatch.setattr("steerserve.interpret.harvest._SAVE_EVERY", 3)
-    whole = reap(lens, {"a": dictionary}, tmp_path / "one")["a"]
+    monkeypatch.setattr("steerserve.interpret.scan._SAVE_EVERY", 3)
+    whole = scanned(lens, {"a": dictionary}, tmp_path / "one")["a"]
     with pytest.raises((KeyboardInterrupt, StoppedError)):
-        reap(lens, {"a": dictionary}, tmp_path / "two", Quiet(cut_at=8) if how == "cut" else Quiet(stop_at=7))
+        scanned(lens, {"a": dictionary}, tmp_path / "two", Quiet(cut_at=8) if how == "cut" else Quiet(stop_at=7))
     second = Quiet()
-    resumed = reap(lens, {"a": dictionary}, tmp_path / "two", second)["a"]
-    again = reap(lens, {"a": dictionary}, tmp_path / "two", Quiet(cut_at=1))["a"]
+    resumed = scanned(lens, {"a": dictionary}, tmp_path / "two", second)["a"]
+    again = scanned(lens, {"a": dictionary}, tmp_path / "two", Quiet(cut_at=1))["a"]
 
     assert 0 < second.calls < len(list(batches_of(lens, TEXTS)))
     assert_same(whole, resumed)
@@ -198,14 +200,14 @@ def test_several_dictionaries_in_one_pass_find_what_each_finds_alone(
         "b": dictionary_of(lens, tmp_path, EMBEDDINGS, seed=1),
         "c": dictionary_of(lens, tmp_path, "blocks.1.hook_resid_post", seed=2),
     }
-    together = reap(lens, {"a": dictionary, **others}, tmp_path / "all")
+    together = scanned(lens, {"a": dictionary, **others}, tmp_path / "all")
     for name, one in {"a": dictionary, **others}.items():
-        assert_same(together[name], reap(lens, {name: one}, tmp_path / name)[name])
+        assert_same(together[name], scanned(lens, {name: one}, tmp_path / name)[name])
 
 
 def test_as_many_tokens_are_read_as_were_asked_for(lens: LensModel, dictionary: Dictionary, tmp_path: Path) -> None:
     some = [text.replace(SINK, "a") for text in TEXTS]
-    tally = reap(lens, {"a": dictionary}, tmp_path, some=some, tokens=777)["a"]
+    tally = scanned(lens, {"a": dictionary}, tmp_path, some=some, tokens=777)["a"]
     assert int(tally.spread.num_tokens) == 777
 
 
@@ -215,7 +217,7 @@ def test_memory_does_not_grow_with_the_text(
     monkeypatch.setattr("steerserve.interpret.peak_tokens._KEPT", 2)
 
     def size(num_texts: int) -> int:
-        tally = reap(lens, {"a": dictionary}, tmp_path / str(num_texts), some=texts(num_texts, seed=2))["a"]
+        tally = scanned(lens, {"a": dictionary}, tmp_path / str(num_texts), some=texts(num_texts, seed=2))["a"]
         return sum(tensor.nbytes for tensor in tally.tensors().values())
 
     assert size(500) <= size(50) + 24 * 8 * 9 * 16  # tokens that came up since the last clearing
@@ -226,4 +228,4 @@ def test_text_without_a_token_to_read_is_a_corpus_error(
 ) -> None:
     for some in ([], ["tiny"], [SINK * 30]):
         with pytest.raises(CorpusError, match="no token"):
-            reap(lens, {"a": dictionary}, tmp_path, some=some)
+            scanned(lens, {"a": dictionary}, tmp_path, some=some)
