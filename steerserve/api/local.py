@@ -18,7 +18,8 @@ import torch
 
 from steerserve.core.errors import InvalidRequestError, UnavailableError
 from steerserve.core.names import did_you_mean, short_name
-from steerserve.engine.readings import pieces_of, read_all, text_ids
+from steerserve.engine.background import drive_async
+from steerserve.engine.readings import read_texts, text_ids
 from steerserve.requests.answers.chat import ChatWriter
 from steerserve.requests.answers.completions import CompletionWriter
 from steerserve.requests.comparing import ComparisonGeneration, NewText
@@ -179,7 +180,9 @@ class LocalBackend:
             for name in hook_names:
                 parts[name].append(span.values[name].cpu())
 
-        self._wait(read_all(self._runtime.engine, pieces_of(self._runtime.lens, [ids], hook_names, take)))
+        self._wait(
+            drive_async(self._runtime.engine.run_exclusive, read_texts(self._runtime.lens, [ids], hook_names, take))
+        )
         return {name: torch.cat(values) for name, values in parts.items()}
 
     def start_job(self, kind: Literal["train", "interpret"], body: Json) -> dict[str, Any]:

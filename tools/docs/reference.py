@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from mkdocs.structure.files import File
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
     from mkdocs.config.defaults import MkDocsConfig
     from mkdocs.structure.files import Files
@@ -122,7 +122,7 @@ def _text(text: object) -> str:
     return " ".join(str(text or "").split()).replace("|", "\\|")
 
 
-def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> Iterator[str]:
+def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> Iterator[str]:
     yield f"| {' | '.join(head)} |"
     yield f"| {' | '.join('---' for _ in head)} |"
     for row in rows:
@@ -132,14 +132,13 @@ def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> Iterator[str]:
 
 def _command_line() -> str:
     """Write every command's help."""
-    import click  # noqa: PLC0415 only while the site is built
-    import typer  # noqa: PLC0415 the same
+    import typer  # noqa: PLC0415 only while the site is built
 
     from steerserve.cli import app  # noqa: PLC0415 the same
 
     lines = ["# Command line", "", "What `steerserve COMMAND --help` says.", ""]
     command = typer.main.get_command(app)
-    context = click.Context(command, info_name="steerserve")
+    context = typer.Context(command, info_name="steerserve")
     lines += _command(command, context)
     return "\n".join(lines) + "\n"
 
