@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from steerserve.core.errors import NotFoundError, UnavailableError
+from steerserve.core.sqlite import connect, known_version, migrate, transaction
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -26,14 +27,18 @@ MAX_ONE_BYTES = 64 * 1024 * 1024
 """A comparison that is larger is not kept: it would push out too many others."""
 _BUSY_S = 10.0
 _RETRY_AFTER_S = 5
-_VERSION = 1
-_TABLE = """CREATE TABLE comparisons (
-    number INTEGER PRIMARY KEY AUTOINCREMENT,
-    id TEXT NOT NULL UNIQUE,
-    summary TEXT NOT NULL,
-    content TEXT NOT NULL,
-    num_bytes INTEGER NOT NULL
-)"""
+_MIGRATIONS = (
+    (
+        """CREATE TABLE comparisons (
+            number INTEGER PRIMARY KEY AUTOINCREMENT,
+            id TEXT NOT NULL UNIQUE,
+            summary TEXT NOT NULL,
+            content TEXT NOT NULL,
+            num_bytes INTEGER NOT NULL
+        )""",
+    ),
+)
+"""The steps that lead from version N of the file to N + 1."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +70,7 @@ class ComparisonStore:
         num_bytes = len(content.encode()) + len(listed)
         if num_bytes > min(MAX_ONE_BYTES, self._max_bytes):
             return False
-        with self._opened(makes=True) as connection:
-            connection.execute("BEGIN IMMEDIATE")
+        with self._opened(creates=True) as connection, transaction(connection):
             connection.execute(
                 "INSERT INTO comparisons (id, summary, content, num_bytes) VALUES (?, ?, ?, ?)",
                 (comparison_id, listed, content, num_bytes),
@@ -77,7 +81,6 @@ class ComparisonStore:
                 "WINDOW newest AS (ORDER BY number DESC)) WHERE place > ? OR size > ?)",
                 (self._max_kept, self._max_bytes),
             )
-            connection.execute("COMMIT")
         return True
 
     def page(self, *, limit: int, offset: int) -> KeptPage:
@@ -112,38 +115,27 @@ class ComparisonStore:
             raise _unknown(comparison_id)
 
     @contextlib.contextmanager
-    def _opened(self, *, makes: bool = False) -> Iterator[sqlite3.Connection]:
-        """Open the file; one that nobody has made yet reads as an empty one."""
+    def _opened(self, *, creates: bool = False) -> Iterator[sqlite3.Connection]:
+        """Open the file; one that does not exist yet reads as an empty one."""
         try:
-            if makes:
+            if creates:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
-            place = self.path if makes or self.path.exists() else ":memory:"
-            connection = sqlite3.connect(place, timeout=_BUSY_S, isolation_level=None)
-            with contextlib.closing(connection):
-                self._prepare(connection)
+            is_empty = not creates and not self.path.exists()
+            with contextlib.closing(
+                sqlite3.connect(":memory:", isolation_level=None) if is_empty else connect(self.path, timeout_s=_BUSY_S)
+            ) as connection:
+                connection.execute("PRAGMA synchronous = NORMAL")
+                if known_version(connection, _MIGRATIONS) == 0:
+                    connection.execute("PRAGMA auto_vacuum = FULL")  # only before there is a table
+                    connection.execute("PRAGMA journal_mode = WAL")
+                migrate(connection, _MIGRATIONS)
                 yield connection
         except (sqlite3.Error, OSError) as error:
             message = (
                 f"The kept comparisons in {self.path} cannot be read or written now: {error}. Try again in a few "
-                "seconds; where that does not help, move the file away."
+                "seconds; if that does not help, move the file away."
             )
             raise UnavailableError(message, retry_after_s=_RETRY_AFTER_S) from error
-
-    def _prepare(self, connection: sqlite3.Connection) -> None:
-        (version,) = connection.execute("PRAGMA user_version").fetchone()
-        if version > _VERSION:
-            message = f"it was written by a newer steerserve (version {version})"
-            raise sqlite3.DatabaseError(message)
-        connection.execute("PRAGMA synchronous = NORMAL")
-        if version == _VERSION:
-            return
-        connection.execute("PRAGMA auto_vacuum = FULL")  # only before there is a table
-        connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute("BEGIN IMMEDIATE")
-        if connection.execute("PRAGMA user_version").fetchone() == (0,):  # another process may have been faster
-            connection.execute(_TABLE)
-            connection.execute(f"PRAGMA user_version = {_VERSION}")
-        connection.execute("COMMIT")
 
 
 def _unknown(comparison_id: str) -> NotFoundError:

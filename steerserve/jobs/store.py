@@ -14,6 +14,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from steerserve.core.errors import ConfigError, UnavailableError
+from steerserve.core.sqlite import connect, migrate, transaction
 from steerserve.jobs.job import ENDED, Job, JobEvent, Outcome
 
 if TYPE_CHECKING:
@@ -79,16 +80,18 @@ class JobStore:
             UnavailableError: it cannot be used now: something else holds it, or it may not be written.
         """
         self.path = path
-        self._busy_s = busy_s
         self._is_closed = False
         self._lock = threading.Lock()
         self._reading = threading.Lock()
         try:
-            self._connection = self._connect()
+            self._connection = connect(path, timeout_s=busy_s, check_same_thread=False)
             self._connection.execute("PRAGMA foreign_keys = ON")
-            self._migrate()
+            if self._connection.execute("PRAGMA journal_mode").fetchone() != ("wal",):
+                self._connection.execute("PRAGMA journal_mode = WAL")
+            self._connection.execute("PRAGMA synchronous = NORMAL")
+            migrate(self._connection, _MIGRATIONS)
             # One of its own: who reads does not wait for a write, which may wait for another process.
-            self._reader = self._connect()
+            self._reader = connect(path, timeout_s=busy_s, check_same_thread=False)
             self._reader.execute("PRAGMA query_only = ON")
         except sqlite3.OperationalError as error:
             raise _unavailable(error) from error
@@ -243,29 +246,6 @@ class JobStore:
             connection.executemany("DELETE FROM jobs WHERE id = ?", [(job_id,) for job_id in ids])
         return ids
 
-    def _connect(self) -> sqlite3.Connection:
-        # Transactions are begun by hand: the module's own begin without the write lock, and fail in the middle.
-        return sqlite3.connect(self.path, timeout=self._busy_s, isolation_level=None, check_same_thread=False)
-
-    def _migrate(self) -> None:
-        if self._connection.execute("PRAGMA journal_mode").fetchone() != ("wal",):
-            self._connection.execute("PRAGMA journal_mode = WAL")
-        self._connection.execute("PRAGMA synchronous = NORMAL")
-        if self._connection.execute("PRAGMA user_version").fetchone() == (len(_MIGRATIONS),):
-            return  # without the write lock, which something else may hold
-        with self._transaction() as connection:
-            (version,) = connection.execute("PRAGMA user_version").fetchone()
-            if version > len(_MIGRATIONS):
-                message = (
-                    f"The jobs in {self.path} were written by a newer steerserve. Update this one, or put another "
-                    "folder first in dictionary_dirs."
-                )
-                raise ConfigError(message)
-            for statements in _MIGRATIONS[version:]:
-                for statement in statements:
-                    connection.execute(statement)
-            connection.execute(f"PRAGMA user_version = {len(_MIGRATIONS)}")
-
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
         """Hold the write lock of the file from the first statement to the last.
@@ -276,20 +256,10 @@ class JobStore:
         with self._lock:
             self._check_open()
             try:
-                self._connection.execute("BEGIN IMMEDIATE")
-                try:
+                with transaction(self._connection):
                     yield self._connection
-                except BaseException:
-                    self._roll_back()
-                    raise
-                self._connection.execute("COMMIT")
             except sqlite3.OperationalError as error:
-                self._roll_back()
                 raise _unavailable(error) from error
-
-    def _roll_back(self) -> None:
-        if self._connection.in_transaction:  # a full disk has ended it already
-            self._connection.execute("ROLLBACK")
 
     def _query(self, query: str, *values: object) -> list[tuple[Any, ...]]:
         with self._reading:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import psutil
 
-from steerserve.store.schema import compact, copy_file, told, turn, turn_file, writing
+from steerserve.store.schema import compact, copy_file, lock_file, translated_errors, write_lock, writing
 from steerserve.store.store import FeatureStore
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def copy_store(source: Path, path: Path) -> None:
         raise FileExistsError(path)
     aside = _aside(path)
     try:
-        with told(path):
+        with translated_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             copy_file(source, aside)
         _link(aside, path)
@@ -81,8 +81,8 @@ def _taking_the_place_of(path: Path, subject: Subject) -> Iterator[Path]:
     aside = _aside(path)
     with contextlib.ExitStack() as stack:
         stack.callback(aside.unlink, missing_ok=True)
-        stack.callback(turn_file(aside).unlink, missing_ok=True)
-        with told(path):
+        stack.callback(lock_file(aside).unlink, missing_ok=True)
+        with translated_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
         yield aside
         _take_place(aside, path, subject)
@@ -98,16 +98,16 @@ def _take_place(file: Path, path: Path, subject: Subject) -> None:
 
     Whoever sets a label there meanwhile waits for its turn, and then finds this file.
     """
-    with turn(path):
+    with write_lock(path):
         if not path.exists():
-            with told(path):
+            with translated_errors(path):
                 # Of a file that was moved away: SQLite would take it for this one's.
                 path.with_name(f"{path.name}-journal").unlink(missing_ok=True)
                 file.replace(path)
             return
     with writing(path):
         _follow(FeatureStore(file), FeatureStore(path), subject)
-        with told(path):
+        with translated_errors(path):
             file.replace(path)
 
 
@@ -143,7 +143,7 @@ def _link(file: Path, name: Path) -> None:
     except OSError:  # no links on this file system
         if name.exists():
             raise FileExistsError(name) from None
-        with told(name):
+        with translated_errors(name):
             file.replace(name)
 
 

@@ -1,7 +1,7 @@
 """The SQLite file of a feature store: its tables, their versions, and how it is opened.
 
-The journal is SQLite's rollback journal, not a WAL: the file alone is the store, it can be read in a folder that
-nobody may write, and another file can be moved over it.
+The journal is SQLite's rollback journal, not a WAL: one file is the whole store, it can be read in a folder that nobody
+may write, and another file can be moved over it.
 """
 
 from __future__ import annotations
@@ -10,37 +10,39 @@ import contextlib
 import sqlite3
 import time
 from typing import TYPE_CHECKING
-from urllib.parse import quote
 
 from steerserve.core.errors import FeatureStoreError
 from steerserve.core.lock import FileLock
+from steerserve.core.sqlite import NewerVersionError, connect, known_version, migrate, transaction
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from steerserve.core.sqlite import Migrations
+
 APPLICATION_ID = 0x53534653
-"""Says that a file is a feature store (`PRAGMA application_id`): SSFS."""
-_PAGE_BYTES = 16384
-"""Several features to a page: with the usual 4,096 half a page is lost on most of them."""
+"""`PRAGMA application_id` of a feature store: the letters SSFS."""
 BUSY_S = 30.0
-"""How long to wait for others."""
+"""Seconds to wait for other processes that use the file."""
 GLANCE_S = 0.05
-"""The longest that an event loop waits for a file."""
+"""Longest time in seconds that an event loop waits for a file."""
+_PAGE_BYTES = 16384
+"""Several features fit into a page; with SQLite's default of 4,096, half a page is lost on most features."""
 _POLL_S = 0.01
-_PASSING = frozenset(
+_TRANSIENT = frozenset(
     {
         *(sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL, sqlite3.SQLITE_INTERRUPT),
         *(sqlite3.SQLITE_NOMEM, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_FULL),
         *(sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM, sqlite3.SQLITE_AUTH),
     }
 )
-"""Codes that tell of the machine, and not of what is in the file."""
-_TOKENS = "tokenize = 'porter unicode61 remove_diacritics 2'"
-MIGRATIONS: tuple[tuple[str, ...], ...] = (
+"""Error codes that are about the machine and not about the contents of the file."""
+_TOKENIZER = "tokenize = 'porter unicode61 remove_diacritics 2'"
+MIGRATIONS: Migrations = (
     (
         "CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID",
-        # A row for every feature that anything is known of; the first three figures come from a harvest.
+        # One row for each feature with a record, a calibration or a label; NULL is what is missing of these.
         """CREATE TABLE features (
             feature INTEGER PRIMARY KEY,
             num_active INTEGER,
@@ -66,14 +68,13 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         )""",
         "CREATE INDEX labels_by_feature ON labels (feature)",
         "CREATE UNIQUE INDEX best_labels ON labels (feature) WHERE is_best",
-        f"CREATE VIRTUAL TABLE label_index USING fts5(label, {_TOKENS})",
-        # What is near the peaks and what is promoted is searched with word counts; whole snippets only for whether a
-        # word is there at all, for positions would cost more than all the rest.
-        f"CREATE VIRTUAL TABLE peak_index USING fts5(tokens, peaks, content = '', {_TOKENS})",
-        f"CREATE VIRTUAL TABLE text_index USING fts5(text, content = '', detail = none, columnsize = 0, {_TOKENS})",
+        f"CREATE VIRTUAL TABLE label_index USING fts5(label, {_TOKENIZER})",
+        # Words near the peaks and promoted tokens are searched with word counts. Whole snippets only tell whether they
+        # contain a word: positions would take more room than everything else.
+        f"CREATE VIRTUAL TABLE peak_index USING fts5(tokens, peaks, content = '', {_TOKENIZER})",
+        f"CREATE VIRTUAL TABLE text_index USING fts5(text, content = '', detail = none, columnsize = 0, {_TOKENIZER})",
     ),
 )
-"""The statements that lead from version N to N + 1 of the file (`PRAGMA user_version`)."""
 
 
 class StoreUnreachableError(FeatureStoreError):
@@ -82,79 +83,85 @@ class StoreUnreachableError(FeatureStoreError):
 
 @contextlib.contextmanager
 def reading(path: Path, *, timeout_s: float = BUSY_S) -> Iterator[sqlite3.Connection]:
-    """Open a store for reading alone; the whole block sees it as it is at the first statement.
+    """Open a store read only; the whole block sees the file as it is when the block begins.
 
     Raises:
-        FeatureStoreError: it cannot be read.
+        FeatureStoreError: the file cannot be read.
     """
-    with told(path), contextlib.closing(_begin_reading(path, timeout_s)) as connection:
+    with translated_errors(path), contextlib.closing(_begin_reading(path, timeout_s)) as connection:
         yield connection
 
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[sqlite3.Connection]:
-    """Hold the write lock of a store from the first statement to the last; what fails changes nothing.
+    """Hold the write lock of a store during the block; a block that raises changes nothing.
 
     Raises:
-        FeatureStoreError: it cannot be written.
+        FeatureStoreError: the file cannot be written.
     """
-    # SQLite knows a journal by its name. Whoever still had the file that was here before would take the journal of the
-    # one that is here now for a crash's, and remove it; so writers, and who moves a file here, take turns outside it.
-    with told(path), turn(path), contextlib.closing(_connect(path, "rw", BUSY_S)) as connection:
-        connection.execute("BEGIN IMMEDIATE")
-        try:
-            yield connection
-        except BaseException:
-            connection.execute("ROLLBACK")
-            raise
-        connection.execute("COMMIT")
+    # SQLite finds a journal by its name. A process that still has the previous file of this name open would take the
+    # journal of the present file for that of a crash, and delete it. So writers, and processes that move a file here,
+    # exclude each other by a lock outside SQLite.
+    with (
+        translated_errors(path),
+        write_lock(path),
+        contextlib.closing(connect(path, mode="rw", timeout_s=BUSY_S)) as connection,
+        transaction(connection),
+    ):
+        yield connection
 
 
 @contextlib.contextmanager
-def told(path: Path) -> Iterator[None]:
-    """Tell what SQLite and the file system say as an error of ours."""
+def translated_errors(path: Path) -> Iterator[None]:
+    """Raise errors of SQLite and the file system as a FeatureStoreError."""
     try:
         yield
     except OSError as error:
         raise StoreUnreachableError(f"The feature store {path} cannot be used: {error}.") from error
     except sqlite3.OperationalError as error:  # the file is not known to be unsound
-        kind = StoreUnreachableError if getattr(error, "sqlite_errorcode", 0) & 0xFF in _PASSING else FeatureStoreError
+        is_transient = getattr(error, "sqlite_errorcode", 0) & 0xFF in _TRANSIENT
+        kind = StoreUnreachableError if is_transient else FeatureStoreError
         raise kind(f"The feature store {path} cannot be used: {error}.") from error
+    except NewerVersionError as error:
+        raise FeatureStoreError(f"The feature store {path} cannot be used: {error}. Update steerserve.") from error
     except sqlite3.Error as error:
         raise unusable(path, str(error)) from error
 
 
 def unusable(path: Path, reason: str) -> FeatureStoreError:
-    """Return the error that says why what is in a file is no use."""
+    """Return the error for a file whose contents cannot be used."""
     message = f"The feature store {path} cannot be used: {reason}. Move it away and interpret the dictionary again."
     return FeatureStoreError(message)
 
 
 @contextlib.contextmanager
-def make_file(path: Path) -> Iterator[sqlite3.Connection]:
-    """Make a store without features; whatever the block writes is in it from the first moment on.
+def create_file(path: Path) -> Iterator[sqlite3.Connection]:
+    """Create a store without features, in a file that nobody reads yet; the block writes what it describes.
 
     Raises:
-        FeatureStoreError: it cannot be made.
+        FeatureStoreError: the file cannot be created.
     """
-    with told(path):
+    with translated_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with contextlib.closing(_connect(path, "rwc", BUSY_S)) as connection:
+        with contextlib.closing(connect(path, timeout_s=BUSY_S)) as connection:
             connection.execute(f"PRAGMA page_size = {_PAGE_BYTES}")
-            connection.execute("BEGIN IMMEDIATE")
             connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-            _apply_migrations(connection, 0)
-            yield connection
-            connection.execute("COMMIT")
+            migrate(connection, MIGRATIONS)
+            with transaction(connection):
+                yield connection
 
 
 def copy_file(source: Path, target: Path) -> None:
-    """Copy a store as it is at this moment, whoever writes to it, into a file that is not there yet.
+    """Copy a store to a file that does not exist yet; the copy is consistent also while others write the store.
 
     Raises:
-        FeatureStoreError: it cannot be read, or the copy cannot be written.
+        FeatureStoreError: the store cannot be read, or the copy cannot be written.
     """
-    with reading(source) as connection, told(target), contextlib.closing(_connect(target, "rwc", BUSY_S)) as copy:
+    with (
+        reading(source) as connection,
+        translated_errors(target),
+        contextlib.closing(connect(target, timeout_s=BUSY_S)) as copy,
+    ):
         connection.backup(copy)
 
 
@@ -162,76 +169,70 @@ def check_file(path: Path, *, timeout_s: float = BUSY_S) -> None:
     """Check that a file is a store, and bring one of an older version up to date.
 
     Raises:
-        FeatureStoreError: it is something else, damaged, of a newer version, or of an older one and may not be written.
+        FeatureStoreError: the file is something else, damaged or of a newer version.
+        StoreUnreachableError: it cannot be read now, or must be migrated and cannot be written or not within the time.
     """
     with reading(path, timeout_s=timeout_s) as connection:
-        (application_id,) = connection.execute("PRAGMA application_id").fetchone()
-        (version,) = connection.execute("PRAGMA user_version").fetchone()
-    if application_id != APPLICATION_ID:
-        raise unusable(path, "it is no feature store")
-    if version > len(MIGRATIONS):
-        raise unusable(path, "a newer steerserve wrote it; update this one")
-    if version < len(MIGRATIONS):
-        if timeout_s < BUSY_S:
-            raise StoreUnreachableError(f"The feature store {path} is of an older version, and there is no time now.")
-        with writing(path) as connection:
-            (version,) = connection.execute("PRAGMA user_version").fetchone()
-            _apply_migrations(connection, version)
+        if connection.execute("PRAGMA application_id").fetchone() != (APPLICATION_ID,):
+            raise unusable(path, "it is not a feature store")
+        if known_version(connection, MIGRATIONS) == len(MIGRATIONS):
+            return
+    if timeout_s < BUSY_S:
+        raise StoreUnreachableError(f"The feature store {path} has an older version, which takes time to update.")
+    with (
+        translated_errors(path),
+        write_lock(path),
+        contextlib.closing(connect(path, mode="rw", timeout_s=BUSY_S)) as connection,
+    ):
+        migrate(connection, MIGRATIONS)
 
 
 def compact(path: Path) -> None:
-    """Leave no room unused in a file that is written no more."""
-    with told(path), contextlib.closing(_connect(path, "rw", BUSY_S)) as connection:
+    """Shrink a file that was just filled."""
+    with translated_errors(path), contextlib.closing(connect(path, mode="rw", timeout_s=BUSY_S)) as connection:
         for index in ("label_index", "peak_index", "text_index"):
             connection.execute(f"INSERT INTO {index} ({index}) VALUES ('optimize')")  # noqa: S608 constants
         connection.execute("ANALYZE")
         connection.execute("VACUUM")
 
 
-def _apply_migrations(connection: sqlite3.Connection, version: int) -> None:
-    for statements in MIGRATIONS[version:]:
-        for statement in statements:
-            connection.execute(statement)
-    connection.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
-
-
 def _begin_reading(path: Path, timeout_s: float) -> sqlite3.Connection:
-    """Open a store and take hold of the state it is in now; once more where another file was moved here meanwhile.
+    """Open a store and begin a read transaction; once more if another file was moved here meanwhile.
 
-    What somebody left who was killed while writing is undone first, which takes a connection that may write.
+    Changes that a killed writer left unfinished are rolled back first, which needs a connection that may write.
     """
     deadline = time.monotonic() + timeout_s
     while True:
-        place = _inode(path)
-        connection = _connect(path, "ro", timeout_s)
+        inode = _inode(path)
+        connection = connect(path, mode="ro", timeout_s=timeout_s)
         try:
             connection.execute("BEGIN")
             connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
         except sqlite3.Error as error:
             connection.close()
-            if _inode(path) != place:
+            if _inode(path) != inode:
                 continue
-            # What a connection that may not write is told where somebody died while writing.
+            # The code that a read-only connection gets if a writer was killed in the middle of a transaction.
             if getattr(error, "sqlite_errorcode", None) != sqlite3.SQLITE_READONLY_ROLLBACK:
                 raise
-            if not _undo(path) and time.monotonic() > deadline:
+            if not _roll_back(path) and time.monotonic() > deadline:
                 raise
             continue
         return connection
 
 
-def _undo(path: Path) -> bool:
-    """Take back what a writer left half done that was killed; returns whether it is, and not another writer's turn.
+def _roll_back(path: Path) -> bool:
+    """Roll back the unfinished transaction of a killed writer; False if another process is at it, or writes.
 
     Raises:
-        StoreUnreachableError: the file or its folder may not be written.
+        StoreUnreachableError: the file or its folder cannot be written.
     """
     try:
-        with FileLock(turn_file(path)) as lock:
-            if not lock.acquire():  # that one takes it back, or writes it now
+        with FileLock(lock_file(path)) as lock:
+            if not lock.acquire():
                 time.sleep(_POLL_S)
                 return False
-            with contextlib.closing(_connect(path, "rw", 0)) as connection:
+            with contextlib.closing(connect(path, mode="rw", timeout_s=0)) as connection:
                 connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
                 return True
     except (sqlite3.OperationalError, OSError) as error:
@@ -239,8 +240,8 @@ def _undo(path: Path) -> bool:
             time.sleep(_POLL_S)
             return False
         message = (
-            f"The feature store {path} was left in the middle of a change by a process that was killed. Undoing that "
-            f"takes leave to write it and its folder, which is not there: {error}. Read it once as somebody who has it."
+            f"A process was killed while it wrote the feature store {path}. Rolling the unfinished write back needs "
+            f"write permission on {path} and its folder: {error}. Open it once as a user who has that permission."
         )
         raise StoreUnreachableError(message) from error
 
@@ -253,27 +254,19 @@ def _inode(path: Path) -> int | None:
 
 
 @contextlib.contextmanager
-def turn(path: Path) -> Iterator[None]:
-    """Wait for the other writers of a store, in whatever process; a killed one waits no more.
+def write_lock(path: Path) -> Iterator[None]:
+    """Exclude all other writers of a store, in any process, during the block; death releases the lock.
 
     Raises:
-        FeatureStoreError: none of them came to an end.
+        StoreUnreachableError: other writers held the lock too long.
     """
-    with FileLock(turn_file(path)) as lock:
+    with FileLock(lock_file(path)) as lock:
         if not lock.acquire_within(BUSY_S):
             message = f"The feature store {path} cannot be used: others have been writing to it for {BUSY_S:g} s."
             raise StoreUnreachableError(message)
         yield
 
 
-def turn_file(path: Path) -> Path:
-    """Return the empty file whose lock says that somebody writes to the store at `path`."""
+def lock_file(path: Path) -> Path:
+    """Return the empty file whose lock the writers of the store at `path` hold."""
     return path.with_name(f".{path.name}.lock")
-
-
-def _connect(path: Path, mode: str, timeout_s: float) -> sqlite3.Connection:
-    # Transactions are begun by hand: the module's own begin without the write lock, and fail in the middle.
-    address = f"file:{quote(str(path.absolute()))}?mode={mode}"
-    connection = sqlite3.connect(address, timeout=timeout_s, isolation_level=None, uri=True)
-    connection.execute("PRAGMA trusted_schema = OFF")
-    return connection

@@ -25,7 +25,7 @@ from steerserve.store.labels import (
 )
 from steerserve.store.records import Calibration
 from steerserve.store.rows import calibration_of, found_features, put_calibrations, put_feature, stored_feature
-from steerserve.store.schema import BUSY_S, check_file, make_file, reading, unusable, writing
+from steerserve.store.schema import BUSY_S, check_file, create_file, reading, unusable, writing
 from steerserve.store.search import search
 from steerserve.store.stored import StoreCounts, StoreMeta
 from steerserve.store.vocabulary import Vocabulary
@@ -76,7 +76,7 @@ class FeatureStore:
         if path.exists():
             raise unusable(path, "there is a file already")
         values = [(key, json.dumps(value)) for key, value in asdict(meta).items()]
-        with make_file(path) as connection:
+        with create_file(path) as connection:
             connection.executemany("INSERT INTO meta VALUES (?, ?)", values)
         return cls(path)
 

@@ -138,8 +138,8 @@ def test_many_that_come_at_once_undo_it_once(store: FeatureStore, tmp_path: Path
 
 def test_where_it_cannot_be_undone_the_error_says_why(store: FeatureStore, tmp_path: Path) -> None:
     path = left_hot(store, tmp_path)
-    schema.turn_file(path).mkdir()  # as in a folder that may not be written, also for whoever runs this as root
-    with pytest.raises(FeatureStoreError, match="in the middle of a change by a process that was killed"):
+    schema.lock_file(path).mkdir()  # as in a folder that may not be written, also for whoever runs this as root
+    with pytest.raises(FeatureStoreError, match="Rolling the unfinished write back needs write permission"):
         FeatureStore.open(path)
-    schema.turn_file(path).rmdir()
+    schema.lock_file(path).rmdir()
     assert FeatureStore.open(path).labels([0]) == {0: "old words"}

@@ -233,11 +233,11 @@ def test_an_error_that_passes_is_not_remembered(served: Runtime, monkeypatch: py
     served.stores.for_writing(dictionary, "tiny").set_label(0, MINE)
     apart = stores.FeatureStores(served.settings.dictionary_dirs, served.settings.allowed_dictionary_dirs)
 
-    def too_many(*_: object) -> sqlite3.Connection:
+    def too_many(*_: object, **__: object) -> sqlite3.Connection:
         raise OSError(24, "Too many open files")
 
     with monkeypatch.context() as broken:
-        broken.setattr(schema, "_connect", too_many)
+        broken.setattr(schema, "connect", too_many)
         assert apart.find(dictionary) is None
     assert apart.label(dictionary, 0) == "mine"
 
@@ -280,7 +280,7 @@ async def test_an_event_loop_waits_for_no_migration_and_has_it_done_beside(
     store.set_label(0, MINE)
     apart = stores.FeatureStores(served.settings.dictionary_dirs, served.settings.allowed_dictionary_dirs)
     monkeypatch.setattr(schema, "MIGRATIONS", (*schema.MIGRATIONS, ("ALTER TABLE features ADD COLUMN mood TEXT",)))
-    with schema.turn(store.path):
+    with schema.write_lock(store.path):
         assert apart.label(dictionary, 0) is None
     for thread in threading.enumerate():
         if thread.name == "feature-store":

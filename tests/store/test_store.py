@@ -209,7 +209,7 @@ def test_a_harvest_that_fails_leaves_everything_as_it_was(store: FeatureStore) -
         fresh.write_features([feature(0)], byte_of)
         raise KeyError
     assert store.path.read_bytes() == before
-    assert set(store.path.parent.iterdir()) == {store.path, schema.turn_file(store.path)}
+    assert set(store.path.parent.iterdir()) == {store.path, schema.lock_file(store.path)}
 
 
 def test_a_label_set_while_a_harvest_takes_the_files_place_is_kept(store: FeatureStore) -> None:
@@ -285,7 +285,7 @@ def test_a_killed_harvest_leaves_the_old_store_and_the_next_one_cleans_up(store:
     assert any(folder.glob(f".{store.path.name}.*-*"))
     with replacing(store.path, META):
         pass
-    assert set(folder.iterdir()) == {store.path, schema.turn_file(store.path)}
+    assert set(folder.iterdir()) == {store.path, schema.lock_file(store.path)}
 
 
 def test_readers_see_whole_transactions_while_a_writer_writes(store: FeatureStore) -> None:
@@ -326,7 +326,7 @@ def test_a_store_is_read_in_a_folder_that_nobody_may_write(store: FeatureStore) 
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (b"", "no feature store"),
+        (b"", "not a feature store"),
         (b"hello" * 1000, "not a database"),
         (b"SQLite format 3\x00" + b"\xff" * 5000, "not a database|malformed"),
     ],
@@ -349,7 +349,7 @@ def test_another_programs_database_is_refused(tmp_path: Path) -> None:
     with sqlite3.connect(path) as connection:
         connection.execute("CREATE TABLE features (feature INTEGER PRIMARY KEY)")
     connection.close()
-    with pytest.raises(FeatureStoreError, match="no feature store"):
+    with pytest.raises(FeatureStoreError, match="not a feature store"):
         FeatureStore.open(path)
 
 
