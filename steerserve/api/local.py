@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 import torch
 
 from steerserve.core.errors import InvalidRequestError, UnavailableError
-from steerserve.core.names import did_you_mean, short_name
 from steerserve.engine.background import drive_async
 from steerserve.engine.readings import read_texts, text_ids
 from steerserve.requests.answers.chat import ChatWriter
@@ -164,13 +163,7 @@ class LocalBackend:
     def activations(self, text: str, hook_names: Sequence[str]) -> dict[str, Float[Tensor, "pos d_model"]]:
         """Return the activations of a text, after the model's BOS token, at hook points, in float32 on the CPU."""
         for index, hook_name in enumerate(hook_names):
-            if hook_name not in self._runtime.lens.hook_names:
-                hint = did_you_mean(hook_name, self._runtime.lens.hook_names)
-                offered = self._runtime.lens.offered_hooks
-                message = (
-                    f"The model {self.model_id} has no hook point {short_name(hook_name)!r}.{hint} It has {offered}."
-                )
-                raise InvalidRequestError(message, param=f"hook_names[{index}]")
+            self._runtime.check_hook(hook_name, f"hook_names[{index}]")
         ids = text_ids(self._runtime.tokenizer, text)
         if not ids:
             raise InvalidRequestError("The text has no token. Send some text.", param="text")

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from steerserve.contrast.separation import Candidate
     from steerserve.core.config import Settings
     from steerserve.dictionaries.dictionary import Dictionary
+    from steerserve.engine.request import GenerationRequest
     from steerserve.presets.preset import Preset
     from steerserve.presets.schema import Check
     from steerserve.presets.verdicts import Verdict
@@ -121,8 +122,7 @@ def _try(runtime: Runtime, preset: Preset, check: Check, *, verbose: bool) -> It
     from steerserve.presets.verdicts import Measured, Verdict, verdicts_of
 
     try:
-        prepared = asyncio.run(_prepared(runtime, preset, check))
-        [request] = prepared.requests
+        request = asyncio.run(_request(runtime, preset, check))
         [events] = runtime.engine.generate([request])
         text = "".join(event.text for event in events)
         ids = tuple(token_id for event in events for token_id in event.token_ids)
@@ -144,22 +144,15 @@ def _try(runtime: Runtime, preset: Preset, check: Check, *, verbose: bool) -> It
     yield from verdicts_of(check, Measured(text, activation, kl, repetition(ids)))
 
 
-async def _prepared(runtime: Runtime, preset: Preset, check: Check) -> Any:  # noqa: ANN401 the server's Prepared
-    from steerserve.presets.naming import model_with
-    from steerserve.requests.generation import prepare_chat, prepare_completion
-    from steerserve.wire.chat import ChatCompletionRequest
-    from steerserve.wire.completions import CompletionRequest
+async def _request(runtime: Runtime, preset: Preset, check: Check) -> GenerationRequest:
+    from steerserve.requests.generation import prepare_text
 
-    sampling = preset.content.sampling
-    body: dict[str, Any] = {"model": model_with(runtime.model_id, [preset.name])}
-    if check.max_tokens is not None or sampling.max_tokens is None:
-        body["max_tokens"] = check.max_tokens or _CHECK_TOKENS
-    if check.seed is not None or sampling.seed is None:
-        body["seed"] = check.seed or 0
-    if runtime.tokenizer.has_chat_template:
-        messages = [{"role": "user", "content": check.prompt}]
-        return await prepare_chat(runtime, ChatCompletionRequest.model_validate({**body, "messages": messages}))
-    return await prepare_completion(runtime, CompletionRequest.model_validate({**body, "prompt": check.prompt}))
+    max_tokens, seed = check.max_tokens, check.seed
+    if max_tokens is None and preset.content.sampling.max_tokens is None:
+        max_tokens = _CHECK_TOKENS
+    if seed is None and preset.content.sampling.seed is None:
+        seed = 0
+    return await prepare_text(runtime, check.prompt, presets=[preset.name], max_tokens=max_tokens, seed=seed)
 
 
 def _lines(file: Path) -> list[str]:

@@ -1,4 +1,4 @@
-"""Two sets of texts told apart: from the request to the object that answers it."""
+"""Which features separate two sets of texts: from the request to its answer."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from steerserve.contrast.separation import smallest_p_value
 from steerserve.contrast.text_sets import read_text_sets
 from steerserve.core.errors import FeatureStoreError
 from steerserve.requests.features import calibration_fields
-from steerserve.requests.generation import check_served
 from steerserve.wire.texts import ContrastFeature, ContrastObject
 
 if TYPE_CHECKING:
@@ -29,12 +28,13 @@ _log = logging.getLogger(__name__)
 
 
 async def contrast(served: ServedModel, body: ContrastRequest) -> ContrastObject:
-    """Return the features that tell two sets of texts apart, held against chance, and edits that lead to the first.
+    """Return the features that separate two sets of texts, tested against chance, and edits towards the first set.
 
     Raises:
         SteerserveError: the request cannot be honoured.
     """
-    check_served(served, body.model)
+    served.check_ready()
+    served.check_plain_model(body.model)
     dictionary = served.registry.snapshot().find(body.dictionary, "dictionary")
     sets = await asyncio.to_thread(
         read_text_sets, served.tokenizer, body.positive, body.negative, served.context_length
@@ -48,21 +48,24 @@ async def contrast(served: ServedModel, body: ContrastRequest) -> ContrastObject
         model=served.model_id,
         dictionary=dictionary.id,
         held_out_auc=candidates[0].held_out_auc if candidates else None,
-        data=[_row(one, labels.get(one.feature), calibrations.get(one.feature)) for one in candidates],
+        data=[
+            _row(candidate, labels.get(candidate.feature), calibrations.get(candidate.feature))
+            for candidate in candidates
+        ],
         steering=steering,
         warnings=_warnings(sets, body, steering),
     )
 
 
 def _calibrations(served: ServedModel, dictionary: Dictionary, features: Sequence[int]) -> dict[int, Calibration]:
-    """Return what is known of them: an answer is worth having without it, too."""
+    """Return the calibrations of features; none if the store cannot be read, as the answer is useful without them."""
     store = served.stores.find(dictionary)
     try:
-        known = store.calibrations() if store is not None else {}
+        calibrations = store.calibrations() if store is not None else {}
     except FeatureStoreError as error:
         _log.warning("dictionary %s: %s", dictionary.id, error.message)
-        known = {}
-    return {feature: known[feature] for feature in features if feature in known}
+        calibrations = {}
+    return {feature: calibrations[feature] for feature in features if feature in calibrations}
 
 
 def _row(candidate: Candidate, label: str | None, calibration: Calibration | None) -> ContrastFeature:
@@ -80,16 +83,15 @@ def _row(candidate: Candidate, label: str | None, calibration: Calibration | Non
 
 
 def _warnings(sets: TextSets, body: ContrastRequest, steering: Sequence[object]) -> list[str]:
-    found = []
+    warnings = []
     if sets.num_repeated:
-        found.append(f"Repeated texts count once: {sets.num_repeated} were left out.")
+        warnings.append(f"Repeated texts count once: {sets.num_repeated} repetitions were ignored.")
     least = smallest_p_value(sets.num_positive, len(sets.rows) - sets.num_positive)
     if least > SIGNIFICANT:
-        found.append(
-            f"With so few texts no p_value can be below {least:.2g}, so nothing can be told from chance. Send more."
+        warnings.append(
+            f"With so few texts no p_value can be below {least:.2g}, so no difference can be told from chance. Send "
+            "more texts."
         )
     if not steering and body.max_edits:
-        found.append(
-            "No feature marks the positive texts better than chance explains, so there is nothing to steer with."
-        )
-    return found
+        warnings.append("No feature marks the positive texts better than chance explains, so 'steering' is empty.")
+    return warnings

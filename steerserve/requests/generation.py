@@ -1,4 +1,4 @@
-"""From a checked body to what the engine runs: token ids, sampling parameters and edits, or a refusal."""
+"""From a checked request body to the requests that the engine runs: token ids, sampling parameters and edits."""
 
 from __future__ import annotations
 
@@ -9,95 +9,105 @@ import uuid
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from steerserve.core.errors import ContextLengthError, InvalidRequestError, UnavailableError
+from steerserve.core.errors import InvalidRequestError
 from steerserve.engine.request import GenerationRequest
-from steerserve.presets.naming import presets_in
+from steerserve.presets.naming import model_with, presets_in
 from steerserve.presets.preset import NO_DEFAULTS
+from steerserve.requests.prompts import check_context, encode_prompts, render_chat
 from steerserve.requests.sampling import sampling_params
-from steerserve.requests.watching import check_size, resolve_watch, watched_limits
+from steerserve.requests.watching import resolve_watch, watched_limits
+from steerserve.wire.generation import GenerationFields
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from steerserve.engine.request import Watch
     from steerserve.presets.preset import PresetDefaults
     from steerserve.requests.served import ServedModel
     from steerserve.steering.resolved import ResolvedSteering
     from steerserve.wire.chat import ChatCompletionRequest
-    from steerserve.wire.completions import CompletionRequest, Prompt
-    from steerserve.wire.generation import GenerationFields
+    from steerserve.wire.completions import CompletionRequest
 
-_LARGE_PROMPT_CHARS = 16_384
-"""Longer prompts are tokenised in a thread, so that nobody else's stream stalls."""
-_MESSAGE_CHARS = 64
-"""What a message costs the template beside its text, in characters."""
 _MIN_CHOICE_LIMIT = 128
-"""The specification's largest `n`, which is possible on the smallest server."""
-
-
-_SYSTEM_ROLES = frozenset({"system", "developer"})
+"""The largest `n` of the API, which even the smallest server accepts."""
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """What a request asks for beside its prompt."""
+class Behaviour:
+    """The steering of a generation, and the defaults of its presets."""
 
     steering: ResolvedSteering | None
     defaults: PresetDefaults = NO_DEFAULTS
 
     @property
     def max_tokens(self) -> int | None:
-        """What its presets say."""
+        """Limit of generated tokens that the presets set."""
         return self.defaults.sampling.max_tokens
+
+    @property
+    def num_edits(self) -> int:
+        """Number of edits."""
+        return len(self.steering.edits) if self.steering is not None else 0
 
 
 @dataclass(frozen=True, slots=True)
-class Prepared:
-    """A request that was checked in full: what to run, and what all its chunks say alike."""
+class PreparedPrompt:
+    """A prompt that was checked, and how it is continued."""
+
+    ids: tuple[int, ...]
+    max_tokens: int
+    """Largest number of tokens that the context has room for."""
+    seed: int
+    behaviour: Behaviour
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedGeneration:
+    """A request that was checked completely: what the engine runs, and what the answer says in all its parts."""
 
     id: str
     created: int
     model: str
-    """As the client wrote it: the model's id, with the presets that it named there."""
+    """The model as the client named it: its id, with the presets that are part of the name."""
     system_fingerprint: str
     requests: tuple[GenerationRequest, ...]
-    """In order of choice: n for the first prompt, n for the second."""
+    """The engine's requests, in order of choice: n for the first prompt, then n for the second."""
     num_samples: int
-    """Choices for each prompt."""
+    """Number of choices for each prompt."""
     num_prompt_tokens: int
     num_edits: int
     watch: Watch | None
 
 
-async def prepare_chat(served: ServedModel, body: ChatCompletionRequest) -> Prepared:
+async def prepare_chat(served: ServedModel, body: ChatCompletionRequest) -> PreparedGeneration:
     """Check a chat request against the model and render its conversation.
 
     Raises:
-        SteerserveError: it cannot be served.
+        SteerserveError: the request cannot be honoured.
     """
-    asked = await asked_for(served, body.model, body.steering)
+    behaviour = await resolve_behaviour(served, body.model, body.steering)
     messages = [message.as_template_input() for message in body.messages]
-    ids = await chat_prompt(served, messages, asked, add_generation_prompt=body.add_generation_prompt)
-    max_tokens = check_context(served, len(ids), body.token_limit, asked.max_tokens, param="messages")
-    num_logprobs = (body.top_logprobs or 0) if body.logprobs else None
-    return _prepared(
-        "chatcmpl-",
+    ids = await render_chat(
+        served, messages, behaviour.defaults.system, add_generation_prompt=body.add_generation_prompt
+    )
+    max_tokens = check_context(served, len(ids), body.token_limit, behaviour.max_tokens, param="messages")
+    return _prepare(
+        f"chatcmpl-{uuid.uuid4().hex}",
         served,
         body,
-        asked,
-        [(ids, max_tokens)],
+        [PreparedPrompt(ids, max_tokens, _seed(body.seed, behaviour), behaviour)],
         can_cut=body.token_limit is None,
-        num_logprobs=num_logprobs,
+        num_logprobs=(body.top_logprobs or 0) if body.logprobs else None,
     )
 
 
-async def prepare_completion(served: ServedModel, body: CompletionRequest) -> Prepared:
+async def prepare_completion(served: ServedModel, body: CompletionRequest) -> PreparedGeneration:
     """Check a completion request against the model and tokenise its prompts.
 
     Raises:
-        SteerserveError: it cannot be served.
+        SteerserveError: the request cannot be honoured.
     """
-    asked = await asked_for(served, body.model, body.steering)
+    behaviour = await resolve_behaviour(served, body.model, body.steering)
     limit = choice_limit(served)
     if len(body.prompt) * body.n > limit:
         message = (
@@ -105,186 +115,167 @@ async def prepare_completion(served: ServedModel, body: CompletionRequest) -> Pr
             f"this server takes at most {limit} in one request. Split the prompts over several."
         )
         raise InvalidRequestError(message, param="prompt")
-    is_large = sum(len(prompt) for prompt in body.prompt if isinstance(prompt, str)) > _LARGE_PROMPT_CHARS
-    prompts = await asyncio.to_thread(_encode, served, body.prompt) if is_large else _encode(served, body.prompt)
-    wanted = body.max_tokens if "max_tokens" in body.model_fields_set or asked.max_tokens is None else None
-    sized = [(ids, check_context(served, len(ids), wanted, asked.max_tokens, param="prompt")) for ids in prompts]
-    return _prepared(
-        "cmpl-",
+    uses_default = "max_tokens" not in body.model_fields_set and behaviour.max_tokens is not None
+    requested = None if uses_default else body.max_tokens
+    prompts = []
+    for ids in await encode_prompts(served, body.prompt):
+        max_tokens = check_context(served, len(ids), requested, behaviour.max_tokens, param="prompt")
+        # A seed is drawn for each prompt, or equal prompts of one request would get equal texts.
+        prompts.append(PreparedPrompt(ids, max_tokens, _seed(body.seed, behaviour), behaviour))
+    return _prepare(
+        f"cmpl-{uuid.uuid4().hex}",
         served,
         body,
-        asked,
-        sized,
-        can_cut=wanted is None,
+        prompts,
+        can_cut=uses_default,
         num_logprobs=body.logprobs,
         num_prompt_logprobs=body.logprobs if body.echo else None,
     )
 
 
-def check_served(served: ServedModel, model: str | None) -> None:
-    """Check that requests are taken now, and that `model` is the one that is served; None is any.
+async def prepare_text(
+    served: ServedModel,
+    text: str,
+    *,
+    presets: Sequence[str] = (),
+    max_tokens: int | None = None,
+    seed: int | None = None,
+) -> GenerationRequest:
+    """Return the engine's request to answer or continue one text.
 
-    For what reads with the model and does not generate.
+    The text is a user's message if the model has a chat template, and a raw prompt otherwise.
 
-    Raises:
-        UnavailableError: the server is loading or stopping.
-        ModelNotFoundError: it serves another model.
-        InvalidRequestError: it names a preset, which does nothing there.
-    """
-    _check_ready(served)
-    check_plain_model(served, model)
-
-
-def check_plain_model(served: ServedModel, model: str | None) -> None:
-    """Check that `model` is the one that is served, without presets; None is any.
-
-    Raises:
-        ModelNotFoundError: it is another model.
-        InvalidRequestError: it names a preset, which changes only what is generated.
-    """
-    if model is not None and served.check_model(model):
-        message = f"{model!r} names a preset, which changes only what is generated. Send 'model': {served.model_id!r}."
-        raise InvalidRequestError(message, param="model")
-
-
-def _check_ready(served: ServedModel) -> None:
-    if served.state != "ready":
-        raise UnavailableError(f"The server is {served.state}. Try again in a moment.")
-
-
-async def asked_for(served: ServedModel, model: str, value: object) -> Asked:
-    """Check what a model's name and the JSON value of `steering` ask for, presets in both of them included.
+    Args:
+        served: The model.
+        text: The text.
+        presets: Names of presets to apply.
+        max_tokens: Largest number of generated tokens; by default what the presets or the context allow.
+        seed: Seed of the sampling noise; by default that of the presets, or a random one.
 
     Raises:
-        SteerserveError: it cannot be served.
+        SteerserveError: the text does not fit, or a preset cannot be used.
     """
-    _check_ready(served)
-    named = presets_in(value)
+    model = model_with(served.model_id, presets) if presets else served.model_id
+    behaviour = await resolve_behaviour(served, model, None)
+    if served.tokenizer.has_chat_template:
+        messages = [{"role": "user", "content": text}]
+        ids = await render_chat(served, messages, behaviour.defaults.system, add_generation_prompt=True)
+    else:
+        [ids] = await encode_prompts(served, (text,))
+    limit = check_context(served, len(ids), max_tokens, behaviour.max_tokens, param="prompt")
+    fields = GenerationFields.model_validate({"model": model})
+    prompt = PreparedPrompt(ids, limit, _seed(seed, behaviour), behaviour)
+    _, [request] = engine_requests(f"text-{uuid.uuid4().hex}", served, fields, [prompt], can_cut=max_tokens is None)
+    return request
+
+
+async def resolve_behaviour(served: ServedModel, model: str, steering: object) -> Behaviour:
+    """Resolve a model's name and the JSON value of `steering`, with the presets in both of them.
+
+    Raises:
+        SteerserveError: the request cannot be honoured.
+    """
+    served.check_ready()
+    named = presets_in(steering)
     if model == served.model_id and not named:
-        return Asked(await served.resolve_steering_async(value))
+        return Behaviour(await served.resolve_steering_async(steering))
     presets = await asyncio.to_thread(served.presets.snapshot)
     model_presets = served.check_model(model, presets)
-    steering = await served.resolve_steering_async(value, model_presets, presets)
-    return Asked(steering, presets.defaults([*model_presets, *named]))
-
-
-async def chat_prompt(
-    served: ServedModel, messages: Sequence[Mapping[str, str]], asked: Asked, *, add_generation_prompt: bool
-) -> tuple[int, ...]:
-    """Return the tokens of a conversation, with the presets' system prompt where it has none of its own.
-
-    Raises:
-        InvalidRequestError: the model's template refuses it.
-    """
-    spoken = list(messages)
-    if asked.defaults.system is not None and not any(message["role"] in _SYSTEM_ROLES for message in messages):
-        spoken.insert(0, {"role": "system", "content": asked.defaults.system})
-
-    def render() -> list[int]:
-        return served.tokenizer.render_chat(spoken, add_generation_prompt=add_generation_prompt)
-
-    num_chars = sum(_MESSAGE_CHARS + len(message["content"]) for message in spoken)
-    is_large = num_chars > _LARGE_PROMPT_CHARS
-    return tuple(await asyncio.to_thread(render) if is_large else render())
+    resolved = await served.resolve_steering_async(steering, model_presets, presets)
+    return Behaviour(resolved, presets.defaults([*model_presets, *named]))
 
 
 def choice_limit(served: ServedModel) -> int:
-    """Return how many samples one request may ask for."""
+    """Return the largest number of samples in one request."""
     return max(_MIN_CHOICE_LIMIT, served.settings.engine.slots + served.settings.engine.queue)
 
 
-def _encode(served: ServedModel, prompts: Sequence[Prompt]) -> list[tuple[int, ...]]:
-    return [_encode_one(served, prompt, place, len(prompts)) for place, prompt in enumerate(prompts)]
-
-
-def _encode_one(served: ServedModel, prompt: Prompt, place: int, num_prompts: int) -> tuple[int, ...]:
-    # A single prompt may have been sent bare or in a list of one; clients that name a place sent several.
-    param = "prompt" if num_prompts == 1 else f"prompt[{place}]"
-    if isinstance(prompt, str):
-        ids = tuple(served.tokenizer.encode(prompt))
-    else:
-        ids, vocab_size = prompt, served.tokenizer.vocab_size
-        wrong = next((token_id for token_id in ids if not 0 <= token_id < vocab_size), None)
-        if wrong is not None:
-            message = f"Invalid value for '{param}': token ids are 0 to {vocab_size - 1}, but one is {str(wrong)[:40]}."
-            raise InvalidRequestError(message, param=param)
-    if not ids:
-        message = f"Invalid value for '{param}': a prompt must have at least one token. Send some text or a BOS token."
-        raise InvalidRequestError(message, param=param)
-    return ids
-
-
-def check_context(served: ServedModel, num_prompt: int, wanted: int | None, default: int | None, *, param: str) -> int:
-    """Return how many tokens may be generated; the words are those by which LangChain and LiteLLM know the case.
-
-    What a preset says (`default`) is cut to what fits, as the client has not asked for it.
-
-    Raises:
-        ContextLengthError: the prompt does not fit, or not with so many.
-    """
-    context = served.context_length
-    if num_prompt > context or (num_prompt == context and wanted != 0):
-        message = (
-            f"This model's maximum context length is {context} tokens. However, your prompt is too long: it has "
-            f"{num_prompt} tokens. Please reduce the length of the {param}."
-        )
-        raise ContextLengthError(message, param=param)
-    if wanted is not None and num_prompt + wanted > context:
-        message = (
-            f"This model's maximum context length is {context} tokens. However, you requested {num_prompt + wanted} "
-            f"tokens ({num_prompt} in the {param}, {wanted} in the completion). Please reduce the length of the "
-            f"{param} or completion."
-        )
-        raise ContextLengthError(message, param=param)
-    room = context - num_prompt
-    if wanted is not None:
-        return wanted
-    return room if default is None else min(default, room)
-
-
-def _prepared(
-    prefix: str,
+def engine_requests(
+    request_id: str,
     served: ServedModel,
     body: GenerationFields,
-    asked: Asked,
-    prompts: Sequence[tuple[tuple[int, ...], int]],
+    prompts: Sequence[PreparedPrompt],
+    *,
+    can_cut: bool,
+    num_logprobs: int | None = None,
+    num_prompt_logprobs: int | None = None,
+) -> tuple[Watch | None, tuple[GenerationRequest, ...]]:
+    """Return what the samples watch, and the engine's requests: n for the first prompt, then n for the second.
+
+    Args:
+        request_id: Id of all of them.
+        served: The model.
+        body: The sampling parameters, n and the watched features.
+        prompts: The prompts.
+        can_cut: Whether the samples may be shorter than their prompts' `max_tokens`, because the client set no limit.
+        num_logprobs: Number of likeliest tokens to report at each generated token; None for no log-probabilities.
+        num_prompt_logprobs: The same at each prompt token.
+
+    Raises:
+        InvalidRequestError: a parameter is not valid for this model, or the answer would be too large.
+    """
+    watch = resolve_watch(served, body.features)
+    limits = watched_limits(
+        watch,
+        body.n * sum(len(prompt.ids) for prompt in prompts),
+        [prompt.max_tokens for prompt in prompts],
+        num_samples=body.n,
+        num_edits=max(prompt.behaviour.num_edits for prompt in prompts),
+        can_cut=can_cut,
+    )
+    requests = []
+    for prompt, limit in zip(prompts, limits, strict=True):
+        sampling = sampling_params(
+            body,
+            defaults=served.settings.sampling,
+            preset=prompt.behaviour.defaults.sampling,
+            vocab_size=served.tokenizer.vocab_size,
+            max_tokens=limit,
+            seed=prompt.seed,
+            num_logprobs=num_logprobs,
+            num_prompt_logprobs=num_prompt_logprobs,
+        )
+        steering = prompt.behaviour.steering
+        requests += [
+            GenerationRequest(request_id, prompt.ids, sampling, steering, sample, watch) for sample in range(body.n)
+        ]
+    return watch, tuple(requests)
+
+
+def _prepare(
+    request_id: str,
+    served: ServedModel,
+    body: GenerationFields,
+    prompts: Sequence[PreparedPrompt],
     *,
     can_cut: bool,
     num_logprobs: int | None,
     num_prompt_logprobs: int | None = None,
-) -> Prepared:
-    """Put together a request of `prompts`, each with how many tokens its context has room for."""
-    request_id = f"{prefix}{uuid.uuid4().hex}"
-    steering, preset = asked.steering, asked.defaults.sampling
-    seed = body.seed if body.seed is not None else preset.seed
-    watch = resolve_watch(served, body.features)
-    num_prompt_tokens = sum(len(ids) for ids, _ in prompts)
-    check_size(watch, body.n * num_prompt_tokens)
-    most = [limit for _, limit in prompts for _ in range(body.n)]
-    num_edits = len(steering.edits) if steering is not None else 0
-    limits = watched_limits(watch, body.n * num_prompt_tokens, most, num_edits=num_edits, can_cut=can_cut)[:: body.n]
-    requests = []
-    for (ids, _), limit in zip(prompts, limits, strict=True):
-        sampling = sampling_params(
-            body,
-            defaults=served.settings.sampling,
-            preset=preset,
-            vocab_size=served.tokenizer.vocab_size,
-            max_tokens=limit,
-            # Drawn for each prompt, or equal prompts in one request would get equal texts.
-            seed=seed if seed is not None else secrets.randbits(63),
-            num_logprobs=num_logprobs,
-            num_prompt_logprobs=num_prompt_logprobs,
-        )
-        requests += [GenerationRequest(request_id, ids, sampling, steering, sample, watch) for sample in range(body.n)]
-    return Prepared(
+) -> PreparedGeneration:
+    watch, requests = engine_requests(
+        request_id,
+        served,
+        body,
+        prompts,
+        can_cut=can_cut,
+        num_logprobs=num_logprobs,
+        num_prompt_logprobs=num_prompt_logprobs,
+    )
+    behaviour = prompts[0].behaviour
+    return PreparedGeneration(
         id=request_id,
         created=int(time.time()),
         model=body.model,
-        system_fingerprint=served.system_fingerprint(steering),
-        requests=tuple(requests),
+        system_fingerprint=served.system_fingerprint(behaviour.steering),
+        requests=requests,
         num_samples=body.n,
-        num_prompt_tokens=num_prompt_tokens,
-        num_edits=num_edits,
+        num_prompt_tokens=sum(len(prompt.ids) for prompt in prompts),
+        num_edits=behaviour.num_edits,
         watch=watch,
     )
+
+
+def _seed(requested: int | None, behaviour: Behaviour) -> int:
+    """Return the client's seed, or that of the presets, or a random one."""
+    seed = requested if requested is not None else behaviour.defaults.sampling.seed
+    return seed if seed is not None else secrets.randbits(63)

@@ -9,7 +9,6 @@ from steerserve.core.errors import ContextLengthError, InvalidRequestError
 from steerserve.engine.background import drive_async
 from steerserve.engine.inspection import Inspection
 from steerserve.engine.readings import read_texts, text_ids
-from steerserve.requests.generation import check_served
 from steerserve.wire.texts import (
     ActiveFeature,
     InspectedToken,
@@ -39,7 +38,8 @@ async def inspect(served: ServedModel, body: InspectRequest) -> InspectionObject
     Raises:
         SteerserveError: the request cannot be honoured.
     """
-    check_served(served, body.model)
+    served.check_ready()
+    served.check_plain_model(body.model)
     dictionaries = _dictionaries(served, body)
     ids = await asyncio.to_thread(_token_ids, served, body)
     if len(ids) * len(dictionaries) * max(body.top + len(body.watch), 1) > _MAX_ENTRIES:

@@ -1,4 +1,4 @@
-"""From the body of `/admin/interpret` to the spec of a job: every refusal happens here."""
+"""From the body of `/admin/interpret` to the specification of a job."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 from steerserve.core.config import expand_home
 from steerserve.core.errors import InvalidRequestError
 from steerserve.interpret.options import InterpretedSource, InterpretOptions
-from steerserve.jobs.admission import check_corpus, check_interpretation_room
+from steerserve.jobs.admission import check_interpretation_room
 from steerserve.model.source import absolute_source
-from steerserve.requests.generation import check_plain_model
+from steerserve.requests.training import check_context_size, corpus_entries
 
 if TYPE_CHECKING:
     from steerserve.dictionaries.dictionary import Dictionary
@@ -19,30 +19,24 @@ if TYPE_CHECKING:
 
 
 def interpretation_spec(body: InterpretRequest, served: ServedModel, *, promised_bytes: int) -> dict[str, Any]:
-    """Check a request and return the spec of its job. Looks at the disk: not for the event loop.
+    """Check a request and return the specification of its job. Reads the disk: not for the event loop.
 
     Raises:
-        InvalidRequestError: it cannot be honoured.
-        ModelNotFoundError: it names another model.
+        InvalidRequestError: the request cannot be honoured.
+        ModelNotFoundError: the request names another model.
     """
-    check_plain_model(served, body.model)
-    if body.context_size > served.lens.max_context:
-        message = f"The model reads at most {served.lens.max_context} tokens; context_size is {body.context_size}."
-        raise InvalidRequestError(message, param="context_size")
+    served.check_plain_model(body.model)
+    check_context_size(body, served)
     settings = served.settings
     dictionaries = _dictionaries(body, served)
-    corpus = (
-        {"corpus": body.corpus}
-        if isinstance(body.corpus, str)
-        else {f"corpus[{place}]": entry for place, entry in enumerate(body.corpus)}
-    )
     folders = tuple(folder.resolve() for folder in settings.dictionary_dirs)
     options = InterpretOptions(
-        # A dictionary that is served has been checked, and whoever loaded it knows what speaks against it.
+        # A loaded dictionary has been checked: its warnings were accepted when it was loaded.
         dictionaries=tuple(
-            InterpretedSource(one.id, _absolute(one.source), one.sha256, force=True) for one in dictionaries
+            InterpretedSource(dictionary.id, _absolute(dictionary.source), dictionary.sha256, force=True)
+            for dictionary in dictionaries
         ),
-        corpus=tuple(check_corpus(entry, settings.corpus_dirs, param) for param, entry in corpus.items()),
+        corpus=corpus_entries(body, served),
         corpus_dirs=tuple(folder.resolve() for folder in settings.corpus_dirs),
         dictionary_dirs=folders,
         allowed_dirs=tuple(folder.resolve() for folder in settings.allowed_dictionary_dirs),
@@ -59,7 +53,7 @@ def interpretation_spec(body: InterpretRequest, served: ServedModel, *, promised
         calibrate=body.calibrate,
     )
     disk_bytes = check_interpretation_room(
-        [(one.d_in, one.d_sae) for one in dictionaries],
+        [(dictionary.d_in, dictionary.d_sae) for dictionary in dictionaries],
         served.lens.weight_bytes if served.lens.device.type == "cpu" else 0,
         options.corpus,
         body.tokens,
@@ -67,7 +61,7 @@ def interpretation_spec(body: InterpretRequest, served: ServedModel, *, promised
         promised_bytes=promised_bytes,
     )
     return {
-        "claims": [one.id for one in dictionaries],
+        "claims": [dictionary.id for dictionary in dictionaries],
         "threads": settings.jobs.threads,
         "cache_dir": str(settings.cache_dir.absolute()),
         "load": False,
@@ -77,17 +71,17 @@ def interpretation_spec(body: InterpretRequest, served: ServedModel, *, promised
 
 
 def _absolute(source: str) -> str:
-    """Return the source as it is found from any working directory."""
+    """Return the source with an absolute path, so that it is valid in any working directory."""
     return f"path:{expand_home(Path(source.removeprefix('path:'))).resolve()}" if source.startswith("path:") else source
 
 
 def _dictionaries(body: InterpretRequest, served: ServedModel) -> list[Dictionary]:
-    """Return the dictionaries that are asked for, each once."""
+    """Return the requested dictionaries, each of them once."""
     snapshot = served.registry.snapshot()
     if body.dictionaries is None:
         return [snapshot.find(body.dictionary, "dictionary")]
     if body.dictionary is not None:
-        message = "Name either one 'dictionary' or several 'dictionaries', not both."
+        message = "Send either 'dictionary' or 'dictionaries', not both."
         raise InvalidRequestError(message, param="dictionaries")
     named = dict.fromkeys(body.dictionaries)
     return [snapshot.find(name, f"dictionaries[{body.dictionaries.index(name)}]") for name in named]

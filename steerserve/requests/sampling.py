@@ -1,4 +1,4 @@
-"""Sampling parameters of a request: its own, then its presets', then the server's configuration, then OpenAI's."""
+"""Sampling parameters: those of the request, else of its presets, else of the configuration, else OpenAI's defaults."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Number = TypeVar("Number", int, float)
 
 _MAX_ID_DIGITS = 10
 _LEAST_TEMPERATURE = 1e-5
-"""Below this, logits divided by it leave float32's range; the likeliest token is what the limit gives. As in vLLM."""
+"""Logits divided by a smaller temperature leave the range of float32, so sampling is greedy below it, as in vLLM."""
 
 
 def sampling_params(
@@ -34,15 +34,15 @@ def sampling_params(
     """Build the parameters of one prompt's samples.
 
     Raises:
-        InvalidRequestError: a token id is none of the model's, or `min_tokens` is over the limit.
+        InvalidRequestError: the model does not have a token id, or `min_tokens` is over the limit.
     """
     if body.min_tokens > max_tokens:
         message = (
             f"Invalid value for 'min_tokens': at most {max_tokens} tokens can be generated, but got {body.min_tokens}."
         )
         raise InvalidRequestError(message, param="min_tokens")
-    for place, token_id in enumerate(body.stop_token_ids):
-        _check_token_id(token_id, vocab_size, f"stop_token_ids[{place}]")
+    for index, token_id in enumerate(body.stop_token_ids):
+        _check_token_id(token_id, vocab_size, f"stop_token_ids[{index}]")
     temperature = _first(body.temperature, preset.temperature, defaults.temperature, default=1.0)
     sent = body.model_fields_set
     presence = body.presence_penalty if "presence_penalty" in sent else None
@@ -70,13 +70,13 @@ def sampling_params(
     )
 
 
-def _first(*said: Number | None, default: Number) -> Number:
-    return next((value for value in said if value is not None), default)
+def _first(*values: Number | None, default: Number) -> Number:
+    return next((value for value in values if value is not None), default)
 
 
 def _token_id(key: str, vocab_size: int) -> int:
     if not (key.isascii() and key.isdigit() and len(key) <= _MAX_ID_DIGITS):
-        message = f"Invalid value for 'logit_bias': keys are token ids written as digits, but one is {shown(key)}."
+        message = f"Invalid value for 'logit_bias': keys must be token ids written as digits, but got {shown(key)}."
         raise InvalidRequestError(message, param="logit_bias")
     _check_token_id(int(key), vocab_size, "logit_bias")
     return int(key)

@@ -1,4 +1,4 @@
-"""Features searched, viewed and labelled: from what is asked to the objects that answer it. Not for an event loop."""
+"""Searching, viewing and labelling features: from the request to its answer. Not for an event loop."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def search_features(
     """
     with _hiding_paths(dictionary):
         store = _store(served, dictionary)
-        if query.strip() and not store.is_interpreted():  # nothing was read that words could be found in
+        if query.strip() and not store.is_interpreted():  # an empty store has no words to search
             raise _not_interpreted(dictionary)
         rows, has_more = store.search(query, sort, limit, offset)
     return FeatureList(data=[feature_row(dictionary, row) for row in rows], has_more=has_more)
@@ -76,10 +76,10 @@ def check_feature(dictionary: Dictionary, feature: int) -> None:
     """Check that a dictionary has a feature.
 
     Raises:
-        NotFoundError: it has none of that index.
+        NotFoundError: the dictionary has no feature of that index.
     """
     if not 0 <= feature < dictionary.d_sae:
-        message = f"The dictionary {dictionary.id!r} has features 0 to {dictionary.d_sae - 1}."
+        message = f"The dictionary {dictionary.id!r} has features 0 to {dictionary.d_sae - 1}, not {feature}."
         raise NotFoundError(message, param="feature", code="feature_not_found")
 
 
@@ -92,18 +92,18 @@ def _store(served: ServedModel, dictionary: Dictionary) -> FeatureStore:
 
 def _not_interpreted(dictionary: Dictionary) -> NotFoundError:
     message = (
-        f"Nothing is known of the features of {dictionary.id!r} yet. POST /admin/interpret reads text with the "
-        "dictionary and finds out, as the command `steerserve interpret` does."
+        f"The dictionary {dictionary.id!r} has not been interpreted yet, so nothing is known of its features. Send "
+        "POST /admin/interpret, or run the command `steerserve interpret`."
     )
     return NotFoundError(message, param="dictionary", code="not_interpreted")
 
 
 @contextlib.contextmanager
 def _hiding_paths(dictionary: Dictionary) -> Iterator[None]:
-    """Tell clients without an admin's key no path of the server: its log has it."""
+    """Keep paths of the server out of errors, which clients without an admin key see; the log has them."""
     try:
         yield
     except FeatureStoreError as error:
         _log.warning("dictionary %s: %s", dictionary.id, error.message)
-        message = f"What is known of the features of {dictionary.id!r} cannot be read. The server's log says why."
+        message = f"The feature store of {dictionary.id!r} cannot be read. The server's log says why."
         raise FeatureStoreError(message) from error

@@ -1,4 +1,4 @@
-"""The served model as requests see it: what they are checked against, and the engine that runs them.
+"""The served model: what requests are checked against, and the engine that runs them.
 
 Knows neither HTTP nor jobs; `steerserve.runtime` builds it.
 """
@@ -21,7 +21,7 @@ from steerserve.core.errors import (
     PresetError,
     UnavailableError,
 )
-from steerserve.core.names import short_name
+from steerserve.core.names import did_you_mean, short_name
 from steerserve.dictionaries.library import DictionaryLibrary
 from steerserve.dose.doses import Doses
 from steerserve.presets.fit import PresetFits, check_fit
@@ -98,22 +98,42 @@ class ServedModel:
         self._is_started = True
 
     def stop(self) -> None:
-        """Stop generating; requests under way end with an error. Any number of times."""
+        """Stop generating; running requests end with an error. Calling it again does nothing."""
         self._is_stopping = True
         self.engine.stop()
         self._doses.stop()
         self.scoring.stop()
+
+    def check_ready(self) -> None:
+        """Check that requests are accepted now.
+
+        Raises:
+            UnavailableError: the server is loading or stopping.
+        """
+        if self.state != "ready":
+            raise UnavailableError(f"The server is {self.state}. Try again in a moment.")
+
+    def check_plain_model(self, name: str | None) -> None:
+        """Check that `name` is the served model, without presets; None stands for it.
+
+        Raises:
+            ModelNotFoundError: `name` is another model.
+            InvalidRequestError: `name` has a preset, which changes only generated text.
+        """
+        if name is not None and self.check_model(name):
+            message = f"{name!r} names a preset, which changes only generated text. Send 'model': {self.model_id!r}."
+            raise InvalidRequestError(message, param="model")
 
     def check_model(self, name: str, presets: PresetSnapshot | None = None) -> tuple[str, ...]:
         """Check that `name` is the served model, alone or with presets (`model@a+b`); return the presets' names.
 
         Args:
             name: The model's name in the request.
-            presets: The presets to look in; without it the files are read, which is not for an event loop.
+            presets: The presets to search. If None, the files are read, which is not for an event loop.
 
         Raises:
-            ModelNotFoundError: it is another model.
-            InvalidRequestError: it names a preset that does not exist or cannot be used.
+            ModelNotFoundError: `name` is another model.
+            InvalidRequestError: a preset does not exist or cannot be used.
         """
         names = split_model(name, self.model_id)
         if names is None:
@@ -129,16 +149,28 @@ class ServedModel:
                     raise InvalidRequestError(error.message, param="model") from error
         return names
 
+    def check_hook(self, hook_name: str, param: str) -> None:
+        """Check that the model has a hook point.
+
+        Raises:
+            InvalidRequestError: the model does not have it.
+        """
+        if hook_name not in self.lens.hook_names:
+            hint = did_you_mean(hook_name, self.lens.hook_names)
+            offered = self.lens.offered_hooks
+            message = f"The model {self.model_id} has no hook point {short_name(hook_name)!r}.{hint} It has {offered}."
+            raise InvalidRequestError(message, param=param)
+
     def check_preset(self, preset: Preset) -> None:
         """Check a preset against the model and the loaded dictionaries. Not for an event loop.
 
         Raises:
-            PresetError: it cannot be used here.
+            PresetError: the preset cannot be used.
         """
         self._check_fit(preset, self.registry.snapshot())
 
     def preset_problem(self, preset: Preset) -> str | None:
-        """Say why a preset cannot be used with the loaded dictionaries; None if it can. Not for an event loop."""
+        """Return why a preset cannot be used with the loaded dictionaries; None if it can. Not for an event loop."""
         return self._preset_fits.problem(preset, self.registry.snapshot())
 
     def _check_fit(self, preset: Preset, snapshot: RegistrySnapshot) -> None:
@@ -147,18 +179,18 @@ class ServedModel:
     def resolve_steering(
         self, value: object, model_presets: Sequence[str] = (), presets: PresetSnapshot | None = None
     ) -> ResolvedSteering | None:
-        """Check the steering of a request against the loaded dictionaries; None if it asks for nothing.
+        """Check the steering of a request against the loaded dictionaries; None if it has no edits.
 
-        Waits while unknown doses are measured. Not for an event loop; see `resolve_steering_async`.
+        Waits while missing doses are measured. Not for an event loop; see `resolve_steering_async`.
 
         Args:
             value: The JSON value of `steering`.
-            model_presets: The result of `check_model`; these presets add up with `value`.
-            presets: The presets to look in; without it the files are read.
+            model_presets: The result of `check_model`; the edits of these presets are added to those of `value`.
+            presets: The presets to search. If None, the files are read.
 
         Raises:
-            InvalidRequestError: it cannot be honoured.
-            QueueFullError: a dose is not known, and cannot be measured now.
+            InvalidRequestError: the steering cannot be applied.
+            QueueFullError: a dose is missing and cannot be measured now.
         """
         snapshot, resolver = self.registry.snapshot(), self._resolver(presets)
         check_count(presets_in(value), self.settings.engine.max_edits)
@@ -167,7 +199,7 @@ class ServedModel:
         except UnknownDosesError as error:
             unknown = error.targets
         if self.state != "ready":
-            raise UnavailableError(f"The server is {self.state}, so that doses cannot be measured.")
+            raise UnavailableError(f"The server is {self.state}, so doses cannot be measured.")
         for future in self._doses.measure(unknown):
             future.result()
         return resolver.resolve(value, snapshot, model_presets=model_presets)
@@ -178,8 +210,8 @@ class ServedModel:
         """Do what `resolve_steering` does, without holding up the event loop.
 
         Raises:
-            InvalidRequestError: it cannot be honoured.
-            QueueFullError: a dose is not known, and cannot be measured now.
+            InvalidRequestError: the steering cannot be applied.
+            QueueFullError: a dose is missing and cannot be measured now.
         """
         snapshot = self.registry.snapshot()
         check_count(presets_in(value), self.settings.engine.max_edits)
@@ -205,7 +237,7 @@ class ServedModel:
         vocab_size = self.tokenizer.vocab_size
         if any(token_id >= vocab_size for request in requests for token_id in request.prompt_ids):
             message = (
-                f"The prompt holds a token that the tokenizer knows and the model does not (ids from {vocab_size})."
+                f"The prompt has a token that the tokenizer has and the model does not (an id of {vocab_size} or more)."
             )
             raise InvalidRequestError(message)
         return self.engine.submit(requests)
@@ -215,12 +247,12 @@ class ServedModel:
         return list(self.registry.snapshot().dictionaries.values())
 
     def describe(self, dictionary: Dictionary) -> dict[str, Any]:
-        """Return the dictionary object of the API, with the statistics of its feature store. Not for an event loop."""
-        described = dictionary.as_json()
-        return {**described, "statistics": described["statistics"] | self.stores.statistics(dictionary)}
+        """Return the API's dictionary object, with the statistics of its feature store. Not for an event loop."""
+        fields = dictionary.as_json()
+        return {**fields, "statistics": fields["statistics"] | self.stores.statistics(dictionary)}
 
     def _resolver(self, presets: PresetSnapshot | None) -> SteeringResolver:
-        """Return the resolver of one request, which sees the same presets from beginning to end."""
+        """Return the resolver of one request, which sees the same presets from start to end."""
         return SteeringResolver(
             self._widths,
             self.settings.engine.max_edits,
@@ -235,5 +267,5 @@ class ServedModel:
         return self.engine.stats()
 
     def system_fingerprint(self, steering: ResolvedSteering | None) -> str:
-        """Return OpenAI's fingerprint of the set-up: it changes with the steering and only with it."""
+        """Return OpenAI's fingerprint of the backend, which here changes with the steering and only with it."""
         return "fp_" + (steering.fingerprint[:12] if steering is not None else "unsteered")

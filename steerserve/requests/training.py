@@ -1,34 +1,32 @@
-"""From the body of `/admin/train` to the spec of a job: every refusal happens here."""
+"""From the body of `/admin/train` to the specification of a job."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
 from steerserve.core.errors import ConfigError, InvalidRequestError
-from steerserve.core.names import did_you_mean, short_name
 from steerserve.jobs.admission import ModelSize, check_corpus, check_folder, check_room, room_for
 from steerserve.model.source import absolute_source
-from steerserve.requests.generation import check_plain_model
 from steerserve.training.options import DEFAULT_HOOK, DEFAULT_L1, DEFAULT_RESAMPLE, Grid, TrainOptions
 
 if TYPE_CHECKING:
     from steerserve.requests.served import ServedModel
-    from steerserve.wire.jobs import TrainRequest
+    from steerserve.wire.jobs import InterpretRequest, TrainRequest
 
 _MAX_DICTIONARIES = 64
 _DEFAULT_K = 32
 _DEPTH = 0.57
-"""The default hook point of a model that has not the one of the default model: as deep as that is there."""
+"""Relative depth of the default model's hook point, which is used for a model that does not have this hook point."""
 
 
 def training_spec(body: TrainRequest, served: ServedModel, *, promised_bytes: int) -> dict[str, Any]:
-    """Check a request and return the spec of its job. Looks at the disk: not for the event loop.
+    """Check a request and return the specification of its job. Reads the disk: not for the event loop.
 
     Raises:
-        InvalidRequestError: it cannot be honoured.
-        ModelNotFoundError: it names another model.
+        InvalidRequestError: the request cannot be honoured.
+        ModelNotFoundError: the request names another model.
     """
-    check_plain_model(served, body.model)
+    served.check_plain_model(body.model)
     settings = served.settings
     options = _options(body, served)
     check_folder(options)
@@ -40,11 +38,11 @@ def training_spec(body: TrainRequest, served: ServedModel, *, promised_bytes: in
         options.out,
         promised_bytes=promised_bytes,
         max_dictionary_bytes=settings.max_dictionary_bytes,
-        largest=max(8 * widths[one.hook] * one.d_sae for one in options.dictionaries),
+        largest=max(8 * widths[dictionary.hook] * dictionary.d_sae for dictionary in options.dictionaries),
         device_free=lens.free_bytes(),
     )
     return {
-        "claims": sorted({body.id, *(one.id for one in options.dictionaries)}),
+        "claims": sorted({body.id, *(dictionary.id for dictionary in options.dictionaries)}),
         "threads": settings.jobs.threads,
         "cache_dir": str(settings.cache_dir.absolute()),
         "load": body.load,
@@ -55,26 +53,19 @@ def training_spec(body: TrainRequest, served: ServedModel, *, promised_bytes: in
 
 def _options(body: TrainRequest, served: ServedModel) -> TrainOptions:
     settings = served.settings
-    corpus = (
-        {"corpus": body.corpus}
-        if isinstance(body.corpus, str)
-        else {f"corpus[{place}]": entry for place, entry in enumerate(body.corpus)}
-    )
     widths = _widths(body)
     hooks = _hooks(body, served)
-    if body.context_size > served.lens.max_context:
-        message = f"The model reads at most {served.lens.max_context} tokens; context_size is {body.context_size}."
-        raise InvalidRequestError(message, param="context_size")
+    check_context_size(body, served)
     if len(set(hooks)) * len(set(widths)) > _MAX_DICTIONARIES:
         message = (
-            f"{len(set(hooks))} hook points with {len(set(widths))} widths are more than {_MAX_DICTIONARIES} "
-            "dictionaries at once. Send several requests."
+            f"{len(set(hooks))} hook points with {len(set(widths))} widths each are more than the {_MAX_DICTIONARIES} "
+            "dictionaries that one job may train. Send several requests."
         )
         raise InvalidRequestError(message, param="hook")
     try:
         return TrainOptions(
             out=settings.dictionary_dirs[0].resolve() / body.id,
-            corpus=tuple(check_corpus(entry, settings.corpus_dirs, param) for param, entry in corpus.items()),
+            corpus=corpus_entries(body, served),
             corpus_dirs=tuple(folder.resolve() for folder in settings.corpus_dirs),
             dictionaries=Grid(body.id, hooks, widths, _shared(body)).dictionaries(),
             model=absolute_source(settings.model.source),
@@ -94,31 +85,49 @@ def _options(body: TrainRequest, served: ServedModel) -> TrainOptions:
         raise InvalidRequestError(error.message, param=error.param) from error
 
 
+def check_context_size(body: TrainRequest | InterpretRequest, served: ServedModel) -> None:
+    """Check that the model can read context windows of the requested size.
+
+    Raises:
+        InvalidRequestError: the windows are too long.
+    """
+    if body.context_size > served.lens.max_context:
+        message = f"The model reads at most {served.lens.max_context} tokens, but context_size is {body.context_size}."
+        raise InvalidRequestError(message, param="context_size")
+
+
+def corpus_entries(body: TrainRequest | InterpretRequest, served: ServedModel) -> tuple[str, ...]:
+    """Return the entries of the request's corpus, checked and with absolute paths.
+
+    Raises:
+        InvalidRequestError: an entry is not valid, or is outside the folders that may be read.
+    """
+    entries = (
+        {"corpus": body.corpus}
+        if isinstance(body.corpus, str)
+        else {f"corpus[{index}]": entry for index, entry in enumerate(body.corpus)}
+    )
+    return tuple(check_corpus(entry, served.settings.corpus_dirs, param) for param, entry in entries.items())
+
+
 def _hooks(body: TrainRequest, served: ServedModel) -> list[str]:
-    """Return the hook points that are asked for, which the model must have."""
-    known = served.lens.hook_names
+    """Return the requested hook points, all of which the model has."""
     if body.hook is None:
         layer = int(_DEPTH * served.lens.num_layers)
-        return [DEFAULT_HOOK if DEFAULT_HOOK in known else f"blocks.{layer}.hook_resid_post"]
+        return [DEFAULT_HOOK if DEFAULT_HOOK in served.lens.hook_names else f"blocks.{layer}.hook_resid_post"]
     hooks = [body.hook] if isinstance(body.hook, str) else body.hook
-    for place, hook in enumerate(hooks):
-        if hook not in known:
-            hint = did_you_mean(hook, known)
-            offered = served.lens.offered_hooks
-            message = f"The model {served.model_id} has no hook point {short_name(hook)!r}.{hint} It has {offered}."
-            raise InvalidRequestError(message, param="hook" if isinstance(body.hook, str) else f"hook[{place}]")
+    for index, hook in enumerate(hooks):
+        served.check_hook(hook, "hook" if isinstance(body.hook, str) else f"hook[{index}]")
     return hooks
 
 
 def _shared(body: TrainRequest) -> dict[str, Any]:
-    """Return what all dictionaries of the request have in common."""
+    """Return the options that all dictionaries of the request share."""
     has_penalty = body.architecture in DEFAULT_L1
     for name, value, is_read in (("k", body.k, not has_penalty), ("l1_coefficient", body.l1_coefficient, has_penalty)):
         if value is not None and not is_read:
             other = "l1_coefficient" if has_penalty else "k"
-            message = (
-                f"The architecture {body.architecture!r} does not read '{name}'; its sparsity is set by '{other}'."
-            )
+            message = f"The architecture {body.architecture!r} does not use '{name}'. Its sparsity is set by '{other}'."
             raise InvalidRequestError(message, param=name)
     return {
         "architecture": body.architecture,

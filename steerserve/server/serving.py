@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from starlette.requests import Request
 
     from steerserve.requests.answers.writer import AnswerWriter
-    from steerserve.requests.generation import Prepared
+    from steerserve.requests.generation import PreparedGeneration
     from steerserve.runtime import Runtime
     from steerserve.server.metrics import Metrics
     from steerserve.server.summary import RequestSummary
@@ -30,7 +30,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-def start_generation(runtime: Runtime, prepared: Prepared, metrics: Metrics, summary: RequestSummary) -> Generation:
+def start_generation(
+    runtime: Runtime, prepared: PreparedGeneration, metrics: Metrics, summary: RequestSummary
+) -> Generation:
     """Hand a request's samples to the engine.
 
     Raises:

@@ -135,7 +135,7 @@ class ChatChoice(ResponseModel):
     """One generated answer."""
 
     index: int = Field(description="Index of the choice, from 0 to n - 1.")
-    message: AssistantMessage = Field(description="The generated message.")
+    message: AssistantMessage = Field(description="The message of this choice.")
     logprobs: ChoiceLogprobs | None = Field(
         description="Log-probabilities of the generated tokens; null unless `logprobs` was set."
     )

@@ -194,7 +194,7 @@ class GenerationFields(RequestModel):
 
 
 class PromptTokensDetails(ResponseModel):
-    """Details of the prompt's tokens."""
+    """How many of the prompt's tokens had to be computed."""
 
     cached_tokens: int = Field(description="Number of prompt tokens whose computation was shared with another request.")
 

@@ -177,7 +177,7 @@ async def test_texts_that_are_sent_again_prove_nothing(client: httpx.AsyncClient
     assert again["data"] == once["data"]
     assert again["data"][0]["p_value"] > 0.3
     assert again["steering"] == []
-    assert again["warnings"] == ["Repeated texts count once: 36 were left out.", *once["warnings"]]
+    assert again["warnings"] == ["Repeated texts count once: 36 repetitions were ignored.", *once["warnings"]]
 
 
 async def test_a_few_texts_against_many_can_be_told_from_chance(client: httpx.AsyncClient) -> None:

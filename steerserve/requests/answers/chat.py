@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from steerserve.engine.request import TokenEvent
-    from steerserve.requests.generation import Prepared
+    from steerserve.requests.generation import PreparedGeneration
     from steerserve.requests.running import Generation
     from steerserve.requests.served import ServedModel
     from steerserve.wire.chat import ChatCompletionRequest
@@ -32,7 +32,7 @@ class ChatWriter(AnswerWriter[ChatCompletion, ChatChunk]):
     """Writes the answer to a chat request."""
 
     def __init__(
-        self, body: ChatCompletionRequest, served: ServedModel, prepared: Prepared, generation: Generation
+        self, body: ChatCompletionRequest, served: ServedModel, prepared: PreparedGeneration, generation: Generation
     ) -> None:
         """Write the answer to `body`."""
         super().__init__(served, prepared, generation, include_usage=body.include_usage)

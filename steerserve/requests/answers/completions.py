@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from steerserve.engine.request import TokenEvent
-    from steerserve.requests.generation import Prepared
+    from steerserve.requests.generation import PreparedGeneration
     from steerserve.requests.running import Generation
     from steerserve.requests.served import ServedModel
     from steerserve.wire.completions import CompletionLogprobs, CompletionRequest
@@ -23,7 +23,7 @@ class CompletionWriter(AnswerWriter[Completion, CompletionChunk]):
     """Writes the answer to a text completion request."""
 
     def __init__(
-        self, body: CompletionRequest, served: ServedModel, prepared: Prepared, generation: Generation
+        self, body: CompletionRequest, served: ServedModel, prepared: PreparedGeneration, generation: Generation
     ) -> None:
         """Write the answer to `body`."""
         super().__init__(served, prepared, generation, include_usage=body.include_usage)

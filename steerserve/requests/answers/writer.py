@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from pydantic import BaseModel
 
     from steerserve.engine.request import TokenEvent
-    from steerserve.requests.generation import Prepared
+    from steerserve.requests.generation import PreparedGeneration
     from steerserve.requests.running import Generation
     from steerserve.requests.served import ServedModel
 
@@ -26,7 +26,9 @@ Written = TypeVar("Written")
 class AnswerWriter(Generic[Whole, Chunk]):
     """Writes what a generation yields as OpenAI's objects."""
 
-    def __init__(self, served: ServedModel, prepared: Prepared, generation: Generation, *, include_usage: bool) -> None:
+    def __init__(
+        self, served: ServedModel, prepared: PreparedGeneration, generation: Generation, *, include_usage: bool
+    ) -> None:
         """Write the answer to a prepared request; with `include_usage` a last chunk has the usage."""
         self._prepared = prepared
         self._generation = generation

@@ -14,8 +14,6 @@ from fastapi import APIRouter, Depends, Path, Query, Request
 from steerserve.contrast.difference import difference_of_means
 from steerserve.contrast.text_sets import read_text_sets
 from steerserve.core.errors import ConflictError, InvalidRequestError
-from steerserve.core.names import did_you_mean, short_name
-from steerserve.requests.generation import check_served
 from steerserve.server.body import json_body
 from steerserve.server.dependencies import RuntimeDep
 from steerserve.server.disconnect import unless_disconnected
@@ -50,7 +48,8 @@ async def create_vector(
     request: Request, body: Annotated[CreateVectorRequest, Depends(json_body(CreateVectorRequest))], runtime: RuntimeDep
 ) -> VectorObject:
     """Store the difference between the means of two sets of texts, from the second to the first, at a hook point."""
-    check_served(runtime, body.model)
+    runtime.check_ready()
+    runtime.check_plain_model(body.model)
     hook_name, median_norm = _place(runtime, body.hook)
     if not body.replace and body.name in await asyncio.to_thread(runtime.vectors.names):
         message = f"There is a vector {body.name!r} already. Choose another name, or send 'replace': true."
@@ -109,10 +108,7 @@ def _place(runtime: Runtime, hook: str | None) -> tuple[str, float]:
             message = "No dictionary is loaded whose hook point would be the default. Send 'hook'."
             raise InvalidRequestError(message, param="hook")
         return default.hook_name, default.median_norm
-    if hook not in runtime.lens.hook_names:
-        hint = did_you_mean(hook, runtime.lens.hook_names)
-        message = f"There is no hook point {short_name(hook)!r}.{hint} The model offers {runtime.lens.offered_hooks}."
-        raise InvalidRequestError(message, param="hook")
+    runtime.check_hook(hook, "hook")
     return hook, runtime.engine.median_norms[hook]
 
 
