@@ -7,7 +7,6 @@ whose own event loop is busy.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import queue
 import threading
@@ -212,6 +211,7 @@ class LocalBackend:
             return
         self._is_closed = True
         self._runtime.stop()
+        asyncio.run_coroutine_threadsafe(_cancel_all(), self._loop).result()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
@@ -241,6 +241,14 @@ class LocalBackend:
             raise
 
 
+async def _cancel_all() -> None:
+    """Cancel what still runs on this event loop, and wait until it has ended."""
+    tasks = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
 class LocalChunks:
     """The chunks of one generation, read from another thread than that of its event loop."""
 
@@ -249,7 +257,7 @@ class LocalChunks:
         self._loop = loop
         self._generation = generation
         self._arrived: queue.SimpleQueue[list[Json] | BaseException | None] = queue.SimpleQueue()
-        asyncio.run_coroutine_threadsafe(self._read(writer), loop)
+        self._reading = asyncio.run_coroutine_threadsafe(self._read(writer), loop)
 
     def __iter__(self) -> Iterator[Json]:
         """Yield the chunks as JSON objects; leaving the loop early ends the generation.
@@ -267,8 +275,7 @@ class LocalChunks:
 
     def close(self) -> None:
         """End the generation if it still runs. Any number of times."""
-        with contextlib.suppress(RuntimeError):  # the model was closed before
-            self._loop.call_soon_threadsafe(self._generation.close)
+        self._reading.cancel()  # its `with` block ends the generation
 
     async def _read(self, writer: AnswerWriter[Any, Any]) -> None:
         try:
