@@ -1,4 +1,4 @@
-"""Activations of a text at hook points, special tokens and sinks left out, and what is known of them as a whole."""
+"""Activations of a text at hook points, special tokens and sinks left out, and their statistics."""
 
 from __future__ import annotations
 
@@ -22,14 +22,16 @@ if TYPE_CHECKING:
     from steerserve.model.lens import LensModel
     from steerserve.text.windows import WindowBatch
 
-CALIBRATION_BATCHES = 4
+PROFILE_BATCHES = 4
+"""Batches at the start of the text that the profile is measured on."""
 _FLOAT16_LIMIT = 60_000.0
+"""Largest norm that is kept in float16, whose largest number is 65,504."""
 _CHUNK = 65_536
 
 
 @dataclass(frozen=True, slots=True)
 class ActivationStatistics:
-    """What the server and the trainer need to know about the activations at a hook point, sinks left out."""
+    """Norms and mean of the activations at a hook point, sinks left out, for the trainer and the server."""
 
     median_norm: float
     mean_norm: float
@@ -37,15 +39,15 @@ class ActivationStatistics:
 
 
 @dataclass(frozen=True, slots=True)
-class Calibration:
-    """Which tokens are sinks, and what activations are kept in: settled on the first text, for the whole run."""
+class ActivationProfile:
+    """Norms above which tokens are sinks, and how activations are stored: measured once, for the whole run."""
 
     sink_norms: Mapping[str, float]
-    """At each hook point, tokens of a larger norm are left out."""
+    """Norm at each hook point above which a token is left out as a sink."""
     widths: Mapping[str, int]
-    """Components of an activation at each hook point."""
+    """Number of components of an activation at each hook point."""
     dtype: str
-    """float16, or float32 where float16 could overflow."""
+    """Number format that activations are stored in: float16, or float32 if float16 could overflow."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,16 +55,16 @@ class CachedActivations:
     """The activations of a whole text."""
 
     rows: Mapping[str, NDArray[np.generic]]
-    """At each hook point `[num_rows, d_in]`, of the same tokens."""
-    calibration: Calibration
+    """Activations `[num_rows, d_in]` at each hook point, of the same tokens at all of them."""
+    profile: ActivationProfile
     num_sinks: int
 
 
-def calibrate(lens: LensModel, hooks: Sequence[str], batches: Sequence[WindowBatch]) -> Calibration:
-    """Set the sinks' norms from the medians over the first few batches.
+def measure_profile(lens: LensModel, hooks: Sequence[str], batches: Sequence[WindowBatch]) -> ActivationProfile:
+    """Measure the profile on the first batches of a text: a sink's norm is a multiple of their median norm.
 
     Raises:
-        CorpusError: they have no token to train on.
+        CorpusError: the batches have no token to train on.
     """
     norms: dict[str, list[Tensor]] = {hook: [] for hook in hooks}
     widths: dict[str, int] = {}
@@ -70,65 +72,65 @@ def calibrate(lens: LensModel, hooks: Sequence[str], batches: Sequence[WindowBat
         for hook, acts in lens.read(batch.ids, hooks).items():
             norms[hook].append(acts.float().norm(dim=-1).cpu()[batch.wanted])
             widths[hook] = acts.shape[-1]
-    if not any(len(some) for some in norms[hooks[0]]):
-        message = "The corpus has no token to train on: it is empty or made of special tokens."
+    if not any(len(values) for values in norms[hooks[0]]):
+        message = "The corpus has no token to train on: it is empty or has special tokens alone. Give one with text."
         raise CorpusError(message, param="corpus")
-    sink_norms = {hook: SINK_RATIO * float(torch.cat(some).median()) for hook, some in norms.items()}
+    sink_norms = {hook: SINK_RATIO * float(torch.cat(values).median()) for hook, values in norms.items()}
     dtype = "float16" if max(sink_norms.values()) < _FLOAT16_LIMIT else "float32"
-    return Calibration(sink_norms, widths, dtype)
+    return ActivationProfile(sink_norms, widths, dtype)
 
 
 class ActivationReader:
-    """Reads batches of text into rows, from any batch on; a sink at one hook point is left out at all of them."""
+    """Turns batches of text into rows of activations; a sink at one hook point is left out at all of them."""
 
     def __init__(self, lens: LensModel, hooks: Sequence[str], batches: Iterator[WindowBatch]) -> None:
-        """Read `batches`, of which none has been taken yet."""
+        """Read `batches`, an iterator at the start of the text."""
         self._lens = lens
         self._hooks = tuple(hooks)
         self._batches = batches
         self._first: list[WindowBatch] = []
-        self.calibration: Calibration | None = None
+        self.profile: ActivationProfile | None = None
         self.num_batches = 0
-        """Batches read so far."""
+        """Number of batches read so far."""
         self.num_sinks = 0
 
-    def start(self) -> Calibration:
-        """Calibrate on the first batches, which are read again afterwards.
+    def start(self) -> ActivationProfile:
+        """Measure the profile on the first batches, which `read` then returns as well.
 
         Raises:
             CorpusError: the text has no token to train on.
         """
-        self._first = list(islice(self._batches, CALIBRATION_BATCHES))
-        self.calibration = calibrate(self._lens, self._hooks, self._first)
-        return self.calibration
+        self._first = list(islice(self._batches, PROFILE_BATCHES))
+        self.profile = measure_profile(self._lens, self._hooks, self._first)
+        return self.profile
 
-    def go_on(self, calibration: Calibration, num_batches: int) -> None:
-        """Go on behind the first `num_batches` batches, which an earlier run has read."""
-        self.calibration, self.num_batches = calibration, num_batches
+    def resume(self, profile: ActivationProfile, num_batches: int) -> None:
+        """Skip the first `num_batches` batches, which an earlier run has read with `profile`."""
+        self.profile, self.num_batches = profile, num_batches
         next(islice(self._batches, num_batches, num_batches), None)
 
     def read(self) -> dict[str, NDArray[np.generic]] | None:
-        """Return the next batch's rows `[kept, d_in]` at each hook point, None at the end of the text."""
+        """Return the next batch's rows `[kept, d_in]` at each hook point; None at the end of the text."""
         batch = self._first.pop(0) if self._first else next(self._batches, None)
-        if batch is None or self.calibration is None:
+        if batch is None or self.profile is None:
             return None
-        found = self._lens.read(batch.ids, self._hooks)
+        batch_acts = self._lens.read(batch.ids, self._hooks)
         keep = batch.wanted.to(self._lens.device)
-        for hook, acts in found.items():
-            keep = counted_tokens(acts, keep, self.calibration.sink_norms[hook])
+        for hook, acts in batch_acts.items():
+            keep = counted_tokens(acts, keep, self.profile.sink_norms[hook])
         self.num_batches += 1
         self.num_sinks += int(batch.wanted.sum()) - int(keep.sum())
-        dtype = self.calibration.dtype
-        return {hook: acts[keep].float().cpu().numpy().astype(dtype) for hook, acts in found.items()}
+        dtype = self.profile.dtype
+        return {hook: acts[keep].float().cpu().numpy().astype(dtype) for hook, acts in batch_acts.items()}
 
 
 def statistics(rows: NDArray[np.generic]) -> ActivationStatistics:
     """Return median norm, mean norm and mean of `rows [num_rows, d_in]`."""
-    norms, total = [], np.zeros(rows.shape[1], dtype=np.float64)
+    chunk_norms, total = [], np.zeros(rows.shape[1], dtype=np.float64)
     for start in range(0, len(rows), _CHUNK):
         chunk = rows[start : start + _CHUNK].astype(np.float32)
-        norms.append(np.linalg.norm(chunk, axis=1))
+        chunk_norms.append(np.linalg.norm(chunk, axis=1))
         total += chunk.sum(axis=0, dtype=np.float64)
-    every = np.concatenate(norms)
+    norms = np.concatenate(chunk_norms)
     mean = torch.from_numpy((total / len(rows)).astype(np.float32))
-    return ActivationStatistics(float(np.median(every)), float(every.mean()), mean)
+    return ActivationStatistics(float(np.median(norms)), float(norms.mean()), mean)

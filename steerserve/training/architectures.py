@@ -44,12 +44,12 @@ _JUMPRELU: dict[str, Any] = {
     "jumprelu_ste_to_input": True,
     "pre_act_loss_coefficient": 3e-6,
 }
-"""Anthropic's variant, whose loss also reaches the encoder. Source: SAELens' guide to training JumpReLU."""
+"""Anthropic's variant, whose loss also reaches the encoder. Source: SAELens' documentation, "Training SAEs"."""
 _NESTED = (16, 8, 4, 2, 1)
-"""The levels of a Matryoshka dictionary: the whole of it over each."""
+"""Divisors of the width that give the levels of a Matryoshka dictionary."""
 _THRESHOLD_BATCHES = 32
 _THRESHOLD_SEED = 1 << 24
-"""Keeps these samples apart from those of resampling, whose seeds are steps."""
+"""First seed of these samples; those of resampling are steps, which are smaller."""
 
 
 def build_sae(
@@ -61,10 +61,9 @@ def build_sae(
     seed: int,
     device: str,
 ) -> TrainingSAE[Any]:
-    """Return an untrained dictionary whose `b_dec` is the mean of the (scaled) activations.
+    """Return an untrained dictionary whose `b_dec` is the mean of the scaled activations.
 
-    With `b_dec` at 0, SAELens' own start, features spend themselves on the mean, which is most of a residual stream's
-    norm.
+    SAELens begins with a `b_dec` of 0. Then features are spent on the mean, which is most of a residual stream's norm.
     """
     shared: dict[str, Any] = {
         "d_in": len(statistics.mean),
@@ -74,10 +73,10 @@ def build_sae(
         # The trainer divides by the mean norm and the export folds that into the weights.
         "normalize_activations": "expected_average_only_in",
     }
-    # Not the global generator: whoever else draws from it must neither change the result nor be changed by it.
+    # With the global generator, other code that draws from it would change the result, and be changed by this.
     make_sae, make_config = _CLASSES[options.architecture]
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="decoder_init_norm must be set to 1.0")  # which it then is
+        warnings.filterwarnings("ignore", message="decoder_init_norm must be set to 1.0")  # SAELens then does so
         torch.manual_seed(seed)
         sae = make_sae(make_config(**shared, **_settings(options, num_steps)))
     with torch.no_grad():
@@ -86,39 +85,40 @@ def build_sae(
 
 
 def scaling_factor(statistics: ActivationStatistics) -> float:
-    """Return what activations are multiplied by, so that their mean norm is sqrt(d_in) whatever the model."""
+    """Return the factor that gives activations a mean norm of sqrt(d_in), whatever the model."""
     return math.sqrt(len(statistics.mean)) / statistics.mean_norm
 
 
 @torch.no_grad()
-def settle_threshold(sae: TrainingSAE[Any], scale: float, hook: str, batches: Batches) -> None:
-    """Set the threshold that stands for a BatchTopK's choice at inference, from the weights as they are now.
+def set_threshold(sae: TrainingSAE[Any], scaling_factor: float, hook: str, batches: Batches) -> None:
+    """Set the threshold that replaces a BatchTopK's choice at inference, measured with the final weights.
 
-    In training it is an average over the last hundred steps or so that starts at 0, so after a short run it is far
-    too low and the dictionary too dense. Does nothing for other architectures.
+    SAELens' own threshold is an average over about the last hundred steps that starts at 0. After a short run it is far
+    too low, and the dictionary too dense. Does nothing for other architectures.
 
-    Source: `update_topk_threshold` of SAELens' BatchTopKTrainingSAE, without its memory.
+    Source: `update_topk_threshold` of SAELens' BatchTopKTrainingSAE, without the average over steps.
     """
     if not isinstance(sae, BatchTopKTrainingSAE):
         return
     sae.eval()
-    least = []
-    for number in range(_THRESHOLD_BATCHES):
-        acts = sae.encode(batches.sample(hook, batches.batch_size, _THRESHOLD_SEED + number).to(sae.device) * scale)
+    minima = []
+    for index in range(_THRESHOLD_BATCHES):
+        sample = batches.sample(hook, batches.batch_size, _THRESHOLD_SEED + index).to(sae.device)
+        acts = sae.encode(sample * scaling_factor)
         if bool((acts > 0).any()):
-            least.append(acts[acts > 0].min().double())
-    if least:
-        sae.topk_threshold.copy_(torch.stack(least).mean())
+            minima.append(acts[acts > 0].min().double())
+    if minima:
+        sae.topk_threshold.copy_(torch.stack(minima).mean())
 
 
 def _settings(options: DictionaryOptions, num_steps: int) -> dict[str, Any]:
-    """Return what one architecture's configuration has and the others' have not."""
+    """Return the settings that only some architectures have."""
     warm_up = max(1, num_steps // 5)
     match options.architecture:
         case "batchtopk" | "topk" | "abstopk":
             return {"k": options.k}
         case "matryoshka_batchtopk":
-            widths = sorted({max(1, options.d_sae // part) for part in _NESTED})
+            widths = sorted({max(1, options.d_sae // divisor) for divisor in _NESTED})
             return {"k": options.k, "matryoshka_widths": widths}
         case "matching_pursuit":
             return {"max_iterations": options.k}

@@ -1,6 +1,6 @@
-"""Activations of a whole text on disk: computed once, read as often as there are epochs.
+"""Activations of a whole text on disk: computed once, read in every epoch.
 
-A cache can be filled in several goes: what is on disk is always a prefix of what an undisturbed run would write.
+A stopped run leaves a prefix of the rows that an undisturbed run writes, and the next run appends the rest.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,52 +16,54 @@ import numpy as np
 from steerserve.core.errors import ConfigError, CorpusError
 from steerserve.core.files import read_json, write_json
 from steerserve.core.observer import StoppedError
-from steerserve.training.activations import CachedActivations, Calibration
+from steerserve.training.activations import ActivationProfile, CachedActivations
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
     from pathlib import Path
 
     from steerserve.core.observer import Observer
     from steerserve.training.activations import ActivationReader
 
 _SAVE_EVERY = 25
+"""Batches between two saves."""
 _CANNOT_ALLOCATE = frozenset({errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL})
-"""What file systems say that have no way to set blocks aside."""
+"""Errors of file systems that cannot reserve blocks."""
+_PROFILE = "calibration"
+"""The key of the profile in `state.json`, by its first name, so that runs of older versions can be resumed."""
 log = logging.getLogger(__name__)
 
 
 def fill_cache(reader: ActivationReader, folder: Path, tokens: int, observer: Observer) -> CachedActivations:
-    """Fill the cache in `folder` up to `tokens` rows (fewer if the text ends) and return it.
+    """Fill the cache in `folder` with `tokens` rows (fewer if the text ends before) and return it.
 
     Raises:
-        ConfigError: the disk has no room for it.
+        ConfigError: the disk has no room for the rows.
         CorpusError: the text has no token to train on.
-        StoppedError: the observer asked for it; what was read is kept.
+        StoppedError: the observer asked for a stop; the rows that were read are kept.
     """
     folder.mkdir(parents=True, exist_ok=True)
     state_file = folder / "state.json"
     if state_file.is_file():
         state = read_json(state_file)
-        calibration = Calibration(**state["calibration"])
+        profile = ActivationProfile(**state[_PROFILE])
         if not state["is_full"]:
-            reader.go_on(calibration, state["num_batches"])
+            reader.resume(profile, state["num_batches"])
         reader.num_sinks = state["num_sinks"]
     else:
-        calibration = reader.start()
+        profile = reader.start()
         state = {"num_rows": 0, "is_full": False}
     num_rows = state["num_rows"]
     if not state["is_full"]:
-        _allocate(folder, calibration, calibration.widths, tokens)
-        cache = {hook: _open(folder, calibration, hook, tokens) for hook in calibration.widths}
+        _allocate(folder, profile, tokens)
+        cache = {hook: _open(folder, profile, hook, tokens) for hook in profile.widths}
         num_rows = _fill(reader, cache, num_rows, tokens, state_file, observer)
     if num_rows == 0:
-        message = "The corpus has no token to train on: all are special tokens or attention sinks."
+        message = "The corpus has no token to train on: all are special tokens or attention sinks. Give another text."
         raise CorpusError(message, param="corpus")
     if num_rows < tokens:
-        log.warning("the corpus gives %d tokens, fewer than the %d asked for", num_rows, tokens)
-    rows = {hook: _open(folder, calibration, hook, tokens, "r")[:num_rows] for hook in calibration.widths}
-    return CachedActivations(rows, calibration, reader.num_sinks)
+        log.warning("the corpus has %d tokens to train on, fewer than the %d requested", num_rows, tokens)
+    rows = {hook: _open(folder, profile, hook, tokens, "r")[:num_rows] for hook in profile.widths}
+    return CachedActivations(rows, profile, reader.num_sinks)
 
 
 def _fill(
@@ -78,11 +81,11 @@ def _fill(
 
     with observer.stage("Reading text", tokens) as progress:
         while num_rows < tokens:
-            found = reader.read()
-            if found is None:
+            batch = reader.read()
+            if batch is None:
                 break
-            num_new = min(len(next(iter(found.values()))), tokens - num_rows)
-            for hook, rows in found.items():
+            num_new = min(len(next(iter(batch.values()))), tokens - num_rows)
+            for hook, rows in batch.items():
                 cache[hook][num_rows : num_rows + num_new] = rows[:num_new]
             num_rows += num_new
             progress.update(num_rows, {"sinks": reader.num_sinks})
@@ -90,28 +93,23 @@ def _fill(
             if is_stopping or reader.num_batches % _SAVE_EVERY == 0:
                 save(is_full=False)
             if is_stopping:
-                message = f"Stopped after reading {num_rows} tokens; the same command goes on from there."
+                message = f"Stopped after reading {num_rows} tokens. The same command resumes there."
                 raise StoppedError(message)
         save(is_full=True)
     return num_rows
 
 
 def _save_state(state_file: Path, reader: ActivationReader, num_rows: int, *, is_full: bool) -> None:
-    if reader.calibration is None:
+    if reader.profile is None:
         return
-    calibration = {
-        "sink_norms": dict(reader.calibration.sink_norms),
-        "widths": dict(reader.calibration.widths),
-        "dtype": reader.calibration.dtype,
-    }
-    read = {"num_rows": num_rows, "num_batches": reader.num_batches, "num_sinks": reader.num_sinks}
-    write_json(state_file, {"calibration": calibration, **read, "is_full": is_full})
+    counts = {"num_rows": num_rows, "num_batches": reader.num_batches, "num_sinks": reader.num_sinks}
+    write_json(state_file, {_PROFILE: asdict(reader.profile), **counts, "is_full": is_full})
 
 
-def _allocate(folder: Path, calibration: Calibration, hooks: Iterable[str], tokens: int) -> None:
-    """Take the files' room on the disk now: a mapped file that finds none later ends the process with SIGBUS."""
-    itemsize = np.dtype(calibration.dtype).itemsize
-    sizes = {folder / f"{hook}.bin": tokens * calibration.widths[hook] * itemsize for hook in hooks}
+def _allocate(folder: Path, profile: ActivationProfile, tokens: int) -> None:
+    """Reserve the files' space now: writing a mapped file on a full disk ends the process with SIGBUS."""
+    itemsize = np.dtype(profile.dtype).itemsize
+    sizes = {folder / f"{hook}.bin": tokens * width * itemsize for hook, width in profile.widths.items()}
     for file, size in sizes.items():
         try:
             with file.open("ab") as opened:
@@ -125,14 +123,14 @@ def _allocate(folder: Path, calibration: Calibration, hooks: Iterable[str], toke
                         raise
         except OSError as error:
             message = (
-                f"The activations need {sum(sizes.values()) / 1e9:.2f} GB in {folder}, which cannot be had there: "
-                f"{error.strerror}. Free some, give fewer tokens, or keep some in memory alone (storage 'buffer')."
+                f"The activations need {sum(sizes.values()) / 1e9:.2f} GB in {folder}, which cannot be reserved: "
+                f"{error.strerror}. Free that much, give fewer tokens, or use the storage 'buffer'."
             )
             raise ConfigError(message, param="tokens") from error
 
 
-def _open(folder: Path, calibration: Calibration, hook: str, tokens: int, mode: str = "r+") -> np.memmap[Any, Any]:
+def _open(folder: Path, profile: ActivationProfile, hook: str, tokens: int, mode: str = "r+") -> np.memmap[Any, Any]:
     file = folder / f"{hook}.bin"
-    shape = (tokens, calibration.widths[hook])
-    opened: np.memmap[Any, Any] = np.memmap(file, calibration.dtype, mode, shape=shape)  # type: ignore[call-overload]
+    shape = (tokens, profile.widths[hook])
+    opened: np.memmap[Any, Any] = np.memmap(file, profile.dtype, mode, shape=shape)  # type: ignore[call-overload]
     return opened

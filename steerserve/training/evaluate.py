@@ -1,6 +1,6 @@
-"""What a dictionary keeps of the model: its reconstruction in place of what it reads, on text never trained on.
+"""How much of the model a dictionary keeps: its reconstruction replaces the activations, on held-out text.
 
-Special tokens and sinks stay as they are in every arm, as they do when serving.
+Special tokens and sinks are not replaced, as a server does not edit them.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import torch
 from steerserve.core.errors import CorpusError
 from steerserve.core.observer import StoppedError
 from steerserve.model.norms import counted_tokens
+from steerserve.text.windows import batch_documents
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -25,12 +26,15 @@ if TYPE_CHECKING:
 
     from steerserve.core.observer import Observer
     from steerserve.model.lens import LensModel
+    from steerserve.text.corpus import StoredDocument
     from steerserve.text.windows import WindowBatch
 
 DENSE_SHARE = 0.1
-"""A feature that is active on more tokens than this share is dense."""
+"""A feature that is active on a larger share of the tokens is dense."""
 FEATURE_TOKENS = 200_000
-"""Tokens over which features are counted: one that never fires on them is dead."""
+"""Number of tokens on which active features are counted; a feature that is active on none of them is dead."""
+_BATCH_TOKENS = 512
+"""Tokens in a batch: fewer than in training, since several sets of logits over the vocabulary are in memory."""
 _CHUNK = 8192
 _BINS_PER_DECADE = 4
 _LEAST_EXPONENT = -6
@@ -42,51 +46,60 @@ class SpliceMetrics:
 
     tokens: int
     ce_clean: float
+    """Cross-entropy of the unchanged model."""
     ce_spliced: float
+    """Cross-entropy with the reconstruction."""
     ce_mean_ablated: float
+    """Cross-entropy with the mean activation."""
     ce_zero_ablated: float
+    """Cross-entropy with zeros."""
     ce_recovered: float
     """(zero-ablated - spliced) / (zero-ablated - clean). Source: SAELens' `ce_loss_score`."""
     ce_recovered_mean: float
-    """The same against the mean activation, a harder baseline where the mean is most of the norm."""
+    """(mean-ablated - spliced) / (mean-ablated - clean), a harder baseline if the mean is most of the norm."""
     kl: float
     """KL(clean || spliced)."""
     explained_variance: float
     """1 - sum |x - out|^2 / sum |x - mean|^2."""
     l0: float
+    """Mean number of active features."""
 
 
 @dataclass(frozen=True, slots=True)
 class DensityHistogram:
-    """How many features are active how often, in equal steps of log10 of the share of tokens."""
+    """Number of features by the share of tokens on which they are active, in equal steps of its log10."""
 
     log10_edges: tuple[float, ...]
-    """One more than there are counts."""
+    """Edges of the bins: one more than bins."""
     counts: tuple[int, ...]
-    """Features that are active at all."""
+    """Number of features in each bin; features that are never active are in none."""
 
 
 @dataclass(frozen=True, slots=True)
 class FeatureMetrics:
-    """How often features are active, over tokens that the run has seen."""
+    """How often features are active on tokens of the text that the dictionary was trained on."""
 
     tokens: int
     l0: float
+    """Mean number of active features."""
     dead_fraction: float
-    """Features never active on these tokens."""
+    """Share of features that are active on none of these tokens."""
     dense_fraction: float
+    """Share of features that are active on more than `DENSE_SHARE` of them."""
     density: DensityHistogram
 
 
 @dataclass(frozen=True, slots=True)
-class Judged:
-    """A dictionary to measure, with what is known of the activations at its hook point."""
+class JudgedDictionary:
+    """A dictionary to measure, with statistics of the activations at its hook point."""
 
     hook: str
     sae: SAE[Any]
-    """In float32, on the model's device."""
+    """The dictionary in float32, on the model's device."""
     mean: Float[Tensor, " d_in"]
+    """Mean of the activations."""
     sink_norm: float
+    """Norm above which a token is a sink."""
 
 
 @dataclass(slots=True)
@@ -102,31 +115,36 @@ class _Sums:
 
 @torch.inference_mode()
 def evaluate_splices(
-    lens: LensModel, judged: Sequence[Judged], batches: Iterable[WindowBatch], max_tokens: int, observer: Observer
+    lens: LensModel,
+    judged: Sequence[JudgedDictionary],
+    heldout: Iterable[StoredDocument],
+    context_size: int,
+    max_tokens: int,
+    observer: Observer,
 ) -> list[SpliceMetrics]:
-    """Compare the model with itself: as it is, with each reconstruction, with the mean and with zero in its place.
+    """Compare the unchanged model with each reconstruction, with the mean and with zeros in place of the activations.
 
     Raises:
         CorpusError: the held-out documents have no token to measure on.
-        StoppedError: the observer asked for it; measuring begins anew the next time.
+        StoppedError: the observer asked for a stop; the next call measures from the start.
     """
     sums = [_Sums() for _ in judged]
-    num_tokens = 0
     with observer.stage("Measuring on held-out text", max_tokens) as progress:
-        for batch in batches:
+        for batch in batch_documents(lens.tokenizer, heldout, context_size, _BATCH_TOKENS):
             _add(sums, lens, judged, batch)
-            num_tokens = min(one.tokens for one in sums)
+            num_tokens = min(dictionary_sums.tokens for dictionary_sums in sums)
             progress.update(min(num_tokens, max_tokens))
             if num_tokens >= max_tokens:
                 break
             if observer.should_stop():
-                raise StoppedError("Stopped while measuring on held-out text, which begins anew the next time.")
-    return [_means(one) for one in sums]
+                message = "Stopped while measuring on held-out text. The same command measures again from the start."
+                raise StoppedError(message)
+    return [_means(dictionary_sums) for dictionary_sums in sums]
 
 
 def _means(sums: _Sums) -> SpliceMetrics:
     if sums.targets == 0 or sums.tokens == 0:
-        message = "The held-out documents have no token to measure on; the corpus needs more text."
+        message = "The held-out documents have no token to measure on. Give a corpus with more text."
         raise CorpusError(message, param="corpus")
     loss = {arm: total / sums.targets for arm, total in sums.losses.items()}
     return SpliceMetrics(
@@ -145,61 +163,62 @@ def _means(sums: _Sums) -> SpliceMetrics:
 
 @torch.inference_mode()
 def count_features(sae: SAE[Any], rows: Float[Tensor, "rows d_in"]) -> FeatureMetrics:
-    """Count active features over `rows`, which should be `FEATURE_TOKENS` or more to tell which are dead."""
-    fired = torch.zeros(sae.cfg.d_sae)
+    """Count on how many of `rows` each feature is active; with fewer than `FEATURE_TOKENS`, rare features seem dead."""
+    num_active = torch.zeros(sae.cfg.d_sae)
     for part in rows.split(_CHUNK):
-        fired += sae.encode(part.to(sae.device)).bool().float().sum(0).cpu()
-    density = fired / len(rows)
+        num_active += sae.encode(part.to(sae.device)).bool().float().sum(0).cpu()
+    density = num_active / len(rows)
     return FeatureMetrics(
         tokens=len(rows),
         l0=float(density.sum()),
-        dead_fraction=float((fired == 0).float().mean()),
+        dead_fraction=float((num_active == 0).float().mean()),
         dense_fraction=float((density > DENSE_SHARE).float().mean()),
-        density=_histogram(density[fired > 0]),
+        density=_histogram(density[num_active > 0]),
     )
 
 
 def _histogram(density: Float[Tensor, " active"]) -> DensityHistogram:
     num_bins = -_LEAST_EXPONENT * _BINS_PER_DECADE
-    edges = tuple(_LEAST_EXPONENT + place / _BINS_PER_DECADE for place in range(num_bins + 1))
-    places = ((density.double().log10() - _LEAST_EXPONENT) * _BINS_PER_DECADE).floor().long().clamp(0, num_bins - 1)
-    return DensityHistogram(edges, tuple(torch.bincount(places, minlength=num_bins).tolist()))
+    edges = tuple(_LEAST_EXPONENT + index / _BINS_PER_DECADE for index in range(num_bins + 1))
+    bins = ((density.double().log10() - _LEAST_EXPONENT) * _BINS_PER_DECADE).floor().long().clamp(0, num_bins - 1)
+    return DensityHistogram(edges, tuple(torch.bincount(bins, minlength=num_bins).tolist()))
 
 
-def _add(sums: Sequence[_Sums], lens: LensModel, judged: Sequence[Judged], batch: WindowBatch) -> None:
+def _add(sums: Sequence[_Sums], lens: LensModel, judged: Sequence[JudgedDictionary], batch: WindowBatch) -> None:
     ids = batch.ids.to(lens.device)
     targets = batch.wanted[:, 1:].to(lens.device)
-    seen: dict[str, Tensor] = {}
+    acts_at: dict[str, Tensor] = {}
 
     def keep_acts(acts: Tensor, hook: str) -> None:
-        seen[hook] = acts.clone()  # some blocks add to it in place
+        acts_at[hook] = acts.clone()  # some blocks add to it in place
 
     with contextlib.ExitStack() as stack:
-        for hook in {one.hook for one in judged}:
+        for hook in {dictionary.hook for dictionary in judged}:
             stack.enter_context(lens.hooked(hook, functools.partial(keep_acts, hook=hook)))
         clean = lens.forward(ids, use_cache=False).float().log_softmax(-1)
     ablated: dict[tuple[str, str], float] = {}
-    for one, total in zip(judged, sums, strict=True):
-        acts = seen[one.hook]
-        keep = counted_tokens(acts, batch.wanted, one.sink_norm)
+    for dictionary, total in zip(judged, sums, strict=True):
+        acts = acts_at[dictionary.hook]
+        keep = counted_tokens(acts, batch.wanted, dictionary.sink_norm)
         x = acts[keep].float()
-        feature_acts = one.sae.encode(x)
-        out = one.sae.decode(feature_acts)
-        mean = one.mean.to(lens.device)
+        feature_acts = dictionary.sae.encode(x)
+        out = dictionary.sae.decode(feature_acts)
+        mean = dictionary.mean.to(lens.device)
         total.tokens += len(x)
         total.targets += int(targets.sum())
         total.error += float((x - out).pow(2).sum())
         total.spread += float((x - mean).pow(2).sum())
         total.active += float(feature_acts.bool().float().sum())
         total.losses["clean"] += _loss(clean, ids, targets)
-        spliced = _replaced(lens, ids, one.hook, keep, out)
+        spliced = _replaced(lens, ids, dictionary.hook, keep, out)
         total.losses["spliced"] += _loss(spliced, ids, targets)
         before = clean[:, :-1][targets]
         total.kl += float((before.exp() * (before - spliced[:, :-1][targets])).sum())
         for arm, value in (("mean", mean.expand_as(x)), ("zero", torch.zeros_like(x))):
-            if (one.hook, arm) not in ablated:  # the same for all dictionaries at a hook point
-                ablated[one.hook, arm] = _loss(_replaced(lens, ids, one.hook, keep, value), ids, targets)
-            total.losses[arm] += ablated[one.hook, arm]
+            if (dictionary.hook, arm) not in ablated:  # the same for all dictionaries at a hook point
+                replaced = _replaced(lens, ids, dictionary.hook, keep, value)
+                ablated[dictionary.hook, arm] = _loss(replaced, ids, targets)
+            total.losses[arm] += ablated[dictionary.hook, arm]
 
 
 def _replaced(
@@ -217,7 +236,7 @@ def _replaced(
 
 
 def _loss(log_probs: Float[Tensor, "rows pos vocab"], ids: Tensor, targets: Bool[Tensor, "rows pos"]) -> float:
-    """Return the summed loss of the tokens marked in `targets`, which is shifted by one: it has no first position."""
+    """Return the summed loss of the tokens marked in `targets`, which begins at the second position."""
     chosen = log_probs[:, :-1].gather(-1, ids[:, 1:, None])[..., 0]
     return -float(chosen[targets].sum())
 

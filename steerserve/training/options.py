@@ -1,4 +1,4 @@
-"""What a training run is asked to do. Frozen data, checked where it is made; no torch."""
+"""The options of a training run: frozen data that is checked when it is made. Loads no torch."""
 
 from __future__ import annotations
 
@@ -21,20 +21,21 @@ if TYPE_CHECKING:
 
 DEFAULT_HOOK = "blocks.17.hook_resid_post"
 DEFAULT_L1: Mapping[str, float] = {"standard": 5.0, "gated": 5.0, "jumprelu": 5.0}
-"""Weights of the sparsity penalty on activations scaled to the norm sqrt(d_in); a TopK has none."""
+"""Weights of the sparsity penalty on activations scaled to the norm sqrt(d_in); the other architectures have none."""
 DEFAULT_RESAMPLE = (0.25, 0.4, 0.55, 0.7)
-"""Shares of the run after which dead features are resampled. Source: training.md, after Bricken et al. 2023."""
+"""Shares of the run after which dead features are resampled. Source: docs/training.md, "How it trains"."""
 RESAMPLED_BY_DEFAULT = frozenset({"standard", "gated"})
-"""The others have remedies of their own against dead features (AuxK, the pre-activation loss)."""
+"""Architectures without a remedy of their own against dead features, such as AuxK or a pre-activation loss."""
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _HOOK = re.compile(r"blocks\.(\d+)\.(?:attn\.)?hook_(\w+)")
 _MIN_CONTEXT = 16
 _LEAST_ROWS = 16
-"""A mean over fewer activations says nothing."""
+"""Least number of tokens, in all and in a batch: a mean over fewer activations says nothing."""
 _LONG_TEXT = 200_000
+"""Number of tokens from which on six epochs are the default, below it three."""
 _BATCH_SIZES = (2048, 1024, 512)
 _ENOUGH_STEPS = 500
-"""Smaller batches make more of a short text: 60,000 tokens at 512 for 3 epochs beat 2048 for 6 in half the time."""
+"""Steps from which on a larger batch is taken: 60,000 tokens at 512 for 3 epochs beat 2048 for 6, in half the time."""
 _LEAST_HELDOUT, _MOST_HELDOUT = 2048, 16_384
 
 
@@ -43,23 +44,23 @@ class DictionaryOptions:
     """One dictionary to train.
 
     Raises:
-        ConfigError: a value that no training can honour; `param` names it.
+        ConfigError: a value is out of range; `param` names it.
     """
 
     id: str
-    """The name that the server will know the dictionary by."""
+    """The name under which the server loads the dictionary."""
     hook: str = DEFAULT_HOOK
     architecture: Architecture = "batchtopk"
     d_sae: int = 4096
     k: int = 32
-    """Active features a token; read by the TopK family and matching pursuit alone."""
+    """Number of active features a token; only the TopK family and matching pursuit use it."""
     l1_coefficient: float | None = None
-    """Weight of the sparsity penalty; read by standard, gated and jumprelu alone. None: the architecture's own."""
+    """Weight of the sparsity penalty; only standard, gated and jumprelu use it. None for the architecture's default."""
     lr: float = 8e-4
     resample: tuple[float, ...] | None = None
-    """Shares of the run after which dead features are resampled; () is never, None the architecture's own."""
+    """Shares of the run after which dead features are resampled; () for never, None for the architecture's default."""
     dtype: SavedDtype = "float32"
-    """Of the saved weights; training itself is in float32."""
+    """Number format of the saved weights; training itself is in float32."""
 
     def __post_init__(self) -> None:
         """Check every value."""
@@ -81,12 +82,12 @@ class DictionaryOptions:
 
     @property
     def sparsity(self) -> float:
-        """The weight of the sparsity penalty, the architecture's own where none was given."""
+        """Weight of the sparsity penalty, the architecture's default if none was given."""
         return DEFAULT_L1.get(self.architecture, 0.0) if self.l1_coefficient is None else self.l1_coefficient
 
     @property
     def resampling(self) -> tuple[float, ...]:
-        """The shares of the run after which dead features are resampled."""
+        """Shares of the run after which dead features are resampled."""
         if self.resample is not None:
             return self.resample
         return DEFAULT_RESAMPLE if self.architecture in RESAMPLED_BY_DEFAULT else ()
@@ -97,46 +98,46 @@ class TrainOptions:
     """One pass over a text that trains one dictionary or several.
 
     Raises:
-        ConfigError: a value that no training can honour; `param` names it.
+        ConfigError: a value is out of range; `param` names it.
     """
 
     out: Path
-    """The folder of the result: of the one dictionary itself, or with a folder for each of several."""
+    """Folder for the result: one dictionary lies in it directly, several lie in a folder each below it."""
     corpus: tuple[str, ...]
     """Folders, files (.txt, .md, .jsonl), `hf:NAME`, `sample` or `self`."""
     dictionaries: tuple[DictionaryOptions, ...]
     corpus_dirs: tuple[Path, ...] | None = None
-    """Files of the corpus must lie within one of these folders, links followed; None: wherever they are."""
+    """Folders within which the corpus's files must lie, links followed. None if they may lie anywhere."""
     prepared: tuple[str, ...] = ()
-    """Files that stand for the corpus, where it had to be fetched or written first."""
+    """The corpus as folders and files, with the text that was fetched or written. Empty if `corpus` is read itself."""
     model: str = DEFAULT_MODEL
     model_dtype: str = "auto"
-    """In which the model computes."""
+    """Number format in which the model computes."""
     backend: Backend = "bridge"
-    """What runs the model."""
+    """Implementation that runs the model."""
     process_weights: bool = True
     """Whether a HookedTransformer gets its norms folded and its weights centred."""
     trust_remote_code: bool = False
-    """Run Python code that the model's repository brings."""
+    """Whether Python code in the model's repository may be run."""
     tokens: int = 1_000_000
-    """Tokens whose activations are kept; fewer if the corpus has fewer."""
+    """Number of tokens to train on; fewer if the corpus has fewer."""
     epochs: int | None = None
-    """How often each of them is seen; None: 6 times from the disk (3 times a short text), once through the buffer."""
+    """Number of times that each token is used. None for 6 from the disk (3 for a short text), 1 with the buffer."""
     batch_size: int | None = None
-    """Tokens a step; None: 2048, and fewer where a run would have few steps, down to 512."""
+    """Number of tokens a step. None for 2048, or fewer (at least 512) if the run would have few steps."""
     seed: int = 0
     context_size: int = 128
     device: str = "auto"
     storage: Storage = "disk"
-    """`disk` keeps all activations of the text; `buffer` some of them, in memory, and computes each epoch anew."""
+    """`disk` keeps all activations on disk; `buffer` keeps some in memory and computes them anew in each epoch."""
     buffer_mb: int = 512
-    """Bound of the buffer, for all hook points together."""
+    """Largest size of the buffer, for all hook points together."""
     heldout_tokens: int | None = None
-    """Tokens of documents never trained on that the report is measured on; None: a twentieth, at most 16,384."""
+    """Number of held-out tokens that the report is measured on. None for a twentieth of `tokens`, at most 16,384."""
     checkpoint_every: int = 250
-    """Steps between checkpoints."""
+    """Number of steps between two checkpoints."""
     keep_run: bool = False
-    """Keep the cached activations and the checkpoint (`OUT/run`) when done."""
+    """Whether the cached activations and the checkpoint (`OUT/run`) are kept when the run has ended."""
 
     def __post_init__(self) -> None:
         """Check every value."""
@@ -157,31 +158,31 @@ class TrainOptions:
 
     @property
     def run_dir(self) -> Path:
-        """The folder that holds what a killed run needs to go on."""
+        """Folder for everything that a stopped run needs to resume."""
         return self.out / "run"
 
     @property
     def text_dir(self) -> Path:
-        """The folder for text that must be fetched or written first."""
+        """Folder for text that is fetched or written before the run."""
         return self.run_dir / "corpus"
 
     @property
     def text_dirs(self) -> tuple[Path, ...] | None:
-        """The folders that text may lie in, those for text that was fetched or written included; None: any folder."""
+        """Folders that text may lie in, those for text that is fetched or written included. None if any folder may."""
         if self.corpus_dirs is None:
             return None
         return (*self.corpus_dirs, self.text_dir, *((sample_dir(),) if SAMPLE in self.corpus else ()))
 
     @property
     def num_epochs(self) -> int:
-        """How often each token is seen."""
+        """Number of times that each token is used."""
         if self.epochs is not None:
             return self.epochs
         return 1 if self.storage == "buffer" else 6 if self.tokens >= _LONG_TEXT else 3
 
     @property
     def tokens_a_step(self) -> int:
-        """Tokens of a batch."""
+        """Number of tokens in a batch."""
         if self.batch_size is not None:
             return self.batch_size
         seen = self.tokens * self.num_epochs
@@ -189,32 +190,32 @@ class TrainOptions:
 
     @property
     def num_heldout_tokens(self) -> int:
-        """Tokens that the report is measured on."""
+        """Number of held-out tokens that the report is measured on."""
         return self.heldout_tokens or min(max(self.tokens // 20, _LEAST_HELDOUT), _MOST_HELDOUT)
 
     @property
     def hooks(self) -> tuple[str, ...]:
-        """The hook points that are read, each once."""
+        """The hook points of the dictionaries, each once."""
         return tuple(dict.fromkeys(dictionary.hook for dictionary in self.dictionaries))
 
     def folder(self, dictionary: DictionaryOptions) -> Path:
-        """Return the folder that gets the dictionary's weights, configuration and report."""
+        """Return the folder for the dictionary's weights, configuration and report."""
         return self.out if len(self.dictionaries) == 1 else self.out / dictionary.id
 
     def what_shapes_the_result(self) -> dict[str, Any]:
-        """Return the values that an interrupted run must share with the one that goes on."""
-        aside = {"out", "corpus", "prepared", "device", "heldout_tokens", "checkpoint_every", "keep_run"}
-        aside |= {"trust_remote_code", "corpus_dirs"}
-        # Runs from before there was a choice go on.
+        """Return the options that must be the same when a stopped run is resumed."""
+        left_out = {"out", "corpus", "prepared", "device", "heldout_tokens", "checkpoint_every", "keep_run"}
+        left_out |= {"trust_remote_code", "corpus_dirs"}
+        # Runs of versions without these options can be resumed.
         if self.model_dtype == "auto":
-            aside |= {"model_dtype"}
+            left_out |= {"model_dtype"}
         if self.backend == "bridge":
-            aside |= {"backend", "process_weights"}
-        return {name: value for name, value in asdict(self).items() if name not in aside}
+            left_out |= {"backend", "process_weights"}
+        return {name: value for name, value in asdict(self).items() if name not in left_out}
 
     @property
     def sha256(self) -> str:
-        """Names a run: the same for the same options and corpus, wherever the result goes."""
+        """SHA-256 of the options that shape the result and of the corpus's names: the same run has the same one."""
         shaping = {**self.what_shapes_the_result(), "corpus": self.corpus}
         return hashlib.sha256(json.dumps(shaping, sort_keys=True).encode()).hexdigest()
 
@@ -226,32 +227,38 @@ class TrainOptions:
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> TrainOptions:
         """Read what `to_json` wrote."""
-        dictionaries = (
-            DictionaryOptions(**{**one, "resample": None if one["resample"] is None else tuple(one["resample"])})
-            for one in value["dictionaries"]
+        dictionaries = tuple(
+            DictionaryOptions(
+                **{**fields, "resample": None if fields["resample"] is None else tuple(fields["resample"])}
+            )
+            for fields in value["dictionaries"]
         )
-        read = {"out": Path(value["out"]), "corpus": tuple(value["corpus"])}
-        read |= {"dictionaries": tuple(dictionaries), "prepared": tuple(value["prepared"])}
-        if (folders := value.get("corpus_dirs")) is not None:
-            read["corpus_dirs"] = tuple(Path(folder) for folder in folders)
-        return cls(**{**value, **read})
+        folders = value.get("corpus_dirs")
+        parsed = {
+            "out": Path(value["out"]),
+            "corpus": tuple(value["corpus"]),
+            "dictionaries": dictionaries,
+            "prepared": tuple(value["prepared"]),
+            "corpus_dirs": None if folders is None else tuple(map(Path, folders)),
+        }
+        return cls(**{**value, **parsed})
 
 
 @dataclass(frozen=True, slots=True)
 class Grid:
-    """The dictionaries of one run: every hook point with every width."""
+    """The dictionaries of one run: one for every hook point and width."""
 
     id: str
     hooks: Sequence[str] = (DEFAULT_HOOK,)
     widths: Sequence[int] = (4096,)
     shared: Mapping[str, Any] = field(default_factory=dict)
-    """The other options of each."""
+    """The other options, which are the same for each dictionary."""
 
     def dictionaries(self) -> tuple[DictionaryOptions, ...]:
-        """Return the dictionaries: `id` itself where there is one, else `id` with what tells them apart.
+        """Return the dictionaries, named `id`, and behind it hook point and width if there are several of them.
 
         Raises:
-            ConfigError: a value that no training can honour; `param` names it.
+            ConfigError: a value is out of range; `param` names it.
         """
         hooks, widths = tuple(dict.fromkeys(self.hooks)), tuple(dict.fromkeys(self.widths))
         return tuple(
@@ -269,9 +276,9 @@ class Grid:
 
 def _short(hook: str) -> str:
     """Shorten `blocks.17.hook_resid_post` to `17.resid_post`."""
-    found = _HOOK.fullmatch(hook)
-    _check(found is not None, "hook", hook, "a hook point such as blocks.17.hook_resid_post")
-    return ".".join(found.groups()) if found else hook
+    match = _HOOK.fullmatch(hook)
+    _check(match is not None, "hook", hook, "a hook point such as blocks.17.hook_resid_post")
+    return ".".join(match.groups()) if match else hook
 
 
 def _check_choice(value: str, name: str, choices: Sequence[str]) -> None:

@@ -1,4 +1,4 @@
-"""The report beside a dictionary: what it was trained on, with what, and how much of the model it keeps."""
+"""The report beside a dictionary: the text and options of its training, and how much of the model it keeps."""
 
 from __future__ import annotations
 
@@ -21,10 +21,11 @@ _LIBRARIES = ("steerserve", "torch", "transformers", "transformer-lens", "sae-le
 
 
 @dataclass(frozen=True, slots=True)
-class Training:
-    """The facts of the run itself."""
+class TrainingFacts:
+    """Facts about the training run."""
 
     tokens: int
+    """Number of different tokens."""
     sinks_left_out: int
     epochs: int
     steps: int
@@ -33,24 +34,24 @@ class Training:
     k: int
     l1_coefficient: float
     resampled: int
-    """Dead features that were begun anew, each time counted."""
+    """Number of dead features that were resampled; a feature counts each time."""
     seed: int
     context_size: int
     storage: str
     together_with: Sequence[str]
-    """Other dictionaries that the same pass over the text trained."""
+    """Ids of the other dictionaries that the same run trained."""
     wall_time_s: float
-    """Of all calls that the run took; what a kill cut off is not in it."""
+    """Duration of all calls of a run that was stopped and resumed, except those that were killed."""
     corpus_sha256: str
     options_sha256: str
     sources: Mapping[str, int]
-    """Documents by file."""
+    """Number of documents by file."""
     heldout_documents: int
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
-    """Everything in `report.json`."""
+class DictionaryReport:
+    """The content of `report.json`."""
 
     id: str
     model: str
@@ -63,17 +64,17 @@ class Report:
     mean_norm: float
     heldout: SpliceMetrics
     features: FeatureMetrics
-    training: Training
+    training: TrainingFacts
     history: Mapping[str, Any]
-    """The curves, as `History.as_json` gives them."""
+    """The curves, as `History.as_json` returns them."""
 
     def as_json(self) -> dict[str, Any]:
-        """Return the report: the figures people ask for at the top, all of them below."""
+        """Return the report as JSON: the headline figures first, then everything."""
         return {**headline(self.heldout, self.features), **asdict(self), "versions": library_versions()}
 
 
 def headline(heldout: SpliceMetrics, features: FeatureMetrics) -> dict[str, float]:
-    """Return the figures people ask for."""
+    """Return the most important figures of a report."""
     return {
         "ce_recovered": heldout.ce_recovered,
         "explained_variance": heldout.explained_variance,
@@ -85,14 +86,14 @@ def headline(heldout: SpliceMetrics, features: FeatureMetrics) -> dict[str, floa
 
 
 def save_report(report: Mapping[str, Any], folder: Path) -> None:
-    """Write `report.json`, last of a dictionary's files: it says that the others are whole; and a page of it."""
+    """Write `report.html` and `report.json`. The latter is the last of a dictionary's files: then all are complete."""
     content = _rounded(report)
     write_text(folder / PAGE_FILE, render_report(content))
     write_json(folder / REPORT_FILE, content)
 
 
 def library_versions() -> dict[str, str]:
-    """Return the versions of the libraries that a dictionary's numbers depend on."""
+    """Return the versions of the libraries that a dictionary's weights and figures depend on."""
     return {name: _version(name) for name in _LIBRARIES}
 
 

@@ -1,6 +1,6 @@
-"""Dead features begun anew, aimed at what the dictionary reconstructs worst.
+"""Resampling of dead features: each gets the direction of an input that the dictionary reconstructs badly.
 
-Source: Bricken et al. 2023, "Towards Monosemanticity", appendix on neuron resampling; SAELens 6 has none.
+SAELens 6 has no resampling. Source: Bricken et al. 2023, "Towards Monosemanticity", appendix "Neuron Resampling".
 """
 
 from __future__ import annotations
@@ -16,26 +16,27 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 SAMPLE_ROWS = 32_768
-"""Inputs whose losses decide where dead features go."""
+"""Number of inputs that new directions are drawn from."""
 _ENCODER_SHARE = 0.2
-"""Length of a new encoder column, as a share of the mean length of those alive: it must win its place."""
+"""Length of a new encoder column, as a share of the mean length of those of live features."""
 _CHUNK = 4096
 _KEPT = frozenset({"b_dec", "threshold"})
-"""Parameters without features, and the threshold, which says when a feature fires and not where it points."""
+"""Parameters that stay: `b_dec` belongs to no feature, and the threshold is not part of a direction."""
 
 
 @torch.no_grad()
 def resample_dead(trainer: SAETrainer[Any, Any], sample: Float[Tensor, "rows d_in"], seed: int) -> int:
-    """Give each dead feature of a dictionary under training a new direction; return how many there were.
+    """Give each dead feature of a dictionary in training a new direction; return the number of dead features.
 
-    A feature is dead where it has not fired within the trainer's window. Each gets an input drawn with a probability
-    proportional to the square of its loss, less `b_dec` and normalised, as its decoder row and (at a fifth of the usual
-    length) its encoder column; its biases become 0 and the optimizer forgets it.
+    A feature is dead if it was not active within the trainer's window. For each an input is drawn, with a probability
+    proportional to the square of its loss. The normalised difference of that input and `b_dec` becomes the feature's
+    decoder row and, at a fifth of the usual length, its encoder column. Its biases and its moments in the optimizer
+    become 0.
 
     Args:
-        trainer: Between two steps.
+        trainer: The dictionary's trainer, between two steps.
         sample: Activations as they come from the model, unscaled.
-        seed: Decides the draw.
+        seed: Seed of the draw.
     """
     sae = trainer.sae
     dead: Bool[Tensor, " d_sae"] = trainer.dead_neurons
@@ -52,16 +53,17 @@ def resample_dead(trainer: SAETrainer[Any, Any], sample: Float[Tensor, "rows d_i
     parameters = dict(sae.named_parameters())
     if "W_enc" in parameters:
         norms = sae.W_enc.norm(dim=0)
-        usual = norms[~dead].mean() if num_dead < len(norms) else norms.mean()
-        values["W_enc"] = (_ENCODER_SHARE * usual * directions).T
+        mean_norm = norms[~dead].mean() if num_dead < len(norms) else norms.mean()
+        values["W_enc"] = (_ENCODER_SHARE * mean_norm * directions).T
     for name, parameter in parameters.items():
         if name in _KEPT:
             continue
-        place = _place(name, dead)
-        parameter[place] = values.get(name, 0.0)
+        # `W_enc` has a column a feature; the other parameters have a row or an element a feature.
+        index = (slice(None), dead) if name == "W_enc" else (dead,)
+        parameter[index] = values.get(name, 0.0)
         for moment in ("exp_avg", "exp_avg_sq"):
             if moment in trainer.optimizer.state[parameter]:
-                trainer.optimizer.state[parameter][moment][place] = 0.0
+                trainer.optimizer.state[parameter][moment][index] = 0.0
     trainer.n_forward_passes_since_fired[dead] = 0
     return num_dead
 
@@ -69,8 +71,3 @@ def resample_dead(trainer: SAETrainer[Any, Any], sample: Float[Tensor, "rows d_i
 def _losses(sae: TrainingSAE[Any], inputs: Tensor) -> Float[Tensor, " rows"]:
     parts = [(sae.decode(sae.encode(part)) - part).pow(2).sum(-1) for part in inputs.split(_CHUNK)]
     return torch.cat(parts)
-
-
-def _place(name: str, dead: Tensor) -> tuple[Any, ...]:
-    """Return the index of the dead features' values in a parameter."""
-    return (slice(None), dead) if name == "W_enc" else (dead,)

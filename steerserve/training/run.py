@@ -1,4 +1,4 @@
-"""A whole training run: text, activations, dictionaries, files, reports. The one entry that others call."""
+"""A whole training run, from text to dictionaries with their reports: what commands and jobs call."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from steerserve.model.opening import open_model
 from steerserve.text.corpus import load_corpus
 from steerserve.text.windows import batch_documents
 from steerserve.training.activations import ActivationReader
-from steerserve.training.architectures import build_sae, scaling_factor, settle_threshold
+from steerserve.training.architectures import build_sae, scaling_factor, set_threshold
 from steerserve.training.batches import CachedBatches
 from steerserve.training.buffer import BufferedBatches
 from steerserve.training.cache import fill_cache
-from steerserve.training.evaluate import FEATURE_TOKENS, Judged, count_features, evaluate_splices
+from steerserve.training.evaluate import FEATURE_TOKENS, JudgedDictionary, count_features, evaluate_splices
 from steerserve.training.export import export_sae
-from steerserve.training.report import REPORT_FILE, Report, Training, library_versions, save_report
+from steerserve.training.report import REPORT_FILE, DictionaryReport, TrainingFacts, library_versions, save_report
 from steerserve.training.trainer import BATCHES_FOLDER, last_checkpoint, train_saes
 
 if TYPE_CHECKING:
@@ -36,25 +36,23 @@ if TYPE_CHECKING:
     from steerserve.training.history import History
     from steerserve.training.options import DictionaryOptions, TrainOptions
 
-EVALUATION_BATCH_TOKENS = 512
-"""Smaller than in training: several sets of logits over the whole vocabulary lie side by side."""
 _COUNT_SEED = 0
 
 
 def train(options: TrainOptions, observer: Observer) -> tuple[Path, ...]:
     """Train the dictionaries and return their folders, each with weights, `cfg.json`, `report.json` and `report.html`.
 
-    Called again after a stop, an interrupt or a kill, with the same options and text, it goes on where the last run
-    was; called again after the end it returns at once.
+    Called again with the same options and text after a stop, an interrupt or a kill, it resumes. Called again after the
+    end, it returns at once.
 
     Raises:
         ConfigError: the folder holds a finished dictionary or another run, or the model has no such hook point.
         CorpusError: the text cannot be read or is too short.
         ModelSourceError: the model cannot be loaded.
-        StoppedError: the observer asked for it; what was done is kept.
+        StoppedError: the observer asked for a stop; the run can be resumed.
     """
-    if done := finished(options):
-        return done
+    if folders := finished(options):
+        return folders
     corpus = load_corpus(options.prepared or options.corpus, allowed_dirs=options.text_dirs)
     _claim(options, corpus)
     with _Clock(options.run_dir / "clock.json") as clock:
@@ -63,71 +61,72 @@ def train(options: TrainOptions, observer: Observer) -> tuple[Path, ...]:
         batches = _activations(lens, options, corpus, observer)
         saes, histories = _train(lens, options, batches, observer)
         heldout = _judge(lens, options, corpus, batches, saes, observer)
-        for one in options.dictionaries:
-            report = Report(
-                id=one.id,
+        for dictionary in options.dictionaries:
+            sae, history = saes[dictionary.id], histories[dictionary.id]
+            report = DictionaryReport(
+                id=dictionary.id,
                 model=lens.id,
-                hook=one.hook,
-                architecture=one.architecture,
-                d_in=int(saes[one.id].cfg.d_in),
-                d_sae=one.d_sae,
-                dtype=one.dtype,
-                median_norm=batches.statistics[one.hook].median_norm,
-                mean_norm=batches.statistics[one.hook].mean_norm,
-                heldout=heldout[one.id],
-                features=count_features(saes[one.id], batches.sample(one.hook, FEATURE_TOKENS, _COUNT_SEED)),
-                training=_facts(options, one, corpus, batches, histories[one.id], clock),
-                history=histories[one.id].as_json(),
+                hook=dictionary.hook,
+                architecture=dictionary.architecture,
+                d_in=int(sae.cfg.d_in),
+                d_sae=dictionary.d_sae,
+                dtype=dictionary.dtype,
+                median_norm=batches.statistics[dictionary.hook].median_norm,
+                mean_norm=batches.statistics[dictionary.hook].mean_norm,
+                heldout=heldout[dictionary.id],
+                features=count_features(sae, batches.sample(dictionary.hook, FEATURE_TOKENS, _COUNT_SEED)),
+                training=_facts(options, dictionary, corpus, batches, history, clock),
+                history=history.as_json(),
             )
-            save_report(report.as_json(), options.folder(one))
+            save_report(report.as_json(), options.folder(dictionary))
     if not options.keep_run:
-        _tidy(options)
-    return tuple(options.folder(one) for one in options.dictionaries)
+        _remove_run(options)
+    return tuple(map(options.folder, options.dictionaries))
 
 
 def finished(options: TrainOptions) -> tuple[Path, ...]:
-    """Return the folders of the dictionaries if this very run has ended before, else nothing.
+    """Return the folders of the dictionaries if a run with these options has ended before, else an empty tuple.
 
     Raises:
         ConfigError: one of the folders holds a finished dictionary of another run.
     """
-    folders = tuple(options.folder(one) for one in options.dictionaries)
+    folders = tuple(map(options.folder, options.dictionaries))
     reports = [folder / REPORT_FILE for folder in folders if (folder / REPORT_FILE).is_file()]
     for report in reports:
         if read_json(report).get("training", {}).get("options_sha256") != options.sha256:
-            message = f"{report.parent} already holds a finished dictionary of another run; give another folder."
+            message = f"{report.parent} already holds a finished dictionary of another run. Give another folder."
             raise ConfigError(message, param="out")
     return folders if len(reports) == len(folders) else ()
 
 
-def _tidy(options: TrainOptions) -> None:
-    """Remove what only an unfinished run needs. Text that was fetched or written for it stays: it cost time."""
+def _remove_run(options: TrainOptions) -> None:
+    """Remove the run's folder. Text that was fetched or written for it is moved to `OUT/corpus`, since it took time."""
     for file in map(Path, options.prepared):
         if file.is_relative_to(options.run_dir) and file.is_file():
-            kept = options.out / "corpus"
-            kept.mkdir(exist_ok=True)
-            file.replace(kept / file.name)
+            folder = options.out / "corpus"
+            folder.mkdir(exist_ok=True)
+            file.replace(folder / file.name)
     shutil.rmtree(options.run_dir, ignore_errors=True)
 
 
 def _claim(options: TrainOptions, corpus: Corpus) -> None:
-    """Make the run's folder, or make sure that the run in it is this one."""
-    wanted = json.loads(json.dumps({**options.what_shapes_the_result(), "corpus_sha256": corpus.digest}))
+    """Write the run's options to its folder, or check that the unfinished run in the folder has the same ones."""
+    own = json.loads(json.dumps({**options.what_shapes_the_result(), "corpus_sha256": corpus.digest}))
     claim = options.run_dir / "options.json"
     if not claim.is_file():
         try:
             options.run_dir.mkdir(parents=True, exist_ok=True)
-            write_json(claim, wanted)
+            write_json(claim, own)
         except OSError as error:
             message = f"{options.out} cannot be written: {error.strerror}"
             raise ConfigError(message, param="out") from error
         return
-    found = read_json(claim)
-    others = sorted(name for name in wanted | found if wanted.get(name) != found.get(name))
-    if others:
+    existing = read_json(claim)
+    differing = sorted(name for name in own | existing if own.get(name) != existing.get(name))
+    if differing:
         message = (
-            f"{options.run_dir} holds an unfinished run with another {', '.join(others)}; "
-            "repeat its options to go on, remove the folder, or give another one."
+            f"{options.run_dir} holds an unfinished run with another {', '.join(differing)}. "
+            "Give its options again to resume it, remove the folder, or give another one."
         )
         raise ConfigError(message, param="out")
 
@@ -140,7 +139,7 @@ def _check_hooks(lens: LensModel, options: TrainOptions) -> None:
     if options.context_size > lens.max_context:
         message = (
             f"context_size is {options.context_size}, and {lens.id} reads {lens.max_context} tokens at most. "
-            "Take fewer."
+            "Give a smaller one."
         )
         raise ConfigError(message, param="context_size")
 
@@ -156,8 +155,8 @@ def _activations(lens: LensModel, options: TrainOptions, corpus: Corpus, observe
     total = options.tokens * options.num_epochs
     num_bytes = options.buffer_mb * 1_000_000
     batches = BufferedBatches(open_text, total, options.tokens_a_step, num_bytes=num_bytes, seed=options.seed)
-    if saved := last_checkpoint(options.run_dir):
-        batches.load(saved / BATCHES_FOLDER)
+    if checkpoint := last_checkpoint(options.run_dir):
+        batches.load(checkpoint / BATCHES_FOLDER)
     else:
         batches.fill(observer)
     return batches
@@ -167,30 +166,33 @@ def _train(
     lens: LensModel, options: TrainOptions, batches: Batches, observer: Observer
 ) -> tuple[dict[str, SAE[Any]], dict[str, History]]:
     saes = {
-        one.id: build_sae(
-            one,
-            batches.statistics[one.hook],
-            _metadata(lens, options, one, batches),
+        dictionary.id: build_sae(
+            dictionary,
+            batches.statistics[dictionary.hook],
+            _metadata(lens, options, dictionary, batches),
             batches.num_steps,
             seed=options.seed,
             device=str(lens.device),
         )
-        for one in options.dictionaries
+        for dictionary in options.dictionaries
     }
-    scales = {one.id: scaling_factor(batches.statistics[one.hook]) for one in options.dictionaries}
-    histories = train_saes(saes, scales, batches, options, observer)
+    factors = {
+        dictionary.id: scaling_factor(batches.statistics[dictionary.hook]) for dictionary in options.dictionaries
+    }
+    histories = train_saes(saes, factors, batches, options, observer)
     exported = {}
-    for one in options.dictionaries:
-        settle_threshold(saes[one.id], scales[one.id], one.hook, batches)
-        exported[one.id] = export_sae(saes[one.id], scales[one.id], options.folder(one), one.dtype)
+    for dictionary in options.dictionaries:
+        sae, factor = saes[dictionary.id], factors[dictionary.id]
+        set_threshold(sae, factor, dictionary.hook, batches)
+        exported[dictionary.id] = export_sae(sae, factor, options.folder(dictionary), dictionary.dtype)
     return exported, histories
 
 
 def _metadata(
     lens: LensModel, options: TrainOptions, dictionary: DictionaryOptions, batches: Batches
 ) -> dict[str, Any]:
-    """Return what SAELens' own tools need to use the dictionary, and what the server reads."""
-    known = batches.statistics[dictionary.hook]
+    """Return the metadata that SAELens' tools need, and under `steerserve` what the server reads."""
+    statistics = batches.statistics[dictionary.hook]
     return {
         "model_name": lens.id,
         "hook_name": dictionary.hook,
@@ -199,8 +201,8 @@ def _metadata(
         "exclude_special_tokens": sorted(lens.tokenizer.special_ids),
         "steerserve": {
             "id": dictionary.id,
-            "median_norm": known.median_norm,
-            "mean_norm": known.mean_norm,
+            "median_norm": statistics.median_norm,
+            "mean_norm": statistics.mean_norm,
             "versions": library_versions(),
         },
     }
@@ -214,18 +216,18 @@ def _judge(
     saes: Mapping[str, SAE[Any]],
     observer: Observer,
 ) -> dict[str, SpliceMetrics]:
-    text = batch_documents(lens.tokenizer, corpus.heldout, options.context_size, EVALUATION_BATCH_TOKENS)
     judged = [
-        Judged(
-            one.hook,
-            saes[one.id].to(lens.device),
-            batches.statistics[one.hook].mean,
-            batches.calibration.sink_norms[one.hook],
+        JudgedDictionary(
+            dictionary.hook,
+            saes[dictionary.id].to(lens.device),
+            batches.statistics[dictionary.hook].mean,
+            batches.profile.sink_norms[dictionary.hook],
         )
-        for one in options.dictionaries
+        for dictionary in options.dictionaries
     ]
-    found = evaluate_splices(lens, judged, text, options.num_heldout_tokens, observer)
-    return {one.id: metrics for one, metrics in zip(options.dictionaries, found, strict=True)}
+    num_tokens = options.num_heldout_tokens
+    metrics = evaluate_splices(lens, judged, corpus.heldout, options.context_size, num_tokens, observer)
+    return {dictionary.id: values for dictionary, values in zip(options.dictionaries, metrics, strict=True)}
 
 
 def _facts(
@@ -235,8 +237,8 @@ def _facts(
     batches: Batches,
     history: History,
     clock: _Clock,
-) -> Training:
-    return Training(
+) -> TrainingFacts:
+    return TrainingFacts(
         tokens=batches.num_tokens,
         sinks_left_out=batches.num_sinks,
         epochs=options.num_epochs,
@@ -249,7 +251,7 @@ def _facts(
         seed=options.seed,
         context_size=options.context_size,
         storage=options.storage,
-        together_with=[one.id for one in options.dictionaries if one.id != dictionary.id],
+        together_with=[other.id for other in options.dictionaries if other.id != dictionary.id],
         wall_time_s=clock.total_s(),
         corpus_sha256=corpus.digest,
         options_sha256=options.sha256,
@@ -259,7 +261,7 @@ def _facts(
 
 
 class _Clock:
-    """Counts the seconds of a run over all the calls that it took; those of a killed call are lost."""
+    """Adds up the seconds of all calls of a run that is stopped and resumed; those of a killed call are lost."""
 
     def __init__(self, file: Path) -> None:
         self._file = file

@@ -1,6 +1,7 @@
-"""The training loop: SAELens' own trainers, step by step, over one stream of activations; it goes on after a kill.
+"""The training loop: SAELens' trainers, step by step, over one stream of activations; a killed run can be resumed.
 
-Not `SAETrainer.fit`: that has its own bar, saves no checkpoint when it is interrupted and trains one dictionary.
+It does not call `SAETrainer.fit`, which shows a bar of its own, saves no checkpoint when it is interrupted and trains a
+single dictionary.
 """
 
 from __future__ import annotations
@@ -32,40 +33,42 @@ if TYPE_CHECKING:
     from steerserve.training.options import DictionaryOptions, TrainOptions
 
 _SHOW_EVERY = 10
+"""Steps between two reports of progress."""
 _DEAD_AFTER_TOKENS = 200_000
-_SHARES_OF_WINDOW = 8
-"""In a short run a feature is dead after this part of it."""
+"""Number of tokens after which a feature that was not active is dead."""
+_WINDOWS_A_RUN = 8
+"""In a short run a feature is dead if it was not active for this part of the run: an eighth."""
 _PROGRESS = "progress.json"
 _DICTIONARIES = "dictionaries"
 BATCHES_FOLDER = "batches"
-"""In a checkpoint, what the activations need to go on."""
+"""Folder in a checkpoint for what `Batches.save` writes."""
 log = logging.getLogger(__name__)
 
 
 def train_saes(
     saes: Mapping[str, TrainingSAE[Any]],
-    scales: Mapping[str, float],
+    scaling_factors: Mapping[str, float],
     batches: Batches,
     options: TrainOptions,
     observer: Observer,
 ) -> dict[str, History]:
-    """Train `saes`, by their ids, in place to the end, from the last checkpoint in `options.run_dir` if there is one.
+    """Train `saes` in place and return their curves; begin at the last checkpoint in `options.run_dir` if it has one.
 
     After a stop, a kill or Ctrl-C, a second call ends with the weights of an undisturbed run, bit for bit on one
-    machine: batches depend on the step number alone and all other noise on the step and the seed. What was done since
-    the last checkpoint is done again.
+    machine: batches depend on the step number alone and all other noise on the step and the seed. Steps since the last
+    checkpoint are done again.
 
     Args:
-        saes: Untrained dictionaries.
-        scales: What each one's activations are multiplied by.
+        saes: Untrained dictionaries by their ids.
+        scaling_factors: The factor by which each dictionary's activations are multiplied.
         batches: The activations.
-        options: The run's; each dictionary of it has its SAE.
-        observer: Is told and asked between steps.
+        options: Options of the run; `saes` has each of its dictionaries.
+        observer: Follows the run and can stop it between two steps.
 
     Raises:
-        StoppedError: the observer asked for it; a checkpoint is saved.
+        StoppedError: the observer asked for a stop; a checkpoint is saved.
     """
-    run = _Run(saes, scales, batches, options)
+    run = _TrainingRun(saes, scaling_factors, batches, options)
     run.load_last()
     with observer.stage("Training", batches.num_steps) as progress:
         while run.step < batches.num_steps:
@@ -76,31 +79,33 @@ def train_saes(
             if is_stopping or run.step % options.checkpoint_every == 0 or run.step == batches.num_steps:
                 run.save()
             if is_stopping:
-                message = f"Stopped after step {run.step} of {batches.num_steps}; the same command goes on from there."
+                message = f"Stopped after step {run.step} of {batches.num_steps}. The same command resumes there."
                 raise StoppedError(message)
-    return {name: one.history for name, one in run.dictionaries.items()}
+    return {name: dictionary.history for name, dictionary in run.dictionaries.items()}
 
 
-class _Run:
+class _TrainingRun:
     """All dictionaries of a run at one step."""
 
     def __init__(
         self,
         saes: Mapping[str, TrainingSAE[Any]],
-        scales: Mapping[str, float],
+        scaling_factors: Mapping[str, float],
         batches: Batches,
         options: TrainOptions,
     ) -> None:
         self.step = 0
         self.dictionaries = {
-            one.id: _Dictionary(one, saes[one.id], scales[one.id], batches, options.seed)
-            for one in options.dictionaries
+            dictionary.id: _TrainedDictionary(
+                dictionary, saes[dictionary.id], scaling_factors[dictionary.id], batches, options.seed
+            )
+            for dictionary in options.dictionaries
         }
         self._batches = batches
         self._run_dir = options.run_dir
 
     def do_step(self) -> None:
-        """Show every dictionary the next batch, and resample where that is due."""
+        """Train every dictionary on the next batch, and resample those for which it is due."""
         batch = self._batches.batch(self.step)
         for dictionary in self.dictionaries.values():
             dictionary.do_step(batch[dictionary.options.hook])
@@ -110,46 +115,46 @@ class _Run:
             dictionary.record(self.step, self._batches.num_steps)
 
     def facts(self) -> dict[str, Any]:
-        """Return what a progress shows."""
-        facts = {name: one.history.last for name, one in self.dictionaries.items()}
+        """Return the facts for the observer."""
+        facts = {name: dictionary.history.last for name, dictionary in self.dictionaries.items()}
         return {"step": self.step, "tokens": self.step * self._batches.batch_size, "dictionaries": facts}
 
     def save(self) -> None:
-        """Write aside, move into place, drop older ones: a kill at any moment leaves at least one that is whole."""
+        """Write a checkpoint, rename it, remove older ones: a kill at any moment leaves at least one complete."""
         folder = _checkpoints_dir(self._run_dir)
-        aside = folder / "unfinished"
-        shutil.rmtree(aside, ignore_errors=True)
-        for name, one in self.dictionaries.items():
-            one.trainer.save_checkpoint(name, base_path=aside / _DICTIONARIES)
-        self._batches.save(aside / BATCHES_FOLDER)
-        histories = {name: one.history.as_json() for name, one in self.dictionaries.items()}
-        write_json(aside / _PROGRESS, {"step": self.step, "histories": histories})
-        place = folder / f"{self.step:08d}"
-        shutil.rmtree(place, ignore_errors=True)
-        aside.rename(place)
+        unfinished = folder / "unfinished"
+        shutil.rmtree(unfinished, ignore_errors=True)
+        for name, dictionary in self.dictionaries.items():
+            dictionary.trainer.save_checkpoint(name, base_path=unfinished / _DICTIONARIES)
+        self._batches.save(unfinished / BATCHES_FOLDER)
+        histories = {name: dictionary.history.as_json() for name, dictionary in self.dictionaries.items()}
+        write_json(unfinished / _PROGRESS, {"step": self.step, "histories": histories})
+        checkpoint = folder / f"{self.step:08d}"
+        shutil.rmtree(checkpoint, ignore_errors=True)
+        unfinished.rename(checkpoint)
         for older in _checkpoints(self._run_dir)[:-1]:
             shutil.rmtree(older)
 
     def load_last(self) -> None:
-        """Go on from the last checkpoint, if there is one."""
+        """Load the last checkpoint, if the run has one."""
         if (folder := last_checkpoint(self._run_dir)) is None:
             return
         progress = read_json(folder / _PROGRESS)
         self.step = progress["step"]
-        for name, one in self.dictionaries.items():
-            one.load(folder / _DICTIONARIES / name, progress["histories"][name])
-        log.info("going on after step %d", self.step)
+        for name, dictionary in self.dictionaries.items():
+            dictionary.load(folder / _DICTIONARIES / name, progress["histories"][name])
+        log.info("resuming after step %d", self.step)
 
 
-class _Dictionary:
-    """One dictionary under training."""
+class _TrainedDictionary:
+    """One dictionary in training."""
 
     def __init__(
-        self, options: DictionaryOptions, sae: TrainingSAE[Any], scale: float, batches: Batches, seed: int
+        self, options: DictionaryOptions, sae: TrainingSAE[Any], scaling_factor: float, batches: Batches, seed: int
     ) -> None:
         self.options = options
         self.trainer = _build_trainer(sae, batches, options)
-        self.trainer.activation_scaler.scaling_factor = scale
+        self.trainer.activation_scaler.scaling_factor = scaling_factor
         self.history = History()
         self._resample_at = {max(1, round(share * batches.num_steps)) for share in options.resampling}
         self._seed = seed
@@ -169,13 +174,13 @@ class _Dictionary:
             self.history.add(step, _facts(self.trainer, self._output, self.history.num_resampled), num_steps)
 
     def load(self, folder: Path, history: Mapping[str, Any]) -> None:
-        # SAELens leaves `weights_only` to torch's default, which an environment variable can turn off. This refuses
-        # anything but tensors and plain values before SAELens reads the file.
+        # SAELens leaves `weights_only` to torch's default, which an environment variable can turn off. This call
+        # refuses everything but tensors and plain values before SAELens reads the file.
         torch.load(folder / TRAINER_STATE_FILENAME, map_location="cpu", weights_only=True)
         self.trainer.sae.load_weights_from_checkpoint(folder)
         self.trainer.load_trainer_state(folder)
         if not math.isfinite(float(self.trainer.sae.W_dec.detach().abs().sum())):
-            message = f"the checkpoint in {folder} holds weights that are not finite"
+            message = f"the checkpoint in {folder} has weights that are not finite"
             raise RuntimeError(message)
         self.history = History.from_json(history)
 
@@ -191,7 +196,7 @@ def _build_trainer(sae: TrainingSAE[Any], batches: Batches, options: DictionaryO
         lr_warm_up_steps=max(1, num_steps // 20),
         lr_decay_steps=max(1, num_steps // 5),
         device=str(sae.device),
-        dead_feature_window=max(1, min(_DEAD_AFTER_TOKENS // batch_size, num_steps // _SHARES_OF_WINDOW)),
+        dead_feature_window=max(1, min(_DEAD_AFTER_TOKENS // batch_size, num_steps // _WINDOWS_A_RUN)),
         logger=LoggingConfig(log_to_wandb=False),
     )
     return SAETrainer(cfg=config, sae=sae, data_provider=iter(()))
@@ -199,15 +204,15 @@ def _build_trainer(sae: TrainingSAE[Any], batches: Batches, options: DictionaryO
 
 @torch.no_grad()
 def _facts(trainer: SAETrainer[Any, Any], output: TrainStepOutput, num_resampled: int) -> dict[str, Any]:
-    """Return what is worth seeing of a step.
+    """Return a step's losses and measurements.
 
     Raises:
-        ConfigError: the loss is not finite any more.
+        ConfigError: the loss is not finite.
     """
     if not bool(torch.isfinite(output.loss)):
         message = (
             f"Training diverged: the loss after step {trainer.n_training_steps} is not finite. "
-            "Take a smaller lr or l1_coefficient, or a larger batch_size."
+            "Give a smaller lr or l1_coefficient, or a larger batch_size."
         )
         raise ConfigError(message, param="lr")
     x, out = output.sae_in.float(), output.sae_out.float()
@@ -222,12 +227,12 @@ def _facts(trainer: SAETrainer[Any, Any], output: TrainStepOutput, num_resampled
     }
 
 
-def _number(value: Any) -> float:  # noqa: ANN401 SAELens gives a tensor, a number or a function of one
+def _number(value: Any) -> float:  # noqa: ANN401 a tensor, a number, or a function that returns one
     return float(value() if callable(value) else value)
 
 
 def last_checkpoint(run_dir: Path) -> Path | None:
-    """Return the folder of a run's newest checkpoint, None where it has none."""
+    """Return the folder of a run's newest checkpoint; None if the run has no checkpoint."""
     return next(reversed(_checkpoints(run_dir)), None)
 
 

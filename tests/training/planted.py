@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 from steerserve.core.literals import Architecture
-from steerserve.training.activations import CachedActivations, Calibration, statistics
-from steerserve.training.architectures import build_sae, scaling_factor, settle_threshold
+from steerserve.training.activations import ActivationProfile, CachedActivations, statistics
+from steerserve.training.architectures import build_sae, scaling_factor, set_threshold
 from steerserve.training.batches import CachedBatches
 from steerserve.training.options import DictionaryOptions, TrainOptions
 from steerserve.training.trainer import train_saes
@@ -52,9 +52,9 @@ def scale_of(rows: NDArray[np.float16]) -> float:
 
 
 def batches_of(rows: NDArray[np.float16], options: TrainOptions) -> CachedBatches:
-    calibration = Calibration({HOOK: np.inf}, {HOOK: rows.shape[1]}, "float16")
+    profile = ActivationProfile({HOOK: np.inf}, {HOOK: rows.shape[1]}, "float16")
     return CachedBatches(
-        CachedActivations({HOOK: rows}, calibration, 0), options.tokens_a_step, options.num_epochs, options.seed
+        CachedActivations({HOOK: rows}, profile, 0), options.tokens_a_step, options.num_epochs, options.seed
     )
 
 
@@ -74,7 +74,7 @@ def trained(
     scales = {one.id: scaling_factor(known) for one in options.dictionaries}
     histories = train_saes(saes, scales, batches, options, observer or Quiet())
     for sae in saes.values():
-        settle_threshold(sae, scaling_factor(known), HOOK, batches)
+        set_threshold(sae, scaling_factor(known), HOOK, batches)
     return saes, histories
 
 

@@ -89,7 +89,7 @@ def test_a_cache_filled_in_two_goes_is_the_one_filled_in_one(
     for other in (resumed, again):
         np.testing.assert_array_equal(whole.rows[HOOK], other.rows[HOOK])
         assert other.num_sinks == whole.num_sinks
-        assert other.calibration == whole.calibration
+        assert other.profile == whole.profile
 
 
 def test_text_without_a_token_to_train_on_is_a_corpus_error(sink_lens: LensModel, tmp_path: Path) -> None:

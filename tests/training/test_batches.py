@@ -5,15 +5,15 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from steerserve.training.activations import CachedActivations, Calibration
+from steerserve.training.activations import ActivationProfile, CachedActivations
 from steerserve.training.batches import CachedBatches
 
 ROWS = np.arange(70, dtype=np.float16)[:, None].repeat(3, axis=1)
 
 
 def cached(batch_size: int = 16, epochs: int = 3) -> CachedBatches:
-    calibration = Calibration({"a": 1.0, "b": 1.0}, {"a": 3, "b": 3}, "float16")
-    return CachedBatches(CachedActivations({"a": ROWS, "b": -ROWS}, calibration, 0), batch_size, epochs, seed=3)
+    profile = ActivationProfile({"a": 1.0, "b": 1.0}, {"a": 3, "b": 3}, "float16")
+    return CachedBatches(CachedActivations({"a": ROWS, "b": -ROWS}, profile, 0), batch_size, epochs, seed=3)
 
 
 def test_a_batch_can_be_asked_for_at_any_step() -> None:

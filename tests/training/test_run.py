@@ -112,7 +112,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_files(
     )
     with pytest.raises(StoppedError):
         train(asked, Quiet(stop_in=stage))
-    with pytest.raises(ConfigError, match="another dictionaries;"):
+    with pytest.raises(ConfigError, match=r"another dictionaries\."):
         train(options(sink_model, text_folder, tmp_path / "cut", tokens=5000, epochs=2, storage=storage), Quiet())
 
     [resumed] = train(asked, Quiet())
