@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from steerserve.core.errors import InvalidRequestError, NotFoundError, PresetError
 from steerserve.core.findings import parse_path
 from steerserve.steering.scales import UnknownDosesError
+from steerserve.wire.edits import Steering
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,9 +30,8 @@ def check_fit(preset: Preset, resolver: SteeringResolver, snapshot: RegistrySnap
     """
     if (misfit := preset.misfit(model_id)) is not None:
         raise preset.refusal(("model",), misfit)
-    edits = [edit.model_dump(exclude_unset=True) for edit in preset.edits]
     try:
-        resolver.resolve({"edits": edits} if edits else None, snapshot)
+        resolver.resolve(Steering(edits=list(preset.edits)), snapshot)
     except UnknownDosesError:  # which will be measured when they are needed
         pass
     except InvalidRequestError as error:

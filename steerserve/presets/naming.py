@@ -35,22 +35,3 @@ def split_model(name: str, model_id: str) -> tuple[str, ...] | None:
         )
         raise InvalidRequestError(message, param="model")
     return presets
-
-
-def presets_in(steering: object) -> list[str]:
-    """Return the presets that the JSON value of `steering` names, in order; what it cannot mean is passed over."""
-    if isinstance(steering, str):
-        return [steering]
-    named = steering.get("presets") if isinstance(steering, dict) else steering
-    return [name for name in named if isinstance(name, str)] if isinstance(named, list) else []
-
-
-def check_count(names: Sequence[str], limit: int, *, param: str = "steering.presets") -> None:
-    """Check that a request does not name endlessly many.
-
-    Raises:
-        InvalidRequestError: it does.
-    """
-    if len(names) > limit:
-        message = f"A request may name at most {limit} presets, and this one names {len(names)}."
-        raise InvalidRequestError(message, param=param)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from steerserve.core.errors import InvalidRequestError
 from steerserve.engine.request import GenerationRequest
-from steerserve.presets.naming import model_with, presets_in
+from steerserve.presets.naming import model_with
 from steerserve.presets.preset import NO_DEFAULTS
 from steerserve.requests.prompts import check_context, encode_prompts, render_chat
 from steerserve.requests.sampling import sampling_params
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from steerserve.engine.request import Watch
+    from steerserve.presets.library import PresetSnapshot
     from steerserve.presets.preset import PresetDefaults
     from steerserve.requests.served import ServedModel
     from steerserve.steering.resolved import ResolvedSteering
@@ -176,13 +177,18 @@ async def resolve_behaviour(served: ServedModel, model: str, steering: object) -
         SteerserveError: the request cannot be honoured.
     """
     served.check_ready()
-    named = presets_in(steering)
-    if model == served.model_id and not named:
-        return Behaviour(await served.resolve_steering_async(steering))
-    presets = await asyncio.to_thread(served.presets.snapshot)
-    model_presets = served.check_model(model, presets)
-    resolved = await served.resolve_steering_async(steering, model_presets, presets)
-    return Behaviour(resolved, presets.defaults([*model_presets, *named]))
+    presets: PresetSnapshot | None = None
+    model_presets: tuple[str, ...] = ()
+    if model != served.model_id:
+        presets = await asyncio.to_thread(served.presets.snapshot)
+        model_presets = served.check_model(model, presets)
+    parsed = served.parse_steering(steering)
+    if parsed.presets and presets is None:
+        presets = await asyncio.to_thread(served.presets.snapshot)
+    resolved = await served.resolve_steering_async(parsed, model_presets, presets)
+    if presets is None:
+        return Behaviour(resolved)
+    return Behaviour(resolved, presets.defaults([*model_presets, *parsed.presets]))
 
 
 def choice_limit(served: ServedModel) -> int:

@@ -26,11 +26,11 @@ from steerserve.dictionaries.library import DictionaryLibrary
 from steerserve.dose.doses import Doses
 from steerserve.presets.fit import PresetFits, check_fit
 from steerserve.presets.library import open_library
-from steerserve.presets.naming import check_count, presets_in, split_model
+from steerserve.presets.naming import split_model
 from steerserve.steering.resolve import SteeringResolver
 from steerserve.steering.scales import UnknownDosesError
-from steerserve.steering.units import asks_lookup
 from steerserve.store.stores import FeatureStores
+from steerserve.wire.edits import Steering, check_num_presets, parse_steering
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -140,7 +140,7 @@ class ServedModel:
             message = f"The model {short_name(name)!r} does not exist. This server serves {self.model_id!r}."
             raise ModelNotFoundError(message, param="model")
         if names:
-            check_count(names, self.settings.engine.max_edits, param="model")
+            check_num_presets(names, self.settings.engine.max_edits, param="model")
             snapshot = presets if presets is not None else self.presets.snapshot()
             for preset_name in names:
                 try:
@@ -176,6 +176,14 @@ class ServedModel:
     def _check_fit(self, preset: Preset, snapshot: RegistrySnapshot) -> None:
         check_fit(preset, self._resolver(None), snapshot, self.model_id)
 
+    def parse_steering(self, value: object) -> Steering:
+        """Parse the JSON value of `steering`; what is parsed already is returned as it is.
+
+        Raises:
+            InvalidRequestError: the value is not valid.
+        """
+        return parse_steering(value, max_edits=self.settings.engine.max_edits) or Steering()
+
     def resolve_steering(
         self, value: object, model_presets: Sequence[str] = (), presets: PresetSnapshot | None = None
     ) -> ResolvedSteering | None:
@@ -184,7 +192,7 @@ class ServedModel:
         Waits while missing doses are measured. Not for an event loop; see `resolve_steering_async`.
 
         Args:
-            value: The JSON value of `steering`.
+            value: The JSON value of `steering`, or the result of `parse_steering`.
             model_presets: The result of `check_model`; the edits of these presets are added to those of `value`.
             presets: The presets to search. If None, the files are read.
 
@@ -193,16 +201,16 @@ class ServedModel:
             QueueFullError: a dose is missing and cannot be measured now.
         """
         snapshot, resolver = self.registry.snapshot(), self._resolver(presets)
-        check_count(presets_in(value), self.settings.engine.max_edits)
+        steering = self.parse_steering(value)
         try:
-            return resolver.resolve(value, snapshot, model_presets=model_presets)
+            return resolver.resolve(steering, snapshot, model_presets=model_presets)
         except UnknownDosesError as error:
             unknown = error.targets
         if self.state != "ready":
             raise UnavailableError(f"The server is {self.state}, so doses cannot be measured.")
         for future in self._doses.measure(unknown):
             future.result()
-        return resolver.resolve(value, snapshot, model_presets=model_presets)
+        return resolver.resolve(steering, snapshot, model_presets=model_presets)
 
     async def resolve_steering_async(
         self, value: object, model_presets: Sequence[str] = (), presets: PresetSnapshot | None = None
@@ -214,9 +222,9 @@ class ServedModel:
             QueueFullError: a dose is missing and cannot be measured now.
         """
         snapshot = self.registry.snapshot()
-        check_count(presets_in(value), self.settings.engine.max_edits)
-        resolve = functools.partial(self._resolver(presets).resolve, value, snapshot, model_presets=model_presets)
-        if not asks_lookup(value) and not model_presets:
+        steering = self.parse_steering(value)
+        resolve = functools.partial(self._resolver(presets).resolve, steering, snapshot, model_presets=model_presets)
+        if not steering.needs_lookup and not model_presets:
             return resolve()
         try:
             return await asyncio.to_thread(resolve)

@@ -1,4 +1,4 @@
-"""Gates: conditions on a feature, bound to dictionary contents and to the place where they are read. No torch."""
+"""Gates: conditions on a feature, bound to dictionary contents and to the hook point that is read. No torch."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class ResolvedGate:
-    """Lets an edit touch a token only where `feature` is active enough, or little enough."""
+    """Lets an edit change a token only if the activation of `feature` is above or below a bound."""
 
     dictionary: Dictionary
     feature: int
     above: float | None
     below: float | None
-    """One of the two is None."""
+    """Exactly one of the two bounds is None."""
 
     @property
     def hook_name(self) -> str:
-        """Where the feature is read, before this request's edits there."""
+        """The hook point where the feature is read, before this request's edits there."""
         return self.dictionary.read_hook_name
 
     def identity(self) -> dict[str, object]:
-        """Return what makes two gates the same."""
+        """Return the properties by which gates are compared."""
         return {
             "contents": self.dictionary.contents,
             "feature": self.feature,
@@ -45,13 +45,13 @@ def resolve_gate(gate: Gate, edited: Iterable[str], path: str, snapshot: Registr
     """Bind a gate to a dictionary.
 
     Args:
-        gate: As the client wrote it.
-        edited: The hook points at which its edit changes anything.
-        path: Where it was written.
-        snapshot: The dictionaries that are loaded.
+        gate: The gate as the client wrote it.
+        edited: The hook points that the gate's edit changes.
+        path: Path of the gate in the request, for messages.
+        snapshot: The loaded dictionaries.
 
     Raises:
-        InvalidRequestError: there is no such feature, or it is read only after an edit that needs it.
+        InvalidRequestError: the feature does not exist, or it is read after the hook point of the edit.
     """
     dictionary = snapshot.find(gate.dictionary, f"{path}.dictionary")
     check_feature(dictionary, gate.feature, path)
@@ -59,8 +59,8 @@ def resolve_gate(gate: Gate, edited: Iterable[str], path: str, snapshot: Registr
     for hook_name in edited:
         if _depth(resolved.hook_name) > _depth(hook_name):
             message = (
-                f"{path}: the gate is read at {resolved.hook_name}, which lies after {hook_name}, where the edit is "
-                "made. A gate must sit at the same hook point or at an earlier one."
+                f"{path}: the gate reads {resolved.hook_name}, which comes after {hook_name}, the hook point of the "
+                "edit. A gate must read the same hook point or an earlier one."
             )
             raise InvalidRequestError(message, param=path)
     return resolved
@@ -70,22 +70,22 @@ def check_feature(dictionary: Dictionary, feature: int, path: str) -> None:
     """Check that the dictionary has the feature that the object at `path` names.
 
     Raises:
-        InvalidRequestError: it has not; the message says which it has.
+        InvalidRequestError: it has no such feature; the message gives its range.
     """
     if not 0 <= feature < dictionary.d_sae:
         message = (
             f"{path}.feature: dictionary {dictionary.id!r} has features 0 to {dictionary.d_sae - 1}, "
-            f"and not {_short(feature)}."
+            f"not {_short(feature)}."
         )
         raise InvalidRequestError(message, param=f"{path}.feature")
 
 
 def _depth(hook_name: str) -> tuple[int, int]:
-    """Return what sorts hook points as a forward pass reaches them."""
+    """Return a key that sorts hook points in the order of a forward pass."""
     _, block, kind = hook_name.split(".", 2)
     return int(block), ALL_KINDS.index(kind)
 
 
 def _short(number: int) -> str:
-    """Write a number that may have thousands of digits."""
+    """Write a number shortly, as a client may send one with thousands of digits."""
     return str(number) if abs(number) < 10**20 else f"a number of {number.bit_length()} bits"

@@ -1,4 +1,4 @@
-"""Stored vectors and presets, as edits see them: what they hold, and where edits look them up. No torch."""
+"""Stored vectors and presets as edits refer to them, and the protocols by which they are looked up. No torch."""
 
 from __future__ import annotations
 
@@ -17,75 +17,77 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class StoredVector:
-    """A direction under a name, at one hook point or at several. Its contents never change."""
+    """A named direction at one or several hook points. Its contents never change."""
 
     name: str
     layers: Mapping[str, tuple[float, ...]]
     """The values at each hook point."""
     model: str | None
-    """Which it was made for; None where that is not known."""
+    """The model that the vector was made for; None if the file does not say."""
     method: str
-    """How it was made, or in which format it came."""
+    """How the vector was made, or the format of its file."""
     created: float
-    """Unix time in seconds."""
+    """When it was stored, as Unix time in seconds."""
     notes: Mapping[str, str] = field(default_factory=dict)
-    """What else its maker wrote down."""
+    """Further notes of its maker."""
 
     @property
     def sha256(self) -> str:
-        """Names all hook points and values."""
+        """SHA-256 of all hook points and values."""
         digest = hashlib.sha256()
         for hook_name, values in sorted(self.layers.items()):
             digest.update(hook_name.encode() + b"\0" + struct.pack(f"<{len(values)}f", *values))
         return digest.hexdigest()
 
     def misfit(self, model_id: str | None, widths: Mapping[str, int]) -> str | None:
-        """Say in a sentence why it cannot be used with a model of these hook points; None where it can."""
+        """Return a sentence that says why it does not fit a model with these hook points; None if it fits."""
         if self.model is not None and model_id is not None and plain_name(self.model) != plain_name(model_id):
             return f"The vector {self.name!r} was made for {self.model!r}, and this server serves {model_id!r}."
         for hook_name, values in self.layers.items():
             if hook_name not in widths:
                 offered = describe_hook_names(widths)
-                return f"The vector {self.name!r} is for {hook_name}, which this model has not. It offers {offered}."
+                return (
+                    f"The vector {self.name!r} is for {hook_name}, and this model does not have it. It has {offered}."
+                )
             if len(values) != widths[hook_name]:
                 return (
-                    f"The vector {self.name!r} has {len(values)} values at {hook_name}, and this model's vectors have "
+                    f"The vector {self.name!r} has {len(values)} values at {hook_name}, and this model needs "
                     f"{widths[hook_name]}."
                 )
         return None
 
 
 class VectorLookup(Protocol):
-    """Where stored vectors are found."""
+    """Looks up stored vectors."""
 
     def find(self, name: str) -> StoredVector:
-        """Return a vector.
+        """Return the vector of that name.
 
         Raises:
-            NotFoundError: there is none of that name; the message says which there are.
+            NotFoundError: no vector has that name; the message lists the names.
             VectorError: its file cannot be used.
         """
 
 
 class PresetEdits(Protocol):
-    """A named set of edits. Its contents never change."""
+    """The edits of a preset. Its contents never change."""
 
     @property
     def name(self) -> str:
-        """What requests call it."""
+        """The preset's name."""
 
     @property
     def edits(self) -> tuple[Edit, ...]:
-        """What it does."""
+        """The preset's edits."""
 
 
 class PresetLookup(Protocol):
-    """Where presets are found."""
+    """Looks up presets."""
 
     def find(self, name: str) -> PresetEdits:
-        """Return a preset as it is now. Not for an event loop: it may read files.
+        """Return the preset as it is now. Not for an event loop: it may read files.
 
         Raises:
-            NotFoundError: there is none of that name; the message says which is nearest.
-            PresetError: its file cannot be used, and never could since this server runs.
+            NotFoundError: no preset has that name; the message suggests the most similar name.
+            PresetError: its file is not valid, and no valid version was seen since the server started.
         """

@@ -1,4 +1,4 @@
-"""From what a client wrote to what will be done: features bound to dictionary contents, numbers in raw units."""
+"""Resolving the edits of a request: features bound to dictionary contents, scales in raw units. No torch."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from steerserve.core.names import short_name
 from steerserve.steering.directions import DirectionReader
 from steerserve.steering.gates import check_feature, resolve_gate
 from steerserve.steering.resolved import ResolvedEdit, ResolvedSteering
-from steerserve.steering.units import UnitConverter
-from steerserve.wire.edits import SETTING_MODES, UNITS, Edit, Steering, parse_steering
+from steerserve.steering.units import MIN_NORM, UnitConverter
+from steerserve.wire.edits import SETTING_MODES, UNITS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -22,14 +22,14 @@ if TYPE_CHECKING:
     from steerserve.steering.gates import ResolvedGate
     from steerserve.steering.lookups import PresetLookup, VectorLookup
     from steerserve.steering.scales import Scales
+    from steerserve.wire.edits import Edit, Steering
 
-_LEAST_NORM = 1e-6
 
-
-class _Placed(NamedTuple):
+class _WrittenEdit(NamedTuple):
     """A resolved edit, and where the client wrote it."""
 
-    where: str
+    source: str
+    """Its path or preset, in words for messages."""
     param: str
     edit: ResolvedEdit
 
@@ -50,12 +50,12 @@ class SteeringResolver:
         """Check edits against a model.
 
         Args:
-            widths: Of the vectors at each hook point of the model.
-            max_edits: In one request, a stored vector counting once for each of its hook points.
-            scales: What the units are worth.
-            model_id: What stored vectors name as the model that they were made for; None takes them all.
-            vectors: Where these are found.
-            presets: The same for them.
+            widths: Width of the vectors at each hook point of the model.
+            max_edits: Largest number of edits in a request; a stored vector counts once for each of its hook points.
+            scales: Looks up what a unit is worth.
+            model_id: Name of the model. Vectors made for another model are refused; None accepts all.
+            vectors: Looks up stored vectors; None if the server has no such store.
+            presets: Looks up presets; None if the server has none.
         """
         self._max_edits = max_edits
         self._scales = scales
@@ -63,75 +63,74 @@ class SteeringResolver:
         self._presets = presets
 
     def resolve(
-        self, value: object, snapshot: RegistrySnapshot, *, model_presets: Sequence[str] = ()
+        self, steering: Steering, snapshot: RegistrySnapshot, *, model_presets: Sequence[str] = ()
     ) -> ResolvedSteering | None:
-        """Return what a request asks for; None where it asks for nothing.
+        """Return the edits of a request; None if it has none.
 
         Args:
-            value: The JSON value of `steering`.
-            snapshot: The dictionaries that are loaded.
-            model_presets: Presets that the model's name carries; they add up with `value`.
+            steering: The parsed `steering` of the request.
+            snapshot: The loaded dictionaries.
+            model_presets: Presets that the request's model name carries; their edits come before those of `steering`.
 
         Raises:
-            InvalidRequestError: it cannot be honoured; `param` is a path such as `steering.edits[0].feature`.
-            UnknownDosesError: nothing is wrong with it, but doses must be measured first.
+            InvalidRequestError: an edit cannot be made; `param` is a path such as `steering.edits[0].feature`.
+            UnknownDosesError: the edits are valid, but doses must be measured first.
         """
-        steering = parse_steering(value, max_edits=self._max_edits) or Steering()
         named = [("model", name) for name in model_presets]
-        named += [(f"steering.presets[{place}]", name) for place, name in enumerate(steering.presets)]
+        named += [(f"steering.presets[{index}]", name) for index, name in enumerate(steering.presets)]
         if not steering.edits and not named:
             return None
         converter = UnitConverter(self._scales)
-        placed = [one for param, name in named for one in self._resolve_preset(name, param, snapshot, converter)]
-        for place, edit in enumerate(steering.edits):
-            path = f"steering.edits[{place}]"
+        written = [edit for param, name in named for edit in self._resolve_preset(name, param, snapshot, converter)]
+        for index, edit in enumerate(steering.edits):
+            path = f"steering.edits[{index}]"
             resolved = self._resolve_edit(edit, path, snapshot, converter)
-            placed += [_Placed(path, path, one) for one in resolved]
-        _refuse_contradictions(placed)
-        if len(placed) > self._max_edits:
+            written += [_WrittenEdit(path, path, part) for part in resolved]
+        _refuse_contradictions(written)
+        if len(written) > self._max_edits:
             message = (
-                f"A request may carry at most {self._max_edits} edits, and this one comes to {len(placed)}: those of "
+                f"A request may carry at most {self._max_edits} edits, and this one has {len(written)}. The edits of "
                 "presets count, and a stored vector counts once for each of its hook points."
             )
             raise InvalidRequestError(message, param="steering.edits")
         converter.check_known()
-        if not placed:  # presets may carry no more than a system prompt or sampling
+        if not written:  # presets may have only a system prompt or sampling settings
             return None
-        return ResolvedSteering(tuple(one.edit for one in placed), steering.strength)
+        return ResolvedSteering(tuple(part.edit for part in written), steering.strength)
 
     def _resolve_preset(
         self, name: str, param: str, snapshot: RegistrySnapshot, converter: UnitConverter
-    ) -> list[_Placed]:
+    ) -> list[_WrittenEdit]:
         if self._presets is None:
-            message = f"There is no preset {short_name(name)!r}; this server has no presets. Send the edits themselves."
+            message = f"The preset {short_name(name)!r} does not exist: this server has no presets. Send its edits."
             raise InvalidRequestError(message, param=param)
         try:
             preset = self._presets.find(name)
         except (NotFoundError, PresetError) as error:
             raise InvalidRequestError(error.message, param=param) from error
-        placed: list[_Placed] = []
-        for place, edit in enumerate(preset.edits):
+        written: list[_WrittenEdit] = []
+        for index, edit in enumerate(preset.edits):
             try:
-                resolved = self._resolve_edit(edit, f"edits[{place}]", snapshot, converter)
+                resolved = self._resolve_edit(edit, f"edits[{index}]", snapshot, converter)
             except InvalidRequestError as error:
                 message = f"The preset {preset.name!r} cannot be used here: {error.message}"
                 raise InvalidRequestError(message, param=param, code=error.code) from error
-            where = f"edits[{place}] of the preset {preset.name!r}"
-            placed += [_Placed(where, param, replace(one, preset=preset.name)) for one in resolved]
-        return placed
+            source = f"edits[{index}] of the preset {preset.name!r}"
+            written += [_WrittenEdit(source, param, replace(part, preset=preset.name)) for part in resolved]
+        return written
 
     def _resolve_edit(
         self, edit: Edit, path: str, snapshot: RegistrySnapshot, converter: UnitConverter
     ) -> list[ResolvedEdit]:
-        """Return what an edit comes to: one, or with a stored vector one at each of its hook points."""
+        """Return the resolved edit; for a stored vector, one for each of its hook points."""
         if edit.feature is not None:
             dictionary = self._find_dictionary(edit, edit.feature, path, snapshot)
             raw_scale = converter.feature(edit, dictionary, edit.feature, path)
             gate = _resolve_gate(edit, [dictionary.hook_name], path, snapshot)
             return [_resolved(edit, dictionary.hook_name, raw_scale, gate, dictionary=dictionary)]
         layers = self._directions.read(edit.vector or "", f"{path}.vector")
-        if edit.mode == "remove" and any(math.hypot(*values) < _LEAST_NORM for _, values in layers):
-            message = f"{path}.vector is zero, or nearly so, and has no direction to remove."
+        if edit.mode == "remove" and any(math.hypot(*values) < MIN_NORM for _, values in layers):
+            message = f"{path}.vector is zero or almost zero, so it has no direction to remove."
             raise InvalidRequestError(message, param=f"{path}.vector")
         raw_scales = converter.vector(edit, layers, path)
         gate = _resolve_gate(edit, [hook_name for hook_name, _ in layers], path, snapshot)
@@ -145,9 +144,7 @@ class SteeringResolver:
         dictionary = snapshot.find(edit.dictionary, f"{path}.dictionary")
         check_feature(dictionary, feature, path)
         if edit.mode == "remove" and feature in dictionary.zero_directions:
-            message = (
-                f"{path}.feature: feature {feature} of {dictionary.id!r} writes nothing, so there is none to remove."
-            )
+            message = f"{path}.feature: feature {feature} of {dictionary.id!r} has a zero direction, which cannot be removed."
             raise InvalidRequestError(message, param=f"{path}.feature")
         return dictionary
 
@@ -184,19 +181,19 @@ def _resolved(
     )
 
 
-def _refuse_contradictions(placed: Iterable[_Placed]) -> None:
-    # By contents: one dictionary may be loaded under two ids.
-    setters: dict[tuple[str, str, int | None], _Placed] = {}
-    for one in placed:
-        edit = one.edit
+def _refuse_contradictions(written: Iterable[_WrittenEdit]) -> None:
+    # Dictionaries are compared by contents: the same one may be loaded under two ids.
+    setters: dict[tuple[str, str, int | None], _WrittenEdit] = {}
+    for setter in written:
+        edit = setter.edit
         if edit.dictionary is None or edit.mode not in SETTING_MODES:
             continue
-        first = setters.setdefault((edit.contents, edit.hook_name, edit.feature), one)
-        if first is not one:
+        first = setters.setdefault((edit.contents, edit.hook_name, edit.feature), setter)
+        if first is not setter:
             other = first.edit.dictionary.id if first.edit.dictionary is not None else ""
             same = f", which has the same contents as {other!r}" if other != edit.dictionary.id else ""
             message = (
-                f"{first.where} and {one.where} both set feature {edit.feature} of "
-                f"{edit.dictionary.id!r}{same} (clamp, ablate, floor and ceiling set); keep one of them."
+                f"{first.source} and {setter.source} both set feature {edit.feature} of {edit.dictionary.id!r}{same} "
+                "(the modes clamp, ablate, floor and ceiling set a feature). Keep one of them."
             )
-            raise InvalidRequestError(message, param=one.param)
+            raise InvalidRequestError(message, param=setter.param)

@@ -1,4 +1,4 @@
-"""What will be done to a request: edits bound to dictionary contents, in raw units, and what names them. No torch."""
+"""Resolved edits: bound to dictionary contents, in raw units, with the fingerprint that names them. No torch."""
 
 from __future__ import annotations
 
@@ -16,48 +16,49 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class ResolvedEdit:
-    """One edit, checked, in raw units."""
+    """One checked edit, in raw units."""
 
     hook_name: str
     dictionary: Dictionary | None
     feature: int | None
-    """None for a vector."""
+    """Index of the feature; None for a vector."""
     vector: tuple[float, ...] | None
+    """Values of the vector; None for a feature."""
     mode: Mode
     scale: float | None
-    """As the client wrote it; None for modes without one."""
+    """The scale as the client wrote it; None for modes without a scale."""
     raw_scale: float | None
     positions: Positions
     start: int
     stop: int | None
     special_tokens: bool
     ramp: int = 0
-    """Generated tokens from `start` on over which the change grows to its whole size."""
+    """Number of generated tokens from `start` on over which the change grows to its full size."""
     gate: ResolvedGate | None = None
     unit: Unit | None = None
-    """What `scale` counts; None for modes without a unit."""
+    """Unit of `scale`; None for modes without a unit."""
     vector_name: str | None = None
-    """Of a stored vector; the values are those that were stored when the request came."""
+    """Name of a stored vector. `vector` holds the values at the time of the request."""
     preset: str | None = None
-    """The name of the preset that it came with."""
+    """Name of the preset that the edit belongs to."""
     control_seed: int | None = None
-    """Of a control: names the rotation that turns what it writes to a random direction of the same length."""
+    """Seed of the rotation that turns a control's direction to a random one of the same length."""
 
     @property
     def sha256(self) -> str:
-        """Of the dictionary's weights, or of the vector's values."""
+        """SHA-256 of the dictionary's weights, or of the vector's values."""
         if self.dictionary is not None:
             return self.dictionary.sha256
         return hashlib.sha256(struct.pack(f"<{len(self.vector or ())}f", *(self.vector or ()))).hexdigest()
 
     @property
     def contents(self) -> str:
-        """Names all that decides what the edit does: the dictionary's contents, or the vector's values."""
+        """Identifier of all that decides what the edit does: the dictionary's contents, or the vector's values."""
         return self.dictionary.contents if self.dictionary is not None else self.sha256
 
     @property
     def has_effect(self) -> bool:
-        """Whether it can change anything: adding nothing and multiplying by one cannot."""
+        """Whether the edit can change anything: adding 0 and multiplying by 1 cannot."""
         neutral = {"add": 0.0, "multiply": 1.0}.get(self.mode)
         return neutral is None or self.raw_scale != neutral
 
@@ -72,7 +73,7 @@ class ResolvedEdit:
         return self.positions != "prompt"
 
     def identity(self) -> dict[str, object]:
-        """Return what makes two edits the same."""
+        """Return the properties by which edits are compared."""
         return {
             "contents": self.contents,
             "hook": self.hook_name,
@@ -91,26 +92,26 @@ class ResolvedEdit:
 
 @dataclass(frozen=True, slots=True)
 class ResolvedSteering:
-    """All edits of a request, and how strongly they are applied."""
+    """All edits of a request, and the strength that multiplies their changes."""
 
     edits: tuple[ResolvedEdit, ...]
     strength: float = 1.0
 
     @property
     def effective_edits(self) -> tuple[tuple[int, ResolvedEdit], ...]:
-        """The edits that change anything, with their places in `edits`."""
+        """The edits that can change anything, with their indices in `edits`."""
         if self.strength == 0:
             return ()
-        return tuple((place, edit) for place, edit in enumerate(self.edits) if edit.has_effect)
+        return tuple((index, edit) for index, edit in enumerate(self.edits) if edit.has_effect)
 
     @property
     def fingerprint(self) -> str:
-        """The same for the same edits, in any order, on the same dictionary contents."""
+        """Name of this set of edits: equal for the same edits, in any order, on the same dictionary contents."""
         return _digest([edit.identity() for edit in self.edits], self.strength)
 
     @property
     def prompt_key(self) -> str | None:
-        """Names what is done to prompt tokens, None for nothing: sequences of one key may share prompt computation."""
+        """Name of what is done to prompt tokens; sequences with the same key can share a prompt. None if nothing is."""
         edits = [edit.identity() for _, edit in self.effective_edits if edit.touches_prompt]
         return _digest(edits, self.strength) if edits else None
 

@@ -1,7 +1,7 @@
-"""Random directions in place of real ones: a rotation of the whole space, which keeps every length and every angle.
+"""Random directions for controls: a rotation of the whole space, which keeps every length and every angle.
 
-What several edits add up to has the same length after it as before, on every token. Each single direction comes to
-lie like one drawn at random: its cosine with any fixed direction is about `1 / sqrt(width)`.
+The sum of several edits has the same length after the rotation, on every token. Each single direction becomes like one
+drawn at random: its cosine with any fixed direction is about `1 / sqrt(width)`.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _ROUNDS = 3
-"""One leaves patterns where a vector has few components; after three none is left that a test finds."""
+"""Number of rounds. One leaves patterns of sparse vectors; after three, tests find none."""
 
 
 def rotated(vectors: Float[Tensor, "*rows width"], seed: int) -> Float[Tensor, "*rows width"]:
-    """Return the vectors after the rotation (or reflection) of that seed, the same on every device.
+    """Return the vectors rotated (or reflected) by that seed, the same on every device.
 
-    Source: Ailon and Chazelle 2009, random signs and an orthogonal transform in turns; here the discrete Hartley
-    transform, which is real, orthogonal and of any width.
+    Source: Ailon and Chazelle 2009, "The fast Johnson-Lindenstrauss transform", section 2: random signs and an
+    orthogonal transform in turns. Here that is the discrete Hartley transform, real, orthogonal and of any width.
     """
     width = vectors.shape[-1]
-    turned = vectors.double()
+    rotated_vectors = vectors.double()
     for signs in _signs(width, seed).to(vectors.device):
-        spectrum = torch.fft.fft(turned * signs)
-        turned = (spectrum.real - spectrum.imag) / width**0.5
-    return turned.to(vectors.dtype)
+        spectrum = torch.fft.fft(rotated_vectors * signs)
+        rotated_vectors = (spectrum.real - spectrum.imag) / width**0.5
+    return rotated_vectors.to(vectors.dtype)
 
 
 @functools.lru_cache(maxsize=256)

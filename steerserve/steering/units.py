@@ -1,4 +1,4 @@
-"""From the unit that a client counts in to raw numbers: activation for features, multiples for vectors. No torch."""
+"""Converts scales from a client's unit to raw ones: activations for features, multiples for vectors. No torch."""
 
 from __future__ import annotations
 
@@ -14,36 +14,23 @@ if TYPE_CHECKING:
     from steerserve.steering.scales import Layers, Scales, Target
     from steerserve.wire.edits import Edit
 
-_LOOKED_UP = ("max", "dose")
-_LEAST_NORM = 1e-6
-
-
-def asks_lookup(value: object) -> bool:
-    """Tell whether the JSON value of `steering` means files: a preset, a stored vector, or a unit of a store."""
-    if isinstance(value, dict):
-        return bool(value.get("presets")) or asks_lookup(value.get("edits"))
-    if not isinstance(value, list):
-        return isinstance(value, str)
-    return any(isinstance(one, str) or (isinstance(one, dict) and _edit_asks_lookup(one)) for one in value)
-
-
-def _edit_asks_lookup(edit: dict[str, object]) -> bool:
-    return edit.get("unit") in _LOOKED_UP or isinstance(edit.get("vector"), str)
+MIN_NORM = 1e-6
+"""Norm of the shortest vector that still has a direction."""
 
 
 class UnitConverter:
-    """Converts the scales of one request; notes the doses that must be measured first."""
+    """Converts the scales of one request, and collects the doses that must be measured first."""
 
     def __init__(self, scales: Scales) -> None:
-        """Look facts up in `scales`."""
+        """Look up what a unit is worth in `scales`."""
         self._scales = scales
-        self._unknown: list[Target] = []
+        self._missing: list[Target] = []
 
     def feature(self, edit: Edit, dictionary: Dictionary, feature: int, path: str) -> float | None:
-        """Return the raw scale of an edit of a feature; NaN while its dose is not known.
+        """Return the raw scale of an edit of a feature; NaN if its dose must be measured first.
 
         Raises:
-            InvalidRequestError: the unit cannot be counted, or comes to too much.
+            InvalidRequestError: the unit has no worth for this feature, or the raw scale is too large.
         """
         scale = edit.scale
         if scale is None or _is_raw(edit):
@@ -53,7 +40,8 @@ class UnitConverter:
             return _checked(edit, scale * self._maximum(target, path), path)
         if feature in dictionary.zero_directions:
             message = (
-                f"{path}.feature: feature {feature} of {dictionary.id!r} writes nothing; unit {edit.unit} needs more."
+                f"{path}.feature: feature {feature} of {dictionary.id!r} has a zero direction, so a scale in unit "
+                f"{edit.unit} has no meaning. Use unit raw or max."
             )
             raise InvalidRequestError(message, param=f"{path}.feature")
         if edit.unit == "norm":
@@ -62,47 +50,49 @@ class UnitConverter:
         return _checked(edit, scale * self._dose(target, what, f"{path}.feature"), path)
 
     def vector(self, edit: Edit, layers: Layers, path: str) -> list[float | None]:
-        """Return the raw scale of a vector at each of its hook points; NaN while its dose is not known.
+        """Return the raw scale of a vector at each of its hook points; NaN if its dose must be measured first.
 
         Raises:
-            InvalidRequestError: the unit cannot be counted, or comes to too much.
+            InvalidRequestError: the unit has no worth for this vector, or the raw scale is too large.
         """
         scale = edit.scale
         if scale is None or _is_raw(edit):
             return [scale] * len(layers)
         norms = [math.hypot(*values) for _, values in layers]
-        if any(norm < _LEAST_NORM for norm in norms):
-            message = f"{path}.vector is zero, or nearly so, and unit {edit.unit} cannot count it."
+        if any(norm < MIN_NORM for norm in norms):
+            message = (
+                f"{path}.vector is zero or almost zero, so a scale in unit {edit.unit} has no meaning. Use unit raw."
+            )
             raise InvalidRequestError(message, param=f"{path}.vector")
         if edit.unit == "norm":
             means = [self._scales.mean_norm(hook_name) for hook_name, _ in layers]
-            raw = [scale * mean / norm for mean, norm in zip(means, norms, strict=True)]
+            raw_scales = [scale * mean / norm for mean, norm in zip(means, norms, strict=True)]
         else:
-            raw = [scale * self._dose(VectorTarget(layers), "this vector", f"{path}.vector")] * len(layers)
-        return [_checked(edit, one, path) for one in raw]
+            raw_scales = [scale * self._dose(VectorTarget(layers), "this vector", f"{path}.vector")] * len(layers)
+        return [_checked(edit, raw_scale, path) for raw_scale in raw_scales]
 
     def check_known(self) -> None:
-        """Check that all doses were known.
+        """Check that no dose must be measured first.
 
         Raises:
-            UnknownDosesError: some must be measured; then the steering can be resolved again.
+            UnknownDosesError: doses must be measured; after that the steering can be resolved.
         """
-        if self._unknown:
-            raise UnknownDosesError(self._unknown)
+        if self._missing:
+            raise UnknownDosesError(self._missing)
 
     def _maximum(self, target: FeatureTarget, path: str) -> float:
         maximum = self._scales.maximum(target)
         name = target.dictionary.id
         if maximum is None:
             message = (
-                f"{path}.unit: the dictionary {name!r} has no statistics, so it is not known what unit max counts. "
-                "Interpret it first (steerserve interpret, or POST /admin/interpret), or take unit raw, norm or dose."
+                f"{path}.unit: unit max needs the statistics of the dictionary {name!r}, and it has none. Interpret it "
+                "first (steerserve interpret, or POST /admin/interpret), or use unit raw, norm or dose."
             )
             raise InvalidRequestError(message, param=f"{path}.unit")
         if maximum <= 0:
             message = (
                 f"{path}.feature: feature {target.feature} of {name!r} was never active in the text that the "
-                "dictionary was interpreted with, so it has no maximum. Take unit raw, norm or dose."
+                "dictionary was interpreted with, so it has no maximum. Use unit raw, norm or dose."
             )
             raise InvalidRequestError(message, param=f"{path}.feature")
         return maximum
@@ -111,11 +101,11 @@ class UnitConverter:
         try:
             dose = self._scales.dose(target)
         except UnknownDosesError as error:
-            self._unknown += error.targets
+            self._missing += error.targets
             return math.nan
         if dose is None:
             message = (
-                f"{param}: {what} has no dose: no strength of it changes the output by 1 nat. Take unit raw or norm."
+                f"{param}: {what} has no dose, as no strength of it changes the output by 1 nat. Use unit raw or norm."
             )
             raise InvalidRequestError(message, param=param)
         return dose
@@ -128,8 +118,8 @@ def _is_raw(edit: Edit) -> bool:
 def _checked(edit: Edit, raw_scale: float, path: str) -> float:
     if abs(raw_scale) > MAX_SCALE:
         message = (
-            f"{path}.scale: {edit.scale:g} in unit {edit.unit} comes to a raw scale of {raw_scale:.3g}, "
-            f"and those lie between -{MAX_SCALE:g} and {MAX_SCALE:g}."
+            f"{path}.scale: {edit.scale:g} in unit {edit.unit} is a raw scale of {raw_scale:.3g}, "
+            f"and raw scales lie between -{MAX_SCALE:g} and {MAX_SCALE:g}."
         )
         raise InvalidRequestError(message, param=f"{path}.scale")
     return raw_scale

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
@@ -29,6 +29,8 @@ MAX_SCALE = 1e6
 MAX_VECTOR_VALUES = 1 << 17
 MAX_STRENGTH = 1e3
 _MAX_INDEX = 1 << 31
+_LOOKED_UP_UNITS = ("max", "dose")
+"""Units whose worth is read from feature stores."""
 
 Scale = Annotated[float, Field(ge=-MAX_SCALE, le=MAX_SCALE, allow_inf_nan=False)]
 
@@ -161,30 +163,39 @@ class Steering(_Strict):
         description="Factor by which every change is multiplied.",
     )
 
+    @property
+    def needs_lookup(self) -> bool:
+        """Whether resolving it may read files: presets, stored vectors, or facts about features."""
+        return bool(self.presets) or any(
+            edit.unit in _LOOKED_UP_UNITS or isinstance(edit.vector, str) for edit in self.edits
+        )
+
 
 _MODELS: dict[str, type[BaseModel]] = {"steering": Steering, "edits": Edit, "vector": InlineVector, "when": Gate}
 
 
 def parse_steering(value: object, *, max_edits: int) -> Steering | None:
-    """Parse any of the five forms of `steering` into the full form; None for null.
+    """Parse any of the five forms of `steering` into the full form; None for null. The full form is returned as it is.
 
     Raises:
         InvalidRequestError: the value is not valid; `param` is a path such as `steering.edits[0].scale`.
     """
-    if value is None:
-        return None
+    if value is None or isinstance(value, Steering):
+        return value
     if isinstance(value, str):
         value = {"presets": [value]}
     elif isinstance(value, list):
-        _check_count(value, max_edits)
+        check_num_presets([part for part in value if isinstance(part, str)], max_edits)
+        _check_num_edits(value, max_edits)
         presets = [part for part in value if isinstance(part, str)]
         full = {"edits": [part for part in value if not isinstance(part, str)]}
         value = {**full, "presets": presets} if presets else full
     elif not isinstance(value, dict):
         message = f"steering must be a list of edits, a preset's name, an object or null, not {shown(value)}."
         raise InvalidRequestError(message, param="steering", code="invalid_type")
-    elif isinstance(value.get("edits"), list):
-        _check_count(value["edits"], max_edits)
+    else:
+        check_num_presets(value.get("presets"), max_edits)
+        _check_num_edits(value.get("edits"), max_edits)
     try:
         return Steering.model_validate(_without_nulls(value))
     except ValidationError as error:
@@ -203,8 +214,19 @@ def _without_nulls(value: object) -> object:
     return value
 
 
-def _check_count(edits: list[Any], max_edits: int) -> None:
-    if len(edits) > max_edits:
+def check_num_presets(presets: object, limit: int, *, param: str = "steering.presets") -> None:
+    """Check that a request does not name too many presets; anything but a list or a tuple of them passes.
+
+    Raises:
+        InvalidRequestError: it names more than `limit`.
+    """
+    if isinstance(presets, (list, tuple)) and len(presets) > limit:
+        message = f"A request may name at most {limit} presets, and this one names {len(presets)}."
+        raise InvalidRequestError(message, param=param)
+
+
+def _check_num_edits(edits: object, max_edits: int) -> None:
+    if isinstance(edits, list) and len(edits) > max_edits:
         message = f"A request may carry at most {max_edits} edits, and this one has {len(edits)}."
         raise InvalidRequestError(message, param="steering.edits")
 

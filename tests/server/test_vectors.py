@@ -121,7 +121,7 @@ async def test_hook_points_count_as_edits(client: httpx.AsyncClient, runtime: Ru
     body = chat(steering=[{"vector": "deep", "scale": 0.1}] * 33)
     answer = await client.post(CHAT, json=body)
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, "steering.edits")
-    assert "comes to 66" in answer.json()["error"]["message"]
+    assert "has 66" in answer.json()["error"]["message"]
 
 
 async def test_a_contradiction_is_told_with_the_places_that_the_client_wrote(
@@ -152,7 +152,7 @@ async def test_a_vector_that_does_not_fit_is_listed_with_the_reason_and_refused(
     put(runtime, "anyones", HOOK_NAME, model=None)
     listed = {one["name"]: one.get("problem") for one in (await client.get(VECTORS)).json()["data"]}
     assert listed["anyones"] is None
-    for name, reason in (("deeper", "has not"), ("wider", "49 values"), ("others", "gemma-2-2b")):
+    for name, reason in (("deeper", "does not have it"), ("wider", "49 values"), ("others", "gemma-2-2b")):
         assert reason in (listed[name] or "")
         answer = await client.post(CHAT, json=chat(steering=[{"vector": name, "scale": 1.0}]))
         assert (answer.status_code, answer.json()["error"]["param"]) == (400, "steering.edits[0].vector")

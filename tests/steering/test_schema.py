@@ -18,7 +18,6 @@ from hypothesis import strategies as st
 
 from steerserve.core.errors import InvalidRequestError
 from steerserve.dictionaries.registry import RegistrySnapshot
-from steerserve.steering.units import asks_lookup
 from tests.tiny import D_MODEL, HOOK_NAME
 
 if TYPE_CHECKING:
@@ -196,7 +195,7 @@ def test_a_mistake_is_refused_at_its_place(llama: Runtime, steering: Any, param:
         ([ADD] * 65, "at most 64"),
         (edit(when={"feature": 96, "above": 0.5}), "0 to 95"),
         (edit(when={"feature": 1, "above": 0.5, "dictionary": "standart"}), "'standard'"),
-        (edit(when={"feature": 1, "above": 0.5, "dictionary": "late"}), "blocks.1.hook_resid_post, which lies after"),
+        (edit(when={"feature": 1, "above": 0.5, "dictionary": "late"}), "blocks.1.hook_resid_post, which comes after"),
         (edit(when={"feature": 1, "abov": 0.5}), "'above'"),
     ],
 )
@@ -335,7 +334,7 @@ def test_one_dictionary_under_two_ids_contradicts_itself(llama: Runtime) -> None
     snapshot = RegistrySnapshot(MappingProxyType(twice))
     steering = [{"feature": 3, "mode": "ablate", "dictionary": name} for name in ("standard", "again")]
     with pytest.raises(InvalidRequestError, match="the same contents as 'standard'") as caught:
-        llama._resolver(None).resolve(steering, snapshot)
+        llama._resolver(None).resolve(llama.parse_steering(steering), snapshot)
     assert caught.value.param == "steering.edits[1]"
 
 
@@ -350,8 +349,8 @@ def test_one_dictionary_under_two_ids_contradicts_itself(llama: Runtime) -> None
         (["formal"], True),
     ],
 )
-def test_what_is_read_from_files_is_known_before(steering: Any, expected: bool) -> None:  # noqa: ANN401
-    assert asks_lookup(steering) is expected
+def test_what_is_read_from_files_is_known_before(llama: Runtime, steering: Any, expected: bool) -> None:  # noqa: ANN401
+    assert llama.parse_steering(steering).needs_lookup is expected
 
 
 SEVERAL = [
