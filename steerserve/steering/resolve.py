@@ -144,7 +144,9 @@ class SteeringResolver:
         dictionary = snapshot.find(edit.dictionary, f"{path}.dictionary")
         check_feature(dictionary, feature, path)
         if edit.mode == "remove" and feature in dictionary.zero_directions:
-            message = f"{path}.feature: feature {feature} of {dictionary.id!r} has a zero direction, which cannot be removed."
+            message = (
+                f"{path}.feature: feature {feature} of {dictionary.id!r} has a zero direction, which cannot be removed."
+            )
             raise InvalidRequestError(message, param=f"{path}.feature")
         return dictionary
 
