@@ -15,15 +15,13 @@ import json
 import secrets
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from steerserve.bench.machine import load_average, this_machine
-from steerserve.bench.measure import Bench
-from steerserve.bench.target import connect, inspect
+from steerserve.bench.measure import LoadTest
+from steerserve.bench.target import inspect
 from steerserve.bench.workload import Workload
-
-if TYPE_CHECKING:
-    import httpx
+from steerserve.client.server_client import AsyncServerClient
 
 STAGES = ("Reading text", "Training")
 POLL_S = 0.5
@@ -32,26 +30,25 @@ POLL_S = 0.5
 async def measure(url: str, corpus: str, concurrency: int, tokens: int, repeats: int) -> dict[str, Any]:
     """Return throughput alone and beside each stage of a job, and their ratios."""
     load_before = load_average()
-    async with connect(url, None) as client:
+    async with AsyncServerClient(url, None) as client:
         target = await inspect(client)
         workload = Workload(
             model=target.model, max_tokens=tokens, dictionary=target.dictionary, seed=secrets.randbelow(1 << 32)
         )
-        bench = Bench(client, workload, repeats=repeats, note=print)
+        bench = LoadTest(client, workload, repeats=repeats, note=print)
         await bench.warm_up(concurrency, [1])
         found = {"alone": asdict((await bench.sweep([concurrency], 1))[0])}
         started = await client.post(
             "/admin/train",
-            json={"id": f"bench-{secrets.token_hex(3)}", "corpus": corpus, "tokens": 25_000, "epochs": 40},
+            {"id": f"bench-{secrets.token_hex(3)}", "corpus": corpus, "tokens": 25_000, "epochs": 40},
         )
-        started.raise_for_status()
-        path = f"/admin/jobs/{started.json()['id']}"
+        path = f"/admin/jobs/{started['id']}"
         try:
             for stage in STAGES:
                 await reach(client, path, stage)
                 found[stage] = asdict((await bench.sweep([concurrency], 1))[0])
         finally:
-            await client.delete(path)
+            await client.request("DELETE", path)
             await reach(client, path, None)
         found["alone again"] = asdict((await bench.sweep([concurrency], 1))[0])
     alone = found["alone"]["tokens_per_s"]
@@ -67,10 +64,10 @@ async def measure(url: str, corpus: str, concurrency: int, tokens: int, repeats:
     }
 
 
-async def reach(client: httpx.AsyncClient, path: str, stage: str | None) -> None:
+async def reach(client: AsyncServerClient, path: str, stage: str | None) -> None:
     """Wait until a job is in a stage, or has ended for None."""
     while True:
-        job = (await client.get(path)).json()
+        job = await client.get(path)
         is_over = job["state"] in {"done", "failed", "cancelled"}
         if is_over and stage is not None:
             message = f"the job ended before the stage {stage!r}: {job['state']}, {job['error']}"

@@ -1,4 +1,4 @@
-"""The `steerserve` command. Each command imports what it needs when it runs, so that `--help` answers at once."""
+"""The `steerserve` command. Its commands import slow modules only when they run, so that `--help` is quick."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 
 import typer
+from typer.core import TyperGroup
 
 from steerserve.commands.bench import bench_command
 from steerserve.commands.compare import compare_command
@@ -21,42 +22,51 @@ from steerserve.commands.sweep import sweep_command
 from steerserve.commands.train import train_command
 from steerserve.commands.vectors import vectors_app
 from steerserve.commands.watch import watch_command
-from steerserve.core.errors import StartupError
+from steerserve.core.errors import SteerserveError
 from steerserve.core.process import limit_spinning
 
-EXIT_STARTUP = 2
+EXIT_ERROR = 2
 _HELP = "Serve a language model whose requests steer features of its sparse autoencoders."
-_GROUPS = {
-    "models": models_app,
-    "dictionaries": dictionaries_app,
-    "features": features_app,
-    "corpus": corpus_app,
-    "vectors": vectors_app,
-    "presets": presets_app,
+_PANELS: dict[str, dict[str, Callable[..., None] | typer.Typer]] = {
+    "Serve and look": {
+        "serve": serve_command,
+        "watch": watch_command,
+        "models": models_app,
+        "version": version_command,
+    },
+    "Steer": {
+        "presets": presets_app,
+        "vectors": vectors_app,
+        "dictionaries": dictionaries_app,
+        "features": features_app,
+    },
+    "Measure": {"compare": compare_command, "sweep": sweep_command, "bench": bench_command},
+    "Train dictionaries": {"train": train_command, "interpret": interpret_command, "corpus": corpus_app},
 }
-_COMMANDS: dict[str, Callable[..., None]] = {
-    "serve": serve_command,
-    "version": version_command,
-    "compare": compare_command,
-    "sweep": sweep_command,
-    "train": train_command,
-    "interpret": interpret_command,
-    "bench": bench_command,
-    "watch": watch_command,
-}
+"""The commands by the panel of `steerserve --help` that lists them."""
 
-app = typer.Typer(name="steerserve", help=_HELP, no_args_is_help=True, pretty_exceptions_enable=False)
-for _name, _group in _GROUPS.items():
-    app.add_typer(_group, name=_name)
-for _name, _command in _COMMANDS.items():
-    app.command(_name)(_command)
+
+class _InOrder(TyperGroup):
+    """Lists commands and groups together in the order in which they were added, which typer does not keep."""
+
+    def list_commands(self, ctx: object) -> list[str]:  # noqa: ARG002 the base class' parameter
+        return [name for panel in _PANELS.values() for name in panel]
+
+
+app = typer.Typer(name="steerserve", cls=_InOrder, help=_HELP, no_args_is_help=True, pretty_exceptions_enable=False)
+for _panel, _entries in _PANELS.items():
+    for _name, _entry in _entries.items():
+        if isinstance(_entry, typer.Typer):
+            app.add_typer(_entry, name=_name, rich_help_panel=_panel)
+        else:
+            app.command(_name, rich_help_panel=_panel)(_entry)
 
 
 def main() -> None:
-    """Run the command line; an error at the start becomes one line on stderr and exit code 2."""
+    """Run the command line; an error that steerserve raises on purpose becomes one line on stderr and exit code 2."""
     limit_spinning(os.environ)
     try:
         app()
-    except StartupError as error:
+    except SteerserveError as error:
         typer.echo(f"steerserve: {error.message}", err=True)
-        sys.exit(EXIT_STARTUP)
+        sys.exit(EXIT_ERROR)

@@ -1,4 +1,4 @@
-"""The machine that a measurement runs on, and a fair clock for steps that are compared on it."""
+"""The machine that a measurement runs on, and a fair comparison of steps on it."""
 
 from __future__ import annotations
 
@@ -19,10 +19,15 @@ class Machine:
     """The machine that this process runs on."""
 
     cpu: str
+    """Model name of the processor."""
     cores: int
+    """Number of logical cores."""
     system: str
+    """Name of the operating system."""
     python: str
+    """Version of Python."""
     torch: str
+    """Version of torch."""
 
 
 def this_machine() -> Machine:
@@ -37,12 +42,12 @@ def this_machine() -> Machine:
 
 
 def load_average() -> float | None:
-    """Return the machine's load over the last minute, where the system tells it."""
+    """Return the machine's load average of the last minute; None if the system does not report it."""
     return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
 
 
 def least_seconds(steps: Mapping[str, Callable[[], None]], rounds: int) -> dict[str, float]:
-    """Run the steps in turns, so that a busy moment hits all alike; return the least time of each step."""
+    """Return the least time of each step; they take turns, so that a busy moment affects all of them."""
     least = dict.fromkeys(steps, float("inf"))
     for _ in range(rounds):
         for name, step in steps.items():

@@ -1,4 +1,4 @@
-"""The measurements: throughput by concurrency, the price of edits, and whether the server stays awake."""
+"""The measurements: throughput by number of streams, the cost of edits, and how fast /health answers meanwhile."""
 
 from __future__ import annotations
 
@@ -7,59 +7,61 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import httpx
-
 from steerserve.bench.batch import Batch, Percentiles, percentiles, run_batch
-from steerserve.bench.stream import BenchError, reason
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from steerserve.bench.workload import Workload
+    from steerserve.client.server_client import AsyncServerClient
 
 _HEALTH_INTERVAL_S = 0.02
 
 
 @dataclass(frozen=True, slots=True)
 class SweepPoint:
-    """What a number of concurrent streams got, each with the same number of edits."""
+    """The speed of a number of concurrent streams, each with the same number of edits."""
 
     concurrency: int
+    """Number of streams."""
     edits: int
+    """Number of edits of each stream."""
     tokens_per_s: float
-    """Of the best repeat, prompts included."""
+    """Generated tokens per second of the best repeat, the time for prompts included."""
     decode_tokens_per_s: float | None
-    """Of the best repeat, while all streams generated; None where they never did at the same time."""
+    """Generated tokens per second of the best repeat while all streams generated; None if they never all did."""
     ttft_ms: Percentiles
+    """Time from sending a request to its first token."""
     itl_ms: Percentiles
+    """Time between neighbouring tokens of a stream."""
 
 
 @dataclass(frozen=True, slots=True)
 class StepCost:
-    """The decode step of a full batch whose rows carry edits."""
+    """The duration of a decode step of a full batch whose rows carry edits."""
 
     rows: str
-    """`0`, `1` or `16` edits in every row, or `mixed`."""
+    """Number of edits in every row, such as `0`, `1` or `16`, or `mixed`."""
     step_ms: float | None
-    """Least of the repeats' medians."""
+    """Least of the repeats' medians; None if the streams never all generated at the same time."""
     ratio: float | None
-    """Over the step without edits."""
+    """`step_ms` divided by that of the step without edits."""
 
 
-class Bench:
-    """Measures one server, which it neither starts nor changes."""
+class LoadTest:
+    """Measures one server by its answers alone; neither starts nor changes it."""
 
     def __init__(
-        self, client: httpx.AsyncClient, workload: Workload, *, repeats: int, note: Callable[[str], None]
+        self, client: AsyncServerClient, workload: Workload, *, repeats: int, note: Callable[[str], None]
     ) -> None:
-        """Keep the client; `note` is told what is measured now."""
+        """Send the requests of `workload` through `client`; `note` is called with what is measured now."""
         self._client = client
         self._workload = workload
         self._repeats = repeats
         self._note = note
 
     async def warm_up(self, concurrency: int, edits: Sequence[int]) -> None:
-        """Run one batch that is not measured, so that nothing is done for the first time later."""
+        """Run one batch that is not measured, so that later ones do nothing for the first time."""
         self._note("warming up")
         await self._run([edits[row % len(edits)] for row in range(concurrency)])
 
@@ -77,7 +79,7 @@ class Bench:
     async def step_costs(self, concurrency: int, edits: Sequence[int]) -> list[StepCost]:
         """Measure a decode step for each number of edits a row, and for rows that differ.
 
-        The kinds take turns, so that a change of the machine's pace meets them all.
+        The kinds take turns, so that a change of the machine's speed affects all of them.
         """
         kinds = {str(number): [number] * concurrency for number in edits}
         if len(edits) > 1:
@@ -89,7 +91,7 @@ class Bench:
                 step_ms = (await self._run(rows)).step_ms
                 if step_ms is not None:
                     steps[kind].append(step_ms)
-        least = {kind: min(found, default=None) for kind, found in steps.items()}
+        least = {kind: min(medians, default=None) for kind, medians in steps.items()}
         plain = least.get("0")
         return [StepCost(kind, step, step / plain if step and plain else None) for kind, step in least.items()]
 
@@ -110,14 +112,7 @@ class Bench:
 
     async def _time_health(self) -> float:
         start = time.perf_counter()
-        try:
-            response = await self._client.get("/health")
-        except httpx.HTTPError as error:
-            message = f"/health did not answer: {reason(error)}."
-            raise BenchError(message) from error
-        if response.is_error:
-            message = f"/health answered {response.status_code} while streams ran."
-            raise BenchError(message)
+        await self._client.get("/health")
         return time.perf_counter() - start
 
     async def _run(self, edits_by_row: list[int]) -> Batch:

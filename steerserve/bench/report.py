@@ -1,4 +1,4 @@
-"""What was measured, for people and for programs."""
+"""The results of `steerserve bench`, as JSON and as tables in a terminal."""
 
 from __future__ import annotations
 
@@ -21,34 +21,44 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
-    """A whole run of `steerserve bench`."""
+class BenchReport:
+    """The results of one run of `steerserve bench`."""
 
     date: str
+    """Start of the run in UTC, as ISO 8601."""
     target: Target
+    """The measured server."""
     machine: Machine
-    """That of the client, which is the server's too where the server is on loopback."""
+    """The machine of the client, which is also the server's if the URL is a loopback address."""
     load_before: float | None
+    """Load average before the run; None if the system does not report it."""
     load_after: float | None
+    """Load average after the run; None if the system does not report it."""
     max_tokens: int
+    """Number of tokens that each stream generated."""
     repeats: int
+    """How often each batch ran."""
     seed: int
+    """Seed of the prompts."""
     sweep: Sequence[SweepPoint]
+    """Speed for each number of streams."""
     step_costs: Sequence[StepCost]
+    """Duration of a decode step for each number of edits."""
     health_ms: Percentiles
+    """Time for an answer of /health while the largest batch ran."""
 
     @property
     def speed_ups(self) -> dict[int, float]:
-        """Return how many times the tokens a second of one stream each concurrency gives, prompts included."""
+        """Tokens per second by number of streams, divided by those of a single stream; empty if none ran alone."""
         single = next((point.tokens_per_s for point in self.sweep if point.concurrency == 1), None)
         return {point.concurrency: point.tokens_per_s / single for point in self.sweep} if single else {}
 
     def as_json(self) -> dict[str, Any]:
-        """Return the report as plain data, `speed_ups` included."""
+        """Return the report as plain data, including `speed_ups`."""
         return {**dataclasses.asdict(self), "speed_ups": self.speed_ups}
 
 
-def print_report(report: Report, console: Console) -> None:
+def print_report(report: BenchReport, console: Console) -> None:
     """Print the tables."""
     target, machine = report.target, report.machine
     health = report.health_ms
@@ -63,7 +73,7 @@ def print_report(report: Report, console: Console) -> None:
     console.print(f"/health beside the largest batch: p50 {health.p50:.1f} ms, p99 {health.p99:.1f} ms")
 
 
-def _sweep_table(report: Report) -> Table:
+def _sweep_table(report: BenchReport) -> Table:
     edits = report.sweep[0].edits if report.sweep else 0
     title = f"{report.max_tokens} tokens a stream, {edits} edits a stream, best of {report.repeats}"
     table = _table(title, "streams", "tokens/s", "of one", "decoding", "ttft p50", "p99", "itl p50", "p99")
@@ -80,7 +90,7 @@ def _sweep_table(report: Report) -> Table:
     return table
 
 
-def _step_table(report: Report) -> Table:
+def _step_table(report: BenchReport) -> Table:
     top = max((point.concurrency for point in report.sweep), default=0)
     table = _table(f"decode step of {top} rows, least of {report.repeats}", "edits a row", "step", "against none")
     for cost in report.step_costs:
@@ -97,9 +107,9 @@ def _table(title: str, *columns: str) -> Table:
     return table
 
 
-def _both(found: Percentiles) -> Iterator[str]:
-    yield f"{found.p50:.0f} ms"
-    yield f"{found.p99:.0f} ms"
+def _both(times: Percentiles) -> Iterator[str]:
+    yield f"{times.p50:.0f} ms"
+    yield f"{times.p99:.0f} ms"
 
 
 def _number(value: float | None, form: str) -> str:

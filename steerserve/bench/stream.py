@@ -2,33 +2,28 @@
 
 from __future__ import annotations
 
-import json
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import httpx
-
-from steerserve.core.errors import StartupError
+from steerserve.client.answers import ServerError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-
-
-class BenchError(StartupError):
-    """The server cannot be measured: it does not answer, or answers with an error."""
+    from steerserve.client.server_client import AsyncServerClient
 
 
 @dataclass(frozen=True, slots=True)
 class StreamTiming:
-    """When the parts of one answer came. All times in seconds of one monotonic clock."""
+    """When the parts of one answer arrived. All times in seconds of one monotonic clock."""
 
     sent: float
+    """When the request was sent."""
     arrivals: tuple[float, ...]
-    """One for each chunk that carried text; the first ends the reading of the prompt."""
+    """When each chunk with text arrived; before the first the server computes the prompt."""
     num_tokens: int
-    """Generated tokens, as the server counted them."""
+    """Number of generated tokens, as the server counted them."""
     num_prompt_tokens: int
+    """Number of tokens of the prompt, as the server counted them."""
 
     @property
     def gaps(self) -> list[float]:
@@ -36,55 +31,22 @@ class StreamTiming:
         return [after - before for before, after in zip(self.arrivals, self.arrivals[1:], strict=False)]
 
 
-async def time_stream(client: httpx.AsyncClient, body: dict[str, Any]) -> StreamTiming:
+async def time_stream(client: AsyncServerClient, body: dict[str, Any]) -> StreamTiming:
     """Send a completion request and time its stream.
 
+    The client adds no wait and no thread between the socket and this clock, so that it measures as a bare one does.
+
     Raises:
-        BenchError: the server refuses it, or breaks off.
+        SteerserveError: the server refuses the request, breaks off, or generates nothing.
     """
     sent = time.perf_counter()
     arrivals: list[float] = []
     usage: dict[str, int] = {}
-    try:
-        async with client.stream("POST", "/v1/completions", json=body) as response:
-            if response.is_error:
-                await response.aread()
-                raise refusal(response)
-            async for chunk in _chunks(response):
-                if any(choice.get("text") for choice in chunk.get("choices", ())):
-                    arrivals.append(time.perf_counter())
-                usage = chunk.get("usage") or usage
-    except (httpx.HTTPError, ValueError) as error:
-        message = f"The connection to {client.base_url} broke off: {reason(error)}."
-        raise BenchError(message) from error
+    async for _, chunk in client.stream("/v1/completions", body):
+        if any(choice.get("text") for choice in chunk.get("choices", ())):
+            arrivals.append(time.perf_counter())
+        usage = chunk.get("usage") or usage
     if not arrivals:
-        message = f"{client.base_url} closed a stream without a token."
-        raise BenchError(message)
+        raise ServerError(f"{client.name} ended a stream without a token.")
     num_tokens = usage.get("completion_tokens", len(arrivals))
     return StreamTiming(sent, tuple(arrivals), num_tokens, usage.get("prompt_tokens", 0))
-
-
-def refusal(response: httpx.Response) -> BenchError:
-    """Return the error that says what the server answered; the body must have been read."""
-    try:
-        said = response.json()["error"]["message"]
-    except (ValueError, KeyError, TypeError):
-        said = response.text[:200]
-    return BenchError(f"{response.request.url} answered {response.status_code}: {said}")
-
-
-def reason(error: Exception) -> str:
-    """Return what an error says, or its name where it says nothing."""
-    return str(error) or type(error).__name__
-
-
-async def _chunks(response: httpx.Response) -> AsyncIterator[dict[str, Any]]:
-    async for line in response.aiter_lines():
-        if not line.startswith("data: {"):
-            continue
-        chunk: dict[str, Any] = json.loads(line.removeprefix("data: "))
-        if error := chunk.get("error"):
-            said = error.get("message") if isinstance(error, dict) else error
-            message = f"The server failed in a stream: {said}"
-            raise BenchError(message)
-        yield chunk

@@ -1,4 +1,4 @@
-"""The requests of a measurement: prompts that share no beginning, and edits that no two rows share."""
+"""The requests of a measurement: prompts without a common prefix, and edits that no two rows share."""
 
 from __future__ import annotations
 
@@ -17,17 +17,19 @@ _SCALE = 2.0
 
 @dataclass(frozen=True, slots=True)
 class DictionaryInfo:
-    """What the server says of the dictionary whose features are edited."""
+    """The dictionary whose features are edited."""
 
     id: str
+    """Its id on the server."""
     d_sae: int
+    """Number of its features."""
 
 
 class Workload:
-    """Makes request bodies. Each prompt is new, so that the reuse of prefixes flatters nothing."""
+    """Makes request bodies. Each prompt is new, so that no request profits from a shared prefix."""
 
     def __init__(self, *, model: str, max_tokens: int, dictionary: DictionaryInfo | None, seed: int) -> None:
-        """Keep what all requests have in common; the same seed gives the same requests."""
+        """Make requests for `model` that generate `max_tokens` each; the same seed gives the same requests."""
         self._model = model
         self._max_tokens = max_tokens
         self._dictionary = dictionary
@@ -52,7 +54,7 @@ class Workload:
         return body
 
     def _edits(self, row: int, num_edits: int) -> list[dict[str, Any]]:
-        # Clamping needs the feature's activation and its direction: the dearer kind of edit.
+        # Clamping needs both the feature's activation and its direction, which makes it the costliest kind of edit.
         if self._dictionary is None:
             return []
         first = row * num_edits

@@ -22,13 +22,14 @@ from steerserve.core.errors import ConfigError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from steerserve.client.server_client import AsyncServerClient
     from steerserve.core.observer import Observer
-    from steerserve.experiments.client import CompareClient
     from steerserve.experiments.experiment import Experiment
     from steerserve.experiments.figures import Figures
     from steerserve.experiments.samples import ResultsFolder
 
-KEY_VARIABLES = ("STEERSERVE_API_KEY", "STEERSERVE_ADMIN_KEY")
+_MAX_ATTEMPTS = 8
+"""How often a comparison is sent to a server that is busy."""
 RUNS_FOLDER = Path("runs")
 _SHOWN = ("kl", "surprise", "repetition", "relevance")
 
@@ -149,13 +150,14 @@ def _followed() -> Iterator[Observer]:
 
 
 @contextlib.contextmanager
-def _asked(url: str | None) -> Iterator[tuple[CompareClient, str | None]]:
+def _asked(url: str | None) -> Iterator[tuple[AsyncServerClient, str | None]]:
     """Give whom to ask, and the sha256 of the weights where it is known: the server at `url`, or one made here."""
-    from steerserve.experiments.client import CompareClient
+    from steerserve.client.server_client import AsyncServerClient, environment_key
 
     if url is not None:
-        key = next(filter(None, map(os.environ.get, KEY_VARIABLES)), None)
-        yield CompareClient.at(url, key), None
+        key = environment_key(os.environ)
+        # A comparison takes minutes on a busy CPU, and the server sends nothing before it ends.
+        yield AsyncServerClient(url, key, max_attempts=_MAX_ATTEMPTS, read_timeout_s=None), None
         return
     from steerserve.model.download import BUILTIN_MODELS
     from steerserve.runtime import build_runtime
@@ -167,7 +169,8 @@ def _asked(url: str | None) -> Iterator[tuple[CompareClient, str | None]]:
         runtime.start(with_jobs=False)
         keys = (*settings.server.api_keys, *settings.server.admin_keys)
         builtin = BUILTIN_MODELS.get(settings.model.source)
-        client = CompareClient.inside(create_app(runtime), keys[0].get_secret_value() if keys else None)
+        key = keys[0].get_secret_value() if keys else None
+        client = AsyncServerClient.inside(create_app(runtime), key, max_attempts=_MAX_ATTEMPTS)
         yield client, builtin.sha256 if builtin is not None else None
     finally:
         runtime.stop()

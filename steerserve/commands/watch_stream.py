@@ -1,154 +1,94 @@
-"""A watched answer of a running server, token by token. Knows HTTP, not the terminal."""
+"""A watched answer of a running server, token by token. Knows nothing of the terminal."""
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import httpx
-
-from steerserve.core.errors import StartupError
+from steerserve.client.answers import RefusedError, ServerError
+from steerserve.client.served import default_dictionary
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-_TIMEOUT = httpx.Timeout(5.0, read=600.0, pool=None)
-_SHOWN_CHARS = 200
-
-
-class WatchError(StartupError):
-    """Nothing can be watched: no server answers, or it refuses the request."""
+    from steerserve.client.server_client import ServerClient
 
 
 @dataclass(frozen=True, slots=True)
 class SeenFeature:
-    """A feature at a token."""
+    """A feature that is active at a token."""
 
     feature: int
+    """Index of the feature in its dictionary."""
     activation: float
+    """Its activation at the token."""
     label: str | None
+    """Its label; None if the server has none."""
 
 
 @dataclass(frozen=True, slots=True)
 class SeenToken:
-    """A token with what was active when it was chosen."""
+    """A token with the features that were active when it was chosen."""
 
     text: str
+    """The token's text."""
     is_prompt: bool
+    """Whether the token belongs to the prompt."""
     watched: float | None
-    """Activation of the feature that was asked for."""
+    """Activation of the watched feature; None if no feature is watched or the token has no reading."""
     top: tuple[SeenFeature, ...]
+    """The strongest features, the strongest first."""
     skipped: str | None
+    """Why the token has no reading, such as `special`; None if it has one."""
     edited: Mapping[int, float]
-    """What steering made of features' activations."""
+    """Activations after steering, by feature."""
 
 
 @dataclass(frozen=True, slots=True)
 class FeatureInfo:
-    """What the server knows of a feature."""
+    """What the server knows about a feature."""
 
     label: str | None
+    """Its label; None if the server has none."""
     max: float | None
-    """Its largest activation in the text that its dictionary was interpreted with."""
+    """Its largest activation in the text that its dictionary was interpreted with; None if it was not."""
 
 
-class WatchClient:
-    """Talks to one server."""
+def find_dictionary(client: ServerClient, dictionary: str | None) -> str:
+    """Return the id of the dictionary to watch: `dictionary`, or the server's default for None.
 
-    def __init__(self, url: str, key: str | None) -> None:
-        """Talk to the server at `url`, with or without the /v1 that OpenAI's clients want.
-
-        Raises:
-            WatchError: that is none of a web server.
-        """
-        try:
-            parsed = httpx.URL(url)
-            parsed = parsed if parsed.scheme in {"http", "https"} and parsed.host else httpx.URL()
-        except httpx.InvalidURL:
-            parsed = httpx.URL()
-        if not parsed.host:
-            raise WatchError(f"--url: {url!r} is no URL of a web server, such as http://127.0.0.1:8000.")
-        headers = {"authorization": f"Bearer {key}"} if key else {}
-        self._client = httpx.Client(base_url=url.rstrip("/").removesuffix("/v1"), headers=headers, timeout=_TIMEOUT)
-
-    def close(self) -> None:
-        """Close the connections."""
-        self._client.close()
-
-    def model(self) -> str:
-        """Return the id of the served model.
-
-        Raises:
-            WatchError: none answers there, it wants a key, or it serves none.
-        """
-        ids = [one["id"] for one in self._get("/v1/models").get("data") or () if not one.get("parent")]
-        if not ids:
-            raise WatchError(f"{self._client.base_url} serves no model.")
-        return str(ids[0])
-
-    def dictionary(self, dictionary: str | None) -> str:
-        """Return the id of the dictionary that is meant, the default one for None.
-
-        Raises:
-            WatchError: there is none.
-        """
-        if dictionary is not None:
-            return dictionary  # whether it is loaded, the server says better
-        listed = self._get("/v1/dictionaries").get("data") or []
-        chosen = next((one["id"] for one in listed if one.get("default")), None)
-        if chosen is None:
-            raise WatchError(f"{self._client.base_url} has no dictionary, so there are no features to watch.")
-        return str(chosen)
-
-    def feature(self, dictionary: str, feature: int) -> FeatureInfo:
-        """Return what is known of a feature, which may be nothing."""
-        try:
-            found = self._get(f"/v1/features/{dictionary}/{feature}")
-        except WatchError:  # not interpreted, or not there, which the request itself will say
-            return FeatureInfo(None, None)
-        return FeatureInfo(found.get("label"), found.get("max") or None)
-
-    def tokens(self, body: dict[str, Any], dictionary: str) -> Iterator[SeenToken]:
-        """Send a chat request that watches `dictionary`, and yield tokens as they come.
-
-        Raises:
-            WatchError: the server refuses it, or breaks off.
-        """
-        try:
-            with self._client.stream("POST", "/v1/chat/completions", json={**body, "stream": True}) as response:
-                if response.is_error:
-                    response.read()
-                    raise _refusal(response)
-                for line in response.iter_lines():
-                    if line.startswith("data: {"):
-                        yield from _seen(json.loads(line.removeprefix("data: ")), dictionary)
-        except (httpx.HTTPError, ValueError) as error:
-            raise self._unreachable(error) from error
-
-    def _get(self, path: str) -> dict[str, Any]:
-        try:
-            response = self._client.get(path)
-            if response.is_error:
-                raise _refusal(response)
-            answer = response.json()
-        except (httpx.HTTPError, ValueError) as error:
-            raise self._unreachable(error) from error
-        return answer if isinstance(answer, dict) else {}
-
-    def _unreachable(self, error: Exception) -> WatchError:
-        reason = str(error) or type(error).__name__
-        message = (
-            f"No server of ours answers at {self._client.base_url} ({reason}). "
-            "Start one with `steerserve serve`, or name another with --url."
-        )
-        return WatchError(message)
+    Raises:
+        ServerError: the server has no dictionary.
+    """
+    if dictionary is not None:
+        return dictionary  # the server refuses an unknown one with a better message
+    default = default_dictionary(tuple(client.get("/v1/dictionaries").get("data") or ()))
+    if default is None:
+        raise ServerError(f"{client.url} has no dictionary, so there are no features to watch.")
+    return str(default["id"])
 
 
-def _seen(chunk: dict[str, Any], dictionary: str) -> Iterator[SeenToken]:
-    """Read a chunk; its text is shared out to its tokens, the last of which gets what is not theirs."""
-    if error := chunk.get("error"):
-        raise WatchError(f"The server failed: {error.get('message') if isinstance(error, dict) else error}")
+def describe_feature(client: ServerClient, dictionary: str, feature: int) -> FeatureInfo:
+    """Return what the server knows about a feature, which may be nothing."""
+    try:
+        answer = client.get(f"/v1/features/{dictionary}/{feature}")
+    except RefusedError:  # not interpreted, or no such feature, which the request itself will say
+        return FeatureInfo(None, None)
+    return FeatureInfo(answer.get("label"), answer.get("max") or None)
+
+
+def watch_tokens(client: ServerClient, body: Mapping[str, Any], dictionary: str) -> Iterator[SeenToken]:
+    """Send a chat request that watches `dictionary`, and yield tokens as they arrive.
+
+    Raises:
+        SteerserveError: the server refuses the request, or breaks off.
+    """
+    for _, chunk in client.stream("/v1/chat/completions", {**body, "stream": True}):
+        yield from _tokens(chunk, dictionary)
+
+
+def _tokens(chunk: Mapping[str, Any], dictionary: str) -> Iterator[SeenToken]:
+    """Read a chunk: each token gets its own text, and the last one the rest of the chunk's text."""
     for choice in chunk.get("choices") or ():
         entries, text = choice.get("features") or [], choice.get("delta", {}).get("content") or ""
         is_prompt = "role" in choice.get("delta", {})
@@ -161,16 +101,8 @@ def _seen(chunk: dict[str, Any], dictionary: str) -> Iterator[SeenToken]:
             yield _token(entry["dictionaries"][dictionary], piece, is_prompt=is_prompt)
 
 
-def _token(reading: dict[str, Any], text: str, *, is_prompt: bool) -> SeenToken:
-    top = [SeenFeature(one["feature"], one["activation"], one.get("label")) for one in reading["top"]]
+def _token(reading: Mapping[str, Any], text: str, *, is_prompt: bool) -> SeenToken:
+    top = [SeenFeature(entry["feature"], entry["activation"], entry.get("label")) for entry in reading["top"]]
     watched = reading["watch"][0] if reading["watch"] else None
     edited = {int(feature): activation for feature, activation in (reading.get("edited") or {}).items()}
     return SeenToken(text, is_prompt, watched, tuple(top), reading.get("skipped"), edited)
-
-
-def _refusal(response: httpx.Response) -> WatchError:
-    try:
-        said = response.json()["error"]["message"]
-    except (ValueError, KeyError, TypeError):
-        said = f"{response.request.url} answered {response.status_code}: {response.text[:_SHOWN_CHARS]}"
-    return WatchError(said)

@@ -37,7 +37,7 @@ def read_keys(environ: Mapping[str, str], keys_file: Path | None) -> dict[str, l
     found: dict[str, list[str]] = {name: [] for name in KEY_FIELDS}
     for variable, name in KEY_VARIABLES.items():
         keys = (key.strip() for key in environ.get(variable, "").split(","))
-        found[name] += [_checked(key, variable) for key in keys if key]
+        found[name] += [check_key(key, variable) for key in keys if key]
     if keys_file is not None:
         for name, keys_there in _read_file(keys_file).items():
             found[name] += keys_there
@@ -57,11 +57,16 @@ def _read_file(path: Path) -> dict[str, list[str]]:
         if not isinstance(keys, list):
             message = f"{document.where((name,))}: {name} must be a list of keys."
             raise ConfigError(message)
-        found[name] = [_checked(key, document.where((name, place))) for place, key in enumerate(keys)]
+        found[name] = [check_key(key, document.where((name, place))) for place, key in enumerate(keys)]
     return found
 
 
-def _checked(key: object, origin: str) -> str:
+def check_key(key: object, origin: str) -> str:
+    """Return a key that can be sent in a header.
+
+    Raises:
+        ConfigError: it cannot; the message begins with `origin` and never shows the key.
+    """
     if not isinstance(key, str) or not _KEY.fullmatch(key):
         message = f"{origin}: a key is text of printable ASCII characters without spaces (in YAML, put it in quotes)."
         raise ConfigError(message)

@@ -5,14 +5,16 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
+from steerserve.client.answers import ServerError
+from steerserve.client.served import describe_server
 from steerserve.core.errors import ConfigError, InvalidRequestError
 from steerserve.core.observer import StoppedError
-from steerserve.experiments.client import ServerError
 from steerserve.experiments.samples import Planned, digest, planned
 
 if TYPE_CHECKING:
+    from steerserve.client.served import ServerDescription
+    from steerserve.client.server_client import AsyncServerClient
     from steerserve.core.observer import Observer
-    from steerserve.experiments.client import CompareClient, Served
     from steerserve.experiments.experiment import Experiment
     from steerserve.experiments.samples import Record, ResultsFolder
 
@@ -22,7 +24,7 @@ _MAX_SESSIONS = 100
 
 async def run_experiment(
     experiment: Experiment,
-    client: CompareClient,
+    client: AsyncServerClient,
     folder: ResultsFolder,
     observer: Observer,
     *,
@@ -46,9 +48,11 @@ async def run_experiment(
         StoppedError: the observer asked for it; the same command goes on.
     """
     try:
-        served = await client.served()
+        served = await describe_server(client)
     except (ServerError, InvalidRequestError) as error:
         raise ConfigError(error.message) from error
+    if not served.version:
+        raise ConfigError(f"{client.name} is not a steerserve server.")
     experiment.check_model(served.model)
     probe = await _probed(experiment, client)
     setup = _setup(experiment, served, probe, weights)
@@ -81,7 +85,7 @@ def _so_far(why: str, num_done: int, num_wanted: int) -> str:
     return f"{why.rstrip('.')}. {kept}"
 
 
-async def _probed(experiment: Experiment, client: CompareClient) -> dict[str, Any]:
+async def _probed(experiment: Experiment, client: AsyncServerClient) -> dict[str, Any]:
     """Have every arm write one token: what is wrong with any is told now, and the receipts say what each does."""
     body = {
         **_shared(experiment),
@@ -92,7 +96,7 @@ async def _probed(experiment: Experiment, client: CompareClient) -> dict[str, An
         "metrics": False,
     }
     try:
-        return await client.compare(body)
+        return await client.post("/v1/compare", body)
     except InvalidRequestError as error:
         raise experiment.refusal(error.message, error.param) from error
     except ServerError as error:
@@ -103,7 +107,7 @@ def _shared(experiment: Experiment) -> dict[str, Any]:
     return {"arms": experiment.arms, **experiment.sampling, "store": False}
 
 
-async def _compared(experiment: Experiment, client: CompareClient, one: Planned) -> list[Record]:
+async def _compared(experiment: Experiment, client: AsyncServerClient, one: Planned) -> list[Record]:
     body = {
         **_shared(experiment),
         "messages": one.messages,
@@ -113,7 +117,7 @@ async def _compared(experiment: Experiment, client: CompareClient, one: Planned)
         "by_token": True,
     }
     try:
-        answer = await client.compare(body)
+        answer = await client.post("/v1/compare", body)
     except InvalidRequestError as error:
         raise experiment.refusal(f"prompts[{one.prompt}]: {error.message}", error.param) from error
     prompt = experiment.content.prompts[one.prompt]
@@ -125,7 +129,9 @@ async def _compared(experiment: Experiment, client: CompareClient, one: Planned)
     ]
 
 
-def _setup(experiment: Experiment, served: Served, probe: dict[str, Any], weights: str | None) -> dict[str, Any]:
+def _setup(
+    experiment: Experiment, served: ServerDescription, probe: dict[str, Any], weights: str | None
+) -> dict[str, Any]:
     """Return what a sample depends on, beside its prompt and seed.
 
     Fingerprints name edits with the contents of their dictionaries, presets and doses having been looked up; the
@@ -145,7 +151,7 @@ def _setup(experiment: Experiment, served: Served, probe: dict[str, Any], weight
     ]
     content = experiment.content
     limits = {"n": content.n, "max_tokens": content.max_tokens, **experiment.sampling}
-    numbers = {name: served.versions.get(name) for name in ("device", "dtype")}
+    numbers = {name: served.version.get(name) for name in ("device", "dtype")}
     return {"model": served.model, "weights": weights, **numbers, "arms": arms, **limits}
 
 
@@ -153,7 +159,7 @@ def _run(
     folder: ResultsFolder,
     setup: dict[str, Any],
     experiment: Experiment,
-    served: Served,
+    served: ServerDescription,
     command: str,
     weights: str | None,
 ) -> dict[str, Any]:
@@ -169,7 +175,7 @@ def _run(
             "begin anew with --replace."
         )
         raise ConfigError(message)
-    session = {"started": int(time.time()), "command": command, "versions": dict(served.versions), "weights": weights}
+    session = {"started": int(time.time()), "command": command, "versions": _versions(served), "weights": weights}
     return {
         "digest": digest(setup),
         "setup": setup,
@@ -180,6 +186,11 @@ def _run(
         "experiment": experiment.text,
         "sessions": [*before.get("sessions", []), session][-_MAX_SESSIONS:],
     }
+
+
+def _versions(served: ServerDescription) -> dict[str, Any]:
+    version = dict(served.version)
+    return {"steerserve": version.pop("version", None), **version}
 
 
 def _changed(before: dict[str, Any], after: dict[str, Any]) -> list[str]:

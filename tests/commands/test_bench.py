@@ -98,7 +98,7 @@ def test_no_server_is_one_clear_line() -> None:
 
 @pytest.mark.parametrize("url", ["localhost:8000", "nonsense", "http://a:b", "http://127.0.0.1:99999"])
 def test_an_impossible_url_is_one_clear_line(url: str) -> None:
-    with pytest.raises(StartupError, match=r"^--url: .* is no URL of a web server"):
+    with pytest.raises(StartupError, match=r"^'.*' is not the URL of a web server"):
         bench("--url", url)
 
 
@@ -127,5 +127,5 @@ def test_a_run_that_fails_leaves_no_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("arguments", [("--concurrency", "0,1"), ("--concurrency", "one"), ("--edits", "-1")])
 def test_numbers_that_are_none_are_refused_before_anything_runs(arguments: tuple[str, str]) -> None:
-    with pytest.raises(ConfigError, match="is no list of numbers"):
+    with pytest.raises(ConfigError, match="is not a list of whole numbers"):
         bench(*arguments)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import signal
 import socket
@@ -60,11 +61,11 @@ def printed(*arguments: str) -> str:
 def test_a_bad_setting_is_one_line_and_exit_code_2(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    assert "--slots: engine.slots: " in refused(capsys, monkeypatch, "serve", "--slots", "0")
+    assert "--slots: engine.slots must be at least 1, not 0." in refused(capsys, monkeypatch, "serve", "--slots", "0")
     assert "There is no file" in refused(capsys, monkeypatch, "serve", "--config", str(tmp_path / "absent.yaml"))
     assert "set STEERSERVE_API_KEY" in refused(capsys, monkeypatch, "serve", "--host", "0.0.0.0")
     assert "no ID=SOURCE" in refused(capsys, monkeypatch, "serve", "--dictionary", "nothing")
-    assert "--dtype: model.dtype: input should be 'auto'" in refused(capsys, monkeypatch, "serve", "--dtype", "int8")
+    assert "--dtype: model.dtype must be 'auto'" in refused(capsys, monkeypatch, "serve", "--dtype", "int8")
     assert "not 'tpu'" in refused(capsys, monkeypatch, "serve", "--device", "tpu")
     file = tmp_path / "steerserve.yaml"
     file.write_text("engine:\n  slot: 3\n", encoding="utf-8")
@@ -250,6 +251,15 @@ def test_a_stop_while_the_model_loads_is_quiet(
         code, errors = end(process)
     assert code == expected
     assert "Traceback" not in errors
+
+
+def test_help_lists_the_commands_in_panels_with_serve_first() -> None:
+    text = printed("--help")
+    panels = [text.index(name) for name in ("Serve and look", "Steer", "Measure", "Train dictionaries")]
+    assert panels == sorted(panels)
+    commands = re.findall(r"^│ (\w+)  ", text, re.MULTILINE)
+    assert commands[0] == "serve"
+    assert set(commands) == set(getattr(get_command(app), "commands", ()))
 
 
 def test_every_command_explains_itself() -> None:

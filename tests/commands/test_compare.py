@@ -167,8 +167,12 @@ def test_mistakes_are_one_line(here: Path, capsys: pytest.CaptureFixture[str], m
     assert refused(capsys, monkeypatch, "compare", "bad.yaml") == said
     assert "Name the experiment's file" in refused(capsys, monkeypatch, "compare")
     assert "has no samples yet" in refused(capsys, monkeypatch, "compare", "little.yaml", "--report-only")
-    assert "no address" in refused(capsys, monkeypatch, "compare", "little.yaml", "--url", "localhost")
-    assert "cannot be reached" in refused(capsys, monkeypatch, "compare", "little.yaml", "--url", "http://127.0.0.1:9")
+    assert "is not the URL of a web server" in refused(
+        capsys, monkeypatch, "compare", "little.yaml", "--url", "localhost"
+    )
+    assert "No server answers at" in refused(
+        capsys, monkeypatch, "compare", "little.yaml", "--url", "http://127.0.0.1:9"
+    )
     (here / "file").touch()
     assert "cannot be written" in refused(capsys, monkeypatch, "compare", "little.yaml", "--out", "file/x")
     assert "numbers with commas" in refused(capsys, monkeypatch, "sweep", "3", "--scales", "a,b")

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from steerserve.client.server_client import AsyncServerClient
 from steerserve.core.errors import ConfigError
 from steerserve.core.observer import StoppedError
-from steerserve.experiments.client import CompareClient
 from steerserve.experiments.experiment import Experiment, parse_experiment
 from steerserve.experiments.outputs import write_outputs
 from steerserve.experiments.runner import run_experiment
@@ -87,7 +87,7 @@ async def run(
     until: int = 1000,
     **options: Any,  # noqa: ANN401
 ) -> list[int]:
-    follower, client = Follower(until), CompareClient.inside(create_app(runtime), None)
+    follower, client = Follower(until), AsyncServerClient.inside(create_app(runtime), None)
     try:
         await run_experiment(experiment, client, ResultsFolder(folder), follower, command="x", **options)
     finally:
@@ -271,7 +271,7 @@ async def test_a_busy_server_is_asked_again_and_a_failing_one_ends_the_run_which
     tiny: Runtime, tmp_path: Path
 ) -> None:
     failing = Failing(create_app(tiny), [429, None, 503, 409, None, None, 500])
-    client, experiment = CompareClient.inside(failing, None), experiment_of()
+    client, experiment = AsyncServerClient.inside(failing, None, max_attempts=8), experiment_of()
     with pytest.raises(ConfigError, match=r"Too much\. 2 of 4 comparisons are kept; the same command goes on"):
         await run_experiment(experiment, client, ResultsFolder(tmp_path), Follower(), command="x")
     await run_experiment(experiment, client, ResultsFolder(tmp_path), Follower(), command="x")
@@ -286,8 +286,8 @@ async def test_samples_are_replaced_only_when_new_ones_can_be_made(tiny: Runtime
     broken = experiment_of(TEXT.replace("feature: 3", "feature: 4000"))
     with pytest.raises(ConfigError, match="0 to 95"):
         await run(tiny, tmp_path, broken, replace=True)
-    client = CompareClient.at("http://127.0.0.1:9/v1", None)
-    with pytest.raises(ConfigError, match="cannot be reached"):
+    client = AsyncServerClient("http://127.0.0.1:9/v1", None)
+    with pytest.raises(ConfigError, match="No server answers at"):
         await run_experiment(experiment_of(), client, ResultsFolder(tmp_path), Follower(), command="x", replace=True)
     await client.close()
     assert (tmp_path / SAMPLES_FILE).read_bytes() == before
@@ -307,8 +307,8 @@ async def test_a_full_disk_ends_the_run_with_a_sentence(
 
 
 async def test_a_server_that_is_not_there_is_named(tmp_path: Path) -> None:
-    client = CompareClient.at("http://127.0.0.1:9/v1", None)
-    with pytest.raises(ConfigError, match=r"http://127\.0\.0\.1:9 cannot be reached"):
+    client = AsyncServerClient("http://127.0.0.1:9/v1", None)
+    with pytest.raises(ConfigError, match=r"No server answers at http://127\.0\.0\.1:9 "):
         await run_experiment(experiment_of(), client, ResultsFolder(tmp_path), Follower(), command="x")
     await client.close()
 

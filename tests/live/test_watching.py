@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
 import re
 from typing import TYPE_CHECKING
@@ -13,7 +12,9 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from steerserve.cli import app
-from steerserve.commands.watch_stream import FeatureInfo, SeenFeature, SeenToken, WatchClient, WatchError
+from steerserve.client.answers import RefusedError, ServerError
+from steerserve.client.server_client import ServerClient
+from steerserve.commands.watch_stream import FeatureInfo, SeenFeature, SeenToken
 from steerserve.commands.watch_view import WatchView
 from steerserve.core.errors import ConfigError
 from tests.live.conftest import KEY
@@ -103,8 +104,8 @@ def test_the_command_writes_a_line_for_each_token_where_there_is_no_terminal(liv
 
 def test_the_servers_address_goes_without_v1_too(live: LiveServer) -> None:
     for url in (live.url, f"{live.url}/", live.url.removesuffix("/v1")):
-        with contextlib.closing(WatchClient(url, KEY)) as client:
-            assert client.model() == "tiny"
+        with ServerClient(url, KEY) as client:
+            assert client.get("/v1/models")["data"][0]["id"] == "tiny"
 
 
 def test_the_command_shows_the_prompt_where_that_is_wanted(live: LiveServer) -> None:
@@ -126,7 +127,7 @@ def test_the_command_shows_the_prompt_where_that_is_wanted(live: LiveServer) -> 
 def test_what_the_server_says_against_it_is_what_the_command_says(
     live: LiveServer, arguments: list[str], said: str
 ) -> None:
-    with pytest.raises(WatchError, match=re.escape(said)):
+    with pytest.raises(RefusedError, match=re.escape(said)):
         watch(live, *arguments)
 
 
@@ -135,15 +136,13 @@ def test_a_wrong_key_a_wrong_address_and_broken_json_are_told(
 ) -> None:
     with pytest.raises(ConfigError, match="--steering"):
         watch(live, "--steering", "[{")
-    with pytest.raises(WatchError, match="--url"):
-        WatchClient("nonsense", None)
+    with pytest.raises(ConfigError, match="is not the URL of a web server"):
+        watch(live, "--url", "nonsense")
     monkeypatch.delenv("STEERSERVE_API_KEY")
-    with pytest.raises(WatchError, match="API key"):
+    with pytest.raises(ConfigError, match="API key"):
         watch(live)
-    client = WatchClient("http://127.0.0.1:9", None)
-    with pytest.raises(WatchError, match="steerserve serve"):
-        client.model()
-    client.close()
+    with pytest.raises(ServerError, match="steerserve serve"):
+        watch(live, "--url", "http://127.0.0.1:9")
 
 
 def drawn(view: WatchView, *, height: int = 30) -> str:
