@@ -15,7 +15,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.terminal_theme import MONOKAI
 
-from steerserve.commands.watch_stream import WatchClient
+from steerserve.client.served import served_model
+from steerserve.client.server_client import ServerClient
+from steerserve.commands.watch_stream import describe_feature, watch_tokens
 from steerserve.commands.watch_view import WatchView
 
 _FILE = Path(__file__).parents[2] / "docs" / "pictures" / "watch.svg"
@@ -39,21 +41,20 @@ def main() -> None:
 
 
 def _drawn(url: str) -> str:
-    client = WatchClient(url, None)
-    name = client.model()
-    info = client.feature("res17", _FEATURE)
-    body = {
-        "model": name,
-        "messages": [{"role": "user", "content": _PROMPT}],
-        "features": {"top": 8, "watch": [_FEATURE], "dictionaries": ["res17"]},
-        "steering": _STEERING,
-        "max_tokens": 72,
-        "temperature": 0,
-    }
-    view = WatchView(_FEATURE, info, title=f"{name}, res17: {_FEATURE} {info.label or ''}")
-    for token in client.tokens(body, "res17"):
-        view.add(token)
-    client.close()
+    with ServerClient(url, None) as client:
+        name = served_model(client.get("/v1/models"), url)
+        info = describe_feature(client, "res17", _FEATURE)
+        body = {
+            "model": name,
+            "messages": [{"role": "user", "content": _PROMPT}],
+            "features": {"top": 8, "watch": [_FEATURE], "dictionaries": ["res17"]},
+            "steering": _STEERING,
+            "max_tokens": 72,
+            "temperature": 0,
+        }
+        view = WatchView(_FEATURE, info, title=f"{name}, res17: {_FEATURE} {info.label or ''}")
+        for token in watch_tokens(client, body, "res17"):
+            view.add(token)
     console = Console(record=True, width=_WIDTH, file=open(os.devnull, "w"), force_terminal=True)  # noqa: PTH123, SIM115
     console.print(view)
     drawn = console.export_svg(theme=MONOKAI, title=f'steerserve watch "{_PROMPT}" --feature {_FEATURE}')
