@@ -128,7 +128,7 @@ def _load(loader: DictionaryLoader, wanted: InterpretedSource) -> Dictionary:
 def _claim(options: InterpretOptions, corpus: Corpus, dictionaries: Mapping[str, Dictionary]) -> None:
     """Make the run's folder anew, unless the unfinished run in it is this one."""
     contents = {name: dictionary.contents for name, dictionary in dictionaries.items()}
-    shaping = {**options.what_shapes_the_result(), "corpus_sha256": corpus.digest, "dictionaries": contents}
+    shaping = {**options.what_shapes_the_result(), "corpus_sha256": corpus.sha256, "dictionaries": contents}
     wanted = json.loads(json.dumps(shaping))
     claim = options.run_dir / "options.json"
     try:

@@ -63,7 +63,7 @@ def scan(
     hooks = tuple(dict.fromkeys(name for dictionary in dictionaries.values() for name in dictionary.hook_names))
     with observer.stage("Reading text", tokens) as progress:
         for batch in islice(batches, num_batches, None):
-            wanted = batch.wanted & (batch.wanted.flatten().cumsum(0).view_as(batch.wanted) <= tokens - num_read)
+            wanted = batch.is_plain & (batch.is_plain.flatten().cumsum(0).view_as(batch.is_plain) <= tokens - num_read)
             found = _read(lens, batch, hooks)
             for name, dictionary in dictionaries.items():
                 _count(tallies[name], dictionary, batch, found, wanted)
@@ -102,7 +102,7 @@ def _count(
     """Count a batch, as many rows at a time as memory is meant for; sinks are known by their norm where edits are."""
     acts, edited = found[dictionary.read_hook_name], found[dictionary.hook_name]
     num_rows = max(1, _ENCODED // (acts.shape[1] * dictionary.d_sae))
-    whole = (batch.ids.to(acts.device), batch.real.to(acts.device), acts, edited, wanted)
+    whole = (batch.ids.to(acts.device), batch.is_real.to(acts.device), acts, edited, wanted)
     parts: Sequence[tuple[Tensor, ...]] = [tensor.split(num_rows) for tensor in whole]
     for ids, real, read, written, asked in zip(*parts, strict=True):
         keep = counted_tokens(written, asked, SINK_RATIO * dictionary.median_norm)

@@ -1,4 +1,4 @@
-"""Text of a Hugging Face data set, read as a stream. No code of a data set is run: the library has no way to."""
+"""Text of a Hugging Face data set, read as a stream. `datasets` 4 cannot run code of a data set."""
 
 from __future__ import annotations
 
@@ -19,19 +19,20 @@ if TYPE_CHECKING:
 
 _SPEC = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(?:@(?P<config>[^@:]+))?(?::(?P<split>[\w.-]+))?", re.ASCII)
 _SHUFFLED = 1000
-"""Rows that are held to be put in another order; many data sets are sorted."""
+"""Number of rows among which rows are shuffled, since many data sets are sorted."""
 _MAX_CHARS = 20_000
-"""What a longer document has beyond these is left out, so that no single book is the corpus."""
+"""Most characters that are read of a document, so that a single book does not fill the corpus."""
 _COLUMNS = ("messages", "conversations", "text")
 _ROLES = {"human": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant"}
 _NEXT = {"": {"system", "user"}, "system": {"user"}, "user": {"assistant"}, "assistant": {"user"}}
-"""Who may speak after whom: chat templates refuse anything else."""
+"""Roles that may follow each role: chat templates refuse other orders."""
 _LOG_EVERY = 20
+"""Rows between two reports of progress."""
 
 
 @dataclass(frozen=True, slots=True)
 class HubText:
-    """Which part of which data set."""
+    """A split of a data set of the hub."""
 
     name: str
     config: str | None = None
@@ -42,40 +43,41 @@ class HubText:
         """Read `OWNER/NAME[@CONFIG][:SPLIT]`.
 
         Raises:
-            CorpusError: it is something else, or a folder here has that name.
+            CorpusError: `spec` has another form, or the working directory has a folder of that name.
         """
-        found = _SPEC.fullmatch(spec)
-        if found is None or not {".", ".."}.isdisjoint(found["name"].split("/")):
-            message = f"hf:{spec[:200]} names no data set: give hf:OWNER/NAME, with @CONFIG and :SPLIT where needed."
+        match = _SPEC.fullmatch(spec)
+        if match is None or not {".", ".."}.isdisjoint(match["name"].split("/")):
+            message = f"hf:{spec[:200]} is not a data set. Give hf:OWNER/NAME, with @CONFIG and :SPLIT if needed."
             raise CorpusError(message, param="corpus")
-        # The library would read the folder, which nobody who names a data set means.
-        if Path(found["name"]).exists():
-            message = f"hf:{spec} names a data set of the hub, and there is a folder {found['name']} here: "
-            message += f"give path:{found['name']} for the folder, or start elsewhere."
+        name = match["name"]
+        # The library would read the folder.
+        if Path(name).exists():
+            message = f"hf:{spec} is a data set of the hub, but the working directory has a folder {name}. "
+            message += f"Give path:{name} for the folder, or run this in another directory."
             raise CorpusError(message, param="corpus")
-        return cls(found["name"], found["config"], found["split"] or "train")
+        return cls(name, match["config"], match["split"] or "train")
 
     def __str__(self) -> str:
-        """Return it as it is written."""
+        """Return the data set as `parse` reads it, behind `hf:`."""
         return f"hf:{self.name}{f'@{self.config}' if self.config else ''}:{self.split}"
 
 
-def write_hub_text(wanted: HubText, target: RecordFile, *, seed: int, max_chars: int, observer: Observer) -> None:
-    """Copy documents into `target` until they have `max_chars` characters or there are no more.
+def write_hub_text(data_set: HubText, target: RecordFile, *, seed: int, max_chars: int, observer: Observer) -> None:
+    """Copy documents into `target` until they have `max_chars` characters or the data set ends.
 
     Raises:
-        CorpusError: no such data set, no text in it, or the hub cannot be reached.
-        StoppedError: the observer asked for it; what was written is kept.
+        CorpusError: the hub has no such data set, it has no text, or the hub cannot be reached.
+        StoppedError: the observer asked for a stop; the documents that were written are kept.
     """
-    with target, observer.stage(f"Reading {wanted}", max_chars) as progress:
+    with target, observer.stage(f"Reading {data_set}", max_chars) as progress:
         done = sum(map(_num_chars, target.open()))
         progress.update(done)
-        rows = _stream(wanted, seed)
+        rows = _stream(data_set, seed)
         for number, row in enumerate(itertools.islice(rows, target.num_seen, None), start=target.num_seen):
             if done >= max_chars:
                 break
             if observer.should_stop():
-                message = f"Stopped while reading {wanted}; the same call goes on from there."
+                message = f"Stopped while reading {data_set}. The same call resumes there."
                 raise StoppedError(message)
             record = _record(row)
             if record is not None:
@@ -85,33 +87,35 @@ def write_hub_text(wanted: HubText, target: RecordFile, *, seed: int, max_chars:
                 progress.update(done)
         progress.update(done)
         if not done:
-            message = f"{wanted} has no document with text in it."
+            message = f"{data_set} has no document with text."
             raise CorpusError(message, param="corpus")
         target.finish()
 
 
-def _stream(wanted: HubText, seed: int) -> Iterator[Mapping[str, Any]]:
-    """Yield the rows, which are the same in every run.
+def _stream(data_set: HubText, seed: int) -> Iterator[Mapping[str, Any]]:
+    """Yield the rows, in an order that is the same in every run with the same seed.
 
     Raises:
-        CorpusError: no such data set, no text in it, or the hub cannot be reached.
+        CorpusError: the hub has no such data set, it has no text, or the hub cannot be reached.
     """
     import datasets  # noqa: PLC0415 slow import
 
     try:
-        rows = datasets.load_dataset(wanted.name, wanted.config, split=wanted.split, streaming=True)
+        rows = datasets.load_dataset(data_set.name, data_set.config, split=data_set.split, streaming=True)
         rows = rows.shuffle(seed=seed, buffer_size=_SHUFFLED)
         first = True
         for row in rows:
             if first:
-                _check_columns(wanted, row)
+                _check_columns(data_set, row)
                 first = False
             yield row
     except datasets.exceptions.DatasetNotFoundError as error:
-        message = f"The hub has no data set {wanted.name} (or it is private or gated: accept its terms, set HF_TOKEN)."
+        message = f"The hub has no data set {data_set.name}, or it is private or gated: accept its terms, set HF_TOKEN."
         raise CorpusError(message, param="corpus") from error
     except ConnectionError as error:
-        message = f"The hub cannot be reached for {wanted}. Check the network (HF_ENDPOINT, proxies), or give a folder."
+        message = (
+            f"The hub cannot be reached for {data_set}. Check the network (HF_ENDPOINT, proxies), or give a folder."
+        )
         raise CorpusError(message, param="corpus") from error
     except (
         OSError,
@@ -123,18 +127,18 @@ def _stream(wanted: HubText, seed: int) -> Iterator[Mapping[str, Any]]:
         datasets.exceptions.DatasetsError,
     ) as error:
         reason = next(iter(str(error).splitlines()), "") or type(error).__name__
-        message = f"{wanted} cannot be read: {reason.rstrip('.')}."
+        message = f"{data_set} cannot be read: {reason.rstrip('.')}."
         raise CorpusError(message, param="corpus") from error
 
 
-def _check_columns(wanted: HubText, row: Mapping[str, Any]) -> None:
+def _check_columns(data_set: HubText, row: Mapping[str, Any]) -> None:
     if not any(name in row for name in _COLUMNS):
-        message = f"{wanted} has no column {', '.join(_COLUMNS[:-1])} or {_COLUMNS[-1]}; it has {', '.join(row)}."
+        message = f"{data_set} has no column {', '.join(_COLUMNS[:-1])} or {_COLUMNS[-1]}; it has {', '.join(row)}."
         raise CorpusError(message, param="corpus")
 
 
 def _record(row: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return a row's document; None for one without text, or with turns of another kind."""
+    """Return a row's document; None if it has neither text nor turns that can be read."""
     turns = row.get("messages") or row.get("conversations")
     if turns:
         messages = _messages(turns)
@@ -144,18 +148,18 @@ def _record(row: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def _messages(turns: Iterable[Any]) -> list[dict[str, str]]:
-    """Return a conversation, as OpenAI and ShareGPT write one, up to its last turn that can be read and fits."""
+    """Return a conversation in OpenAI's or ShareGPT's form, up to the last turn that can be read and fits."""
     messages: list[dict[str, str]] = []
-    total, before = 0, ""
+    total, last_role = 0, ""
     for turn in turns:
         if not isinstance(turn, dict):
             break
-        said = turn.get("role") or turn.get("from")
-        role, content = _ROLES.get(str(said), str(said)), turn.get("content") or turn.get("value")
-        if role not in _NEXT[before] or not isinstance(content, str) or not content.strip():
+        name = str(turn.get("role") or turn.get("from"))
+        role, content = _ROLES.get(name, name), turn.get("content") or turn.get("value")
+        if role not in _NEXT[last_role] or not isinstance(content, str) or not content.strip():
             break
         messages.append({"role": role, "content": content[: _MAX_CHARS - total]})
-        total, before = total + len(content), role
+        total, last_role = total + len(content), role
         if total >= _MAX_CHARS:
             break
     return messages if any(turn["role"] == "user" for turn in messages) else []

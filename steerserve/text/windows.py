@@ -1,4 +1,4 @@
-"""Documents as token windows, and windows as batches of nearly equal length. Knows tokens, not activations."""
+"""Documents as context windows of tokens, and windows as batches of similar length. Knows tokens, not activations."""
 
 from __future__ import annotations
 
@@ -22,39 +22,39 @@ if TYPE_CHECKING:
     from steerserve.text.files import Document
 
 MIN_TOKENS = 8
-"""A shorter rest of a document is not worth a row."""
+"""Least length of a window; the rest of a document is left out if it is shorter."""
 BATCH_TOKENS = 2048
 _GROUP = 512
-"""Windows are sorted by length among so many neighbours, so that rows of a batch need little padding."""
+"""Number of windows that are sorted by length together, so that the rows of a batch need little padding."""
 _PREFIX_COPIES = 8
-"""How often the default system prompt, the same in every chat, is kept."""
+"""Number of chats in which the chat template's constant start counts; in the others it is repeated text."""
 
 
 @dataclass(frozen=True, slots=True)
-class Window:
-    """One row for the model."""
+class ContextWindow:
+    """Tokens that the model reads as one row."""
 
     ids: tuple[int, ...]
-    num_context: int = 0
-    """Leading tokens that the model reads but that are left out of training and evaluation."""
+    num_repeated: int = 0
+    """Number of leading tokens that repeat other windows: the model reads them, but training leaves them out."""
 
 
 @dataclass(frozen=True, slots=True)
 class WindowBatch:
-    """Rows padded on the right; causal attention makes the padding invisible to the tokens before it."""
+    """Windows padded on the right; with causal attention the padding does not change the tokens before it."""
 
     ids: Int[Tensor, "rows pos"]
-    real: Bool[Tensor, "rows pos"]
-    """Tokens of the text."""
-    wanted: Bool[Tensor, "rows pos"]
-    """Real tokens that are neither special nor repeated context. Sinks are found later, by their norm."""
+    is_real: Bool[Tensor, "rows pos"]
+    """Whether a token belongs to the text, and not to the padding."""
+    is_plain: Bool[Tensor, "rows pos"]
+    """Whether a token is real and neither special nor repeated. Sinks are left out later, by their norm."""
 
 
 class Windower:
-    """Cuts documents into windows. Keeps one thing: how often it has seen the chat template's constant start."""
+    """Cuts documents into windows. Its only state is the number of chats with the template's constant start."""
 
     def __init__(self, tokenizer: Tokenizer, context_size: int) -> None:
-        """Cut to at most `context_size` tokens, the leading BOS included."""
+        """Cut into windows of at most `context_size` tokens, the leading BOS included."""
         self._tokenizer = tokenizer
         self._context_size = context_size
         bos: int | None = tokenizer.hf.bos_token_id
@@ -62,29 +62,29 @@ class Windower:
         self._prefix: tuple[int, ...] | None = None
         self._num_prefixes = 0
 
-    def windows(self, documents: Iterable[Document | StoredDocument]) -> Iterator[Window]:
-        """Yield the windows of each document in turn; each is read when it is due.
+    def windows(self, documents: Iterable[Document | StoredDocument]) -> Iterator[ContextWindow]:
+        """Yield the windows of each document in turn; a document is read when its first window is due.
 
         Raises:
-            CorpusError: a conversation that the model's template refuses, or a file that has changed.
+            CorpusError: the model's template refuses a conversation, or a file has changed.
         """
-        for found in documents:
-            document = found.read()
+        for stored in documents:
+            document = stored.read()
             if document.messages is None:
                 yield from self._cut([*self.bos, *self._tokenizer.encode_plain(document.text or "")], 0)
             else:
                 ids = self._render(document)
                 yield from self._cut(ids, self._num_repeated(document, ids))
 
-    def _cut(self, ids: list[int], num_context: int) -> Iterator[Window]:
+    def _cut(self, ids: list[int], num_repeated: int) -> Iterator[ContextWindow]:
         first, rest = ids[: self._context_size], ids[self._context_size :]
-        if len(first) - num_context >= MIN_TOKENS:
-            yield Window(tuple(first), num_context)
+        if len(first) - num_repeated >= MIN_TOKENS:
+            yield ContextWindow(tuple(first), num_repeated)
         size = self._context_size - len(self.bos)
         for start in range(0, len(rest), size):
-            piece = rest[start : start + size]
-            if len(piece) >= MIN_TOKENS:
-                yield Window((*self.bos, *piece))
+            part = rest[start : start + size]
+            if len(part) >= MIN_TOKENS:
+                yield ContextWindow((*self.bos, *part))
 
     def _render(self, document: Document) -> list[int]:
         try:
@@ -94,7 +94,7 @@ class Windower:
             raise CorpusError(message, param="corpus") from error
 
     def _num_repeated(self, document: Document, ids: list[int]) -> int:
-        """Return the length of the template's constant start, 0 while it is among the first few."""
+        """Return the length of the template's constant start, or 0 in the first few chats."""
         if document.messages is None or document.messages[0][0] != "user":
             return 0
         if self._prefix is None:
@@ -107,9 +107,9 @@ class Windower:
 
 def constant_start(tokenizer: Tokenizer) -> tuple[int, ...]:
     """Return the tokens with which the model's template begins every chat, up to the user's first word."""
-    one, two = (tokenizer.render_chat([{"role": "user", "content": text}]) for text in ("a", "7"))
-    same = next((place for place, (a, b) in enumerate(zip(one, two, strict=False)) if a != b), len(one))
-    return tuple(one[:same])
+    first, second = (tokenizer.render_chat([{"role": "user", "content": text}]) for text in ("a", "7"))
+    differing = (index for index, (a, b) in enumerate(zip(first, second, strict=False)) if a != b)
+    return tuple(first[: next(differing, len(first))])
 
 
 def batch_documents(
@@ -118,18 +118,18 @@ def batch_documents(
     context_size: int,
     batch_tokens: int = BATCH_TOKENS,
 ) -> Iterator[WindowBatch]:
-    """Yield the batches of a text, from its start."""
+    """Yield the batches of the documents, in order."""
     windows = Windower(tokenizer, context_size).windows(documents)
     return batch_windows(windows, tokenizer.special_ids, batch_tokens)
 
 
 def batch_windows(
-    windows: Iterable[Window], special_ids: frozenset[int], batch_tokens: int = BATCH_TOKENS
+    windows: Iterable[ContextWindow], special_ids: frozenset[int], batch_tokens: int = BATCH_TOKENS
 ) -> Iterator[WindowBatch]:
-    """Yield batches of at most `batch_tokens` padded tokens (a single longer row is a batch of its own).
+    """Yield batches of at most `batch_tokens` tokens, padding included; a longer window is a batch of its own.
 
-    Windows of like length share a batch, but batches of all lengths come in a drawn order: whoever stops after some of
-    them has seen short and long windows alike.
+    Windows of similar length share a batch, but the batches are shuffled, so that the first few have short and long
+    windows alike.
     """
     special = torch.tensor(sorted(special_ids), dtype=torch.long)
     remaining = iter(windows)
@@ -141,19 +141,19 @@ def batch_windows(
         number += 1
 
 
-def _batches(group: list[Window], batch_tokens: int) -> list[list[Window]]:
-    batches: list[list[Window]] = [[]]
-    for window in sorted(group, key=lambda one: len(one.ids)):
+def _batches(group: list[ContextWindow], batch_tokens: int) -> list[list[ContextWindow]]:
+    batches: list[list[ContextWindow]] = [[]]
+    for window in sorted(group, key=lambda window: len(window.ids)):
         if batches[-1] and (len(batches[-1]) + 1) * len(window.ids) > batch_tokens:
             batches.append([])
         batches[-1].append(window)
     return batches
 
 
-def _pad(rows: list[Window], special: Tensor) -> WindowBatch:
+def _pad(rows: list[ContextWindow], special: Tensor) -> WindowBatch:
     width = max(len(row.ids) for row in rows)
     ids = torch.tensor([[*row.ids, *[row.ids[-1]] * (width - len(row.ids))] for row in rows])
-    place = torch.arange(width)
-    real = place < torch.tensor([len(row.ids) for row in rows])[:, None]
-    after_context = place >= torch.tensor([row.num_context for row in rows])[:, None]
-    return WindowBatch(ids, real, real & after_context & ~torch.isin(ids, special))
+    position = torch.arange(width)
+    is_real = position < torch.tensor([len(row.ids) for row in rows])[:, None]
+    is_new = position >= torch.tensor([row.num_repeated for row in rows])[:, None]
+    return WindowBatch(ids, is_real, is_real & is_new & ~torch.isin(ids, special))

@@ -70,7 +70,7 @@ def measure_profile(lens: LensModel, hooks: Sequence[str], batches: Sequence[Win
     widths: dict[str, int] = {}
     for batch in batches:
         for hook, acts in lens.read(batch.ids, hooks).items():
-            norms[hook].append(acts.float().norm(dim=-1).cpu()[batch.wanted])
+            norms[hook].append(acts.float().norm(dim=-1).cpu()[batch.is_plain])
             widths[hook] = acts.shape[-1]
     if not any(len(values) for values in norms[hooks[0]]):
         message = "The corpus has no token to train on: it is empty or has special tokens alone. Give one with text."
@@ -115,11 +115,11 @@ class ActivationReader:
         if batch is None or self.profile is None:
             return None
         batch_acts = self._lens.read(batch.ids, self._hooks)
-        keep = batch.wanted.to(self._lens.device)
+        keep = batch.is_plain.to(self._lens.device)
         for hook, acts in batch_acts.items():
             keep = counted_tokens(acts, keep, self.profile.sink_norms[hook])
         self.num_batches += 1
-        self.num_sinks += int(batch.wanted.sum()) - int(keep.sum())
+        self.num_sinks += int(batch.is_plain.sum()) - int(keep.sum())
         dtype = self.profile.dtype
         return {hook: acts[keep].float().cpu().numpy().astype(dtype) for hook, acts in batch_acts.items()}
 

@@ -186,7 +186,7 @@ def _histogram(density: Float[Tensor, " active"]) -> DensityHistogram:
 
 def _add(sums: Sequence[_Sums], lens: LensModel, judged: Sequence[JudgedDictionary], batch: WindowBatch) -> None:
     ids = batch.ids.to(lens.device)
-    targets = batch.wanted[:, 1:].to(lens.device)
+    targets = batch.is_plain[:, 1:].to(lens.device)
     acts_at: dict[str, Tensor] = {}
 
     def keep_acts(acts: Tensor, hook: str) -> None:
@@ -199,7 +199,7 @@ def _add(sums: Sequence[_Sums], lens: LensModel, judged: Sequence[JudgedDictiona
     ablated: dict[tuple[str, str], float] = {}
     for dictionary, total in zip(judged, sums, strict=True):
         acts = acts_at[dictionary.hook]
-        keep = counted_tokens(acts, batch.wanted, dictionary.sink_norm)
+        keep = counted_tokens(acts, batch.is_plain, dictionary.sink_norm)
         x = acts[keep].float()
         feature_acts = dictionary.sae.encode(x)
         out = dictionary.sae.decode(feature_acts)

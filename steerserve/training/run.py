@@ -111,7 +111,7 @@ def _remove_run(options: TrainOptions) -> None:
 
 def _claim(options: TrainOptions, corpus: Corpus) -> None:
     """Write the run's options to its folder, or check that the unfinished run in the folder has the same ones."""
-    own = json.loads(json.dumps({**options.what_shapes_the_result(), "corpus_sha256": corpus.digest}))
+    own = json.loads(json.dumps({**options.what_shapes_the_result(), "corpus_sha256": corpus.sha256}))
     claim = options.run_dir / "options.json"
     if not claim.is_file():
         try:
@@ -253,7 +253,7 @@ def _facts(
         storage=options.storage,
         together_with=[other.id for other in options.dictionaries if other.id != dictionary.id],
         wall_time_s=clock.total_s(),
-        corpus_sha256=corpus.digest,
+        corpus_sha256=corpus.sha256,
         options_sha256=options.sha256,
         sources=corpus.sources(),
         heldout_documents=len(corpus.heldout),

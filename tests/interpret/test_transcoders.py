@@ -69,7 +69,7 @@ def test_a_text_is_counted_where_it_reads(llama: Runtime, transcoder: Dictionary
     tally = scan(lens, {"code": transcoder}, batches_of(lens, some), 10**6, tmp_path / "state", Quiet())["code"]
     active, num_tokens = torch.zeros(D_SAE), 0
     for batch in batches_of(lens, some):
-        for ids, wanted in zip(batch.ids, batch.wanted, strict=True):
+        for ids, wanted in zip(batch.ids, batch.is_plain, strict=True):
             acts, keep = expected(lens, transcoder, ids.tolist())
             active += (acts[keep & wanted] != 0).sum(0)
             num_tokens += int((keep & wanted).sum())

@@ -106,11 +106,11 @@ def count(lens: LensModel, dictionary: Dictionary, batches: Iterator[WindowBatch
     num_tokens, found = 0, [Counted() for _ in range(dictionary.d_sae)]
     for batch in batches:
         read = lens.read(batch.ids, [dictionary.hook_name])[dictionary.hook_name]
-        keep = batch.wanted & (read.norm(dim=-1) <= SINK_RATIO * dictionary.median_norm)
+        keep = batch.is_plain & (read.norm(dim=-1) <= SINK_RATIO * dictionary.median_norm)
         acts = dictionary.encode(read.reshape(-1, read.shape[-1])).view(*read.shape[:2], -1) * keep[..., None]
         num_tokens += int(keep.sum())
         for row in range(len(batch.ids)):
-            length = int(batch.real[row].sum())
+            length = int(batch.is_real[row].sum())
             ids = batch.ids[row, :length].tolist()
             for feature, counted in enumerate(found):
                 values = acts[row, :length, feature].tolist()

@@ -122,7 +122,7 @@ def test_what_cannot_be_read_is_one_sentence(repository: Path, tmp_path: Path) -
     assert "The hub has no data set somebody/else" in said["hf:somebody/else"]
     assert "hf:somebody/texts:nosuch cannot be read: Bad split: nosuch" in said[f"hf:{REPO}:nosuch"]
     assert "hf:somebody/texts@nosuch:train cannot be read" in said[f"hf:{REPO}@nosuch"]
-    assert "there is a folder some/folder here: give path:some/folder" in said["hf:some/folder"]
+    assert "the working directory has a folder some/folder. Give path:some/folder" in said["hf:some/folder"]
 
 
 def test_a_data_set_without_text_names_the_columns_it_has(tmp_path: Path) -> None:

@@ -58,7 +58,7 @@ def test_held_out_documents_are_apart_and_stay_apart_when_the_corpus_grows(tmp_p
     assert not set(read(small.training)) & set(read(small.heldout))
     assert 10 <= len(small.heldout) <= 45
     assert set(read(small.heldout)) <= set(read(large.heldout))
-    assert small.digest != large.digest
+    assert small.sha256 != large.sha256
 
 
 def test_a_repeated_document_counts_once_so_that_no_copy_of_it_is_trained_on(tmp_path: Path) -> None:
@@ -71,7 +71,7 @@ def test_a_repeated_document_counts_once_so_that_no_copy_of_it_is_trained_on(tmp
     assert [one.text for one in read(once.training)] == [one.text for one in read(twice.training)]
     assert [one.text for one in read(once.heldout)] == [one.text for one in read(twice.heldout)]
     assert {one.source for one in read(twice.training)} == {"b.jsonl"}
-    assert once.digest == twice.digest
+    assert once.sha256 == twice.sha256
 
 
 def test_a_link_leads_out_of_a_folder_only_where_all_may_be_read(tmp_path: Path) -> None:
@@ -179,7 +179,7 @@ def test_what_is_read_a_line_at_a_time_is_what_the_whole_files_give(
     (tmp_path / "rows.jsonl").write_bytes(draw.choice(["\n", "\r\n", "\r", "\n \n"]).join(rows).encode())
     corpus = load_corpus([tmp_path])
     found = [document.text for document in read(corpus.training)], [document.text for document in read(corpus.heldout)]
-    assert (*found, corpus.digest) == by_hand([tmp_path])
+    assert (*found, corpus.sha256) == by_hand([tmp_path])
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.txt"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from steerserve.model.tokenizer import Tokenizer
 from steerserve.text.files import Document
-from steerserve.text.windows import Window, Windower, batch_windows
+from steerserve.text.windows import ContextWindow, Windower, batch_windows
 from tests.tiny import IM_END_ID, IM_START_ID, byte_tokenizer
 
 SPECIAL = frozenset({IM_START_ID, IM_END_ID})
@@ -31,29 +31,29 @@ def test_a_rest_of_a_few_tokens_is_left_out() -> None:
 
 def test_the_default_system_prompt_is_kept_in_the_first_chats_only() -> None:
     documents = [chat(f"{number:02} and something to say") for number in range(12)]
-    starts = [window.num_context for window in windower(128).windows(documents)]
+    starts = [window.num_repeated for window in windower(128).windows(documents)]
     constant = len("<system\nYou are tiny.>\n<user\n")
     assert starts == [0] * 8 + [constant] * 4
 
 
 def test_a_chat_with_its_own_system_prompt_keeps_it() -> None:
     own = Document("c", messages=(("system", "Speak as a pirate."), ("user", "Who are you?")))
-    assert [window.num_context for window in windower(128).windows([own] * 12)] == [0] * 12
+    assert [window.num_repeated for window in windower(128).windows([own] * 12)] == [0] * 12
 
 
-def test_special_tokens_padding_and_repeated_context_are_not_wanted() -> None:
-    long = Window((IM_START_ID, 65, 66, IM_END_ID, 67, 68), num_context=2)
-    short = Window((IM_START_ID, 69, 70))
+def test_special_tokens_padding_and_repeated_context_are_left_out() -> None:
+    long = ContextWindow((IM_START_ID, 65, 66, IM_END_ID, 67, 68), num_repeated=2)
+    short = ContextWindow((IM_START_ID, 69, 70))
 
     [batch] = batch_windows([long, short], SPECIAL)
 
-    rows = {tuple(ids[wanted].tolist()) for ids, wanted in zip(batch.ids, batch.wanted, strict=True)}
+    rows = {tuple(ids[plain].tolist()) for ids, plain in zip(batch.ids, batch.is_plain, strict=True)}
     assert rows == {(66, 67, 68), (69, 70)}
-    assert batch.real.sum() == 9
+    assert batch.is_real.sum() == 9
 
 
 def test_a_batch_holds_at_most_so_many_padded_tokens() -> None:
-    windows = [Window((IM_START_ID, *range(length))) for length in (9, 30, 5, 29, 100, 7, 31)]
+    windows = [ContextWindow((IM_START_ID, *range(length))) for length in (9, 30, 5, 29, 100, 7, 31)]
     batches = list(batch_windows(windows, SPECIAL, batch_tokens=64))
     assert sum(len(batch.ids) for batch in batches) == len(windows)
     assert all(batch.ids.numel() <= 64 or len(batch.ids) == 1 for batch in batches)
@@ -61,7 +61,7 @@ def test_a_batch_holds_at_most_so_many_padded_tokens() -> None:
 
 def test_some_batches_show_the_lengths_that_all_have() -> None:
     """What is measured on the first tokens of a text must not be measured on its shortest windows."""
-    windows = [Window((IM_START_ID, *range(length))) for length in range(9, 129)] * 4
+    windows = [ContextWindow((IM_START_ID, *range(length))) for length in range(9, 129)] * 4
     batches = list(batch_windows(windows, SPECIAL, batch_tokens=256))
     lengths = [batch.ids.shape[1] for batch in batches]
     first, every = lengths[: len(lengths) // 4], lengths
