@@ -19,10 +19,10 @@ from steerserve.core.errors import InvalidRequestError, UnavailableError
 from steerserve.engine.background import drive_async
 from steerserve.engine.readings import read_texts, text_ids
 from steerserve.requests.answers.chat import ChatWriter
+from steerserve.requests.answers.comparison import ComparisonWriter
 from steerserve.requests.answers.completions import CompletionWriter
-from steerserve.requests.comparing import ComparisonGeneration, NewText
 from steerserve.requests.comparison import prepare_comparison
-from steerserve.requests.comparison_view import ComparisonWriter
+from steerserve.requests.comparison_running import ComparisonGeneration, TextDelta
 from steerserve.requests.contrast import contrast
 from steerserve.requests.generation import prepare_chat, prepare_completion
 from steerserve.requests.inspection import inspect
@@ -109,9 +109,9 @@ class LocalBackend:
             )
             writer = ComparisonWriter(self._runtime, request, prepared, generation)
             with generation:
-                async for items in generation.happenings():
+                async for items in generation.updates():
                     for item in items:
-                        if not isinstance(item, NewText):
+                        if not isinstance(item, TextDelta):
                             writer.done(item)
             whole = await asyncio.to_thread(writer.kept, self._runtime.comparisons)
             return whole.model_dump(mode="json")

@@ -242,7 +242,10 @@ def _expected(detail: Mapping[str, Any], words: Words, patterns: Mapping[str, st
     if kind in _LENGTHS:
         unit = "character" if kind.startswith("string") else words.entry
         length = context.get("min_length", context.get("max_length"))
-        return _LENGTHS[kind].format(**asdict(words), **context, unit=unit if length == 1 else _plural(unit))
+        template = _LENGTHS[kind]
+        if context.get("field_type") == "Dictionary":
+            template = template.replace("{array}", "{mapping}")
+        return template.format(**asdict(words), **context, unit=unit if length == 1 else _plural(unit))
     if kind in _BOUNDS:
         return _BOUNDS[kind].format(**asdict(words), **context)
     return str(context.get("expected", detail["msg"])).removeprefix("Input should be ")

@@ -1,4 +1,4 @@
-"""What a text activates: from the request to the object that answers it."""
+"""Which features a text activates: from the request to its answer."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ _MAX_ENTRIES = 200_000
 
 
 async def inspect(served: ServedModel, body: InspectRequest) -> InspectionObject:
-    """Read a text or a conversation; return what it activates at every token, and over the whole.
+    """Return the features that a text or a conversation activates, at every token and over the whole text.
 
-    Cancelling this leaves out what has not been read yet.
+    Cancelling this stops before the next piece of the text is read.
 
     Raises:
         SteerserveError: the request cannot be honoured.
@@ -62,18 +62,16 @@ async def inspect(served: ServedModel, body: InspectRequest) -> InspectionObject
 def _dictionaries(served: ServedModel, body: InspectRequest) -> list[Dictionary]:
     snapshot = served.registry.snapshot()
     if not body.dictionaries:
-        found = [snapshot.find(None, "dictionaries")]
+        dictionaries = [snapshot.find(None, "dictionaries")]
     else:
         names = dict.fromkeys(body.dictionaries)
-        found = [snapshot.find(name, f"dictionaries[{body.dictionaries.index(name)}]") for name in names]
-    for dictionary in found:
-        place = next((place for place, feature in enumerate(body.watch) if feature >= dictionary.d_sae), None)
-        if place is not None:
-            message = (
-                f"The dictionary {dictionary.id!r} has features 0 to {dictionary.d_sae - 1}, not {body.watch[place]}."
-            )
-            raise InvalidRequestError(message, param=f"watch[{place}]")
-    return found
+        dictionaries = [snapshot.find(name, f"dictionaries[{body.dictionaries.index(name)}]") for name in names]
+    for dictionary in dictionaries:
+        for index, feature in enumerate(body.watch):
+            if feature >= dictionary.d_sae:
+                message = f"The dictionary {dictionary.id!r} has features 0 to {dictionary.d_sae - 1}, not {feature}."
+                raise InvalidRequestError(message, param=f"watch[{index}]")
+    return dictionaries
 
 
 def _token_ids(served: ServedModel, body: InspectRequest) -> tuple[int, ...]:
@@ -87,32 +85,32 @@ def _token_ids(served: ServedModel, body: InspectRequest) -> tuple[int, ...]:
         message = f"{param} has {len(ids)} tokens, and this server reads at most {served.context_length}."
         raise ContextLengthError(message, param=param)
     if not ids or max(ids) >= served.tokenizer.vocab_size:
-        message = f"{param} has no token, or one that the tokenizer knows and the model does not."
+        message = f"{param} has no token, or a token that the tokenizer has and the model does not."
         raise InvalidRequestError(message, param=param)
     return ids
 
 
-def _inspection(served: ServedModel, ids: Sequence[int], found: Sequence[Inspection]) -> InspectionObject:
+def _inspection(served: ServedModel, ids: Sequence[int], inspections: Sequence[Inspection]) -> InspectionObject:
     texts = [served.tokenizer.token_text(token_id) for token_id in ids]
     tokens: list[dict[str, TokenActivations]] = [{} for _ in ids]
     strongest: dict[str, list[StrongFeature]] = {}
-    for inspection in found:
+    for inspection in inspections:
         over_text = inspection.strongest()
         shown = {feature for token in inspection.tokens for feature, _ in token.top}
-        labels = served.stores.labels(inspection.dictionary, shown | {one.feature for one in over_text})
+        labels = served.stores.labels(inspection.dictionary, shown | {strong.feature for strong in over_text})
         for entry, token in zip(tokens, inspection.tokens, strict=True):
             entry[inspection.dictionary.id] = _activations(token, labels)
         strongest[inspection.dictionary.id] = [
             StrongFeature(
-                feature=one.feature,
-                activation=one.activation,
-                label=labels.get(one.feature),
-                position=one.position,
-                token=texts[one.position],
-                mean_activation=one.mean_activation,
-                tokens_active=one.tokens_active,
+                feature=strong.feature,
+                activation=strong.activation,
+                label=labels.get(strong.feature),
+                position=strong.position,
+                token=texts[strong.position],
+                mean_activation=strong.mean_activation,
+                tokens_active=strong.tokens_active,
             )
-            for one in over_text
+            for strong in over_text
         ]
     entries = [
         InspectedToken(token=text, token_id=token_id, position=position, dictionaries=entry)

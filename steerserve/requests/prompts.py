@@ -6,6 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from steerserve.core.errors import ContextLengthError, InvalidRequestError
+from steerserve.core.findings import JSON_WORDS, show_value
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -17,7 +18,6 @@ _LARGE_PROMPT_CHARS = 16_384
 """Longer prompts are tokenised in a thread, so that they do not stall other streams."""
 _MESSAGE_CHARS = 64
 """Cost of a message in the template beside its text, in characters."""
-_MAX_ID_CHARS = 40
 _SYSTEM_ROLES = frozenset({"system", "developer"})
 
 
@@ -108,8 +108,8 @@ def _encode(served: ServedModel, prompt: Prompt, param: str) -> tuple[int, ...]:
         ids, vocab_size = prompt, served.tokenizer.vocab_size
         invalid = next((token_id for token_id in ids if not 0 <= token_id < vocab_size), None)
         if invalid is not None:
-            shown = str(invalid)[:_MAX_ID_CHARS]
-            message = f"Invalid value for '{param}': token ids are 0 to {vocab_size - 1}, but got {shown}."
+            got = show_value(invalid, JSON_WORDS)
+            message = f"Invalid value for '{param}': token ids are 0 to {vocab_size - 1}, but got {got}."
             raise InvalidRequestError(message, param=param)
     if not ids:
         message = f"Invalid value for '{param}': a prompt must have at least one token. Send some text or a BOS token."

@@ -1,4 +1,4 @@
-"""The sequences that one request started: read together, measured, and always given back."""
+"""The running sequences of one request: read together, observed, and always aborted at the end."""
 
 from __future__ import annotations
 
@@ -19,26 +19,26 @@ if TYPE_CHECKING:
 
 
 class GenerationObserver:
-    """Learns what happens to a generation. This one ignores it; the server's counts and logs it."""
+    """Is notified of the events of a generation. This class ignores them; the server's counts and logs them."""
 
     def first_token(self) -> None:
-        """Learn that the first token of any choice has come."""
+        """Note the arrival of the first token of any choice."""
 
     def next_tokens(self, seconds: float, num_tokens: int) -> None:
-        """Learn that a choice got `num_tokens` more tokens, `seconds` after its last ones."""
+        """Note `num_tokens` more tokens of a choice, `seconds` after its previous ones."""
 
     def ended(self, finish_reasons: Sequence[str], num_generated_tokens: int) -> None:
-        """Learn how the choices ended (`abort`: the reader left), and how many tokens all of them got."""
+        """Note why each choice ended (`abort`: the reader left), and the number of tokens of all choices."""
 
 
 class Generation:
-    """Reads the token streams of one request as they come, whichever has something first. Event loop only.
+    """Reads the token streams of one request in the order in which events arrive. Event loop only.
 
-    `close` must be called, whatever happens: it aborts what still runs, so that slots are free before the next step.
+    `close` must always be called: it aborts running sequences, so that their slots are free before the next step.
     """
 
     def __init__(self, streams: Sequence[TokenStream], observer: GenerationObserver) -> None:
-        """Take over `streams`, one for each choice."""
+        """Read `streams`, one for each choice, and abort them in the end."""
         self._streams = streams
         self._observer = observer
         self._has_token = False
@@ -54,24 +54,24 @@ class Generation:
 
     @property
     def num_choices(self) -> int:
-        """Number of sequences."""
+        """Number of choices."""
         return len(self._streams)
 
     @property
     def num_cached_tokens(self) -> list[int]:
-        """Shared prompt tokens of each choice, so far."""
+        """For each choice, the number of prompt tokens whose computation was shared, so far."""
         return self._num_cached
 
     @property
     def num_generated_tokens(self) -> int:
-        """Generated tokens of all choices, so far."""
+        """Number of generated tokens of all choices, so far."""
         return sum(self._num_generated)
 
     async def wait_for_first(self, timeout_s: float) -> None:
-        """Wait until something came, or for `timeout_s`.
+        """Wait for the first event, or for `timeout_s`.
 
         Raises:
-            SteerserveError: what came first is a failure, which can still be answered with a status.
+            SteerserveError: the first event is a failure, which can still be answered with a status.
         """
         try:
             await asyncio.wait_for(self._arrived.wait(), timeout_s)
@@ -82,7 +82,7 @@ class Generation:
             raise error
 
     async def deltas(self) -> AsyncIterator[list[tuple[int, TokenEvent]]]:
-        """Yield what came since the last time, one merged event for each choice that has something, by index.
+        """Yield the new events, merged into one for each choice that has any, as pairs of index and event.
 
         Raises:
             SteerserveError: a sequence failed.
@@ -107,26 +107,23 @@ class Generation:
                 raise failure
 
     async def results(self) -> list[TokenEvent]:
-        """Wait for the end of all choices and return each as one event.
+        """Wait for the end of all choices; return one merged event for each.
 
         Raises:
             SteerserveError: a sequence failed.
         """
-        whole: dict[int, TokenEvent] = {}
-        parts: dict[int, list[TokenEvent]] = {}
+        parts: list[list[TokenEvent]] = [[] for _ in self._streams]
         async for delta in self.deltas():
             for index, event in delta:
-                parts.setdefault(index, []).append(event)
-        for index, events in parts.items():
-            whole[index] = _merge(*events)
-        return [whole[index] for index in range(self.num_choices)]
+                parts[index].append(event)
+        return [_merge(*events) for events in parts]
 
     def fail(self, error: Exception) -> None:
-        """Let whoever reads this get `error` next."""
+        """Raise `error` in the reader of this generation."""
         self._put(0, error)
 
     def close(self) -> None:
-        """Abort what still runs and write down what was measured. Calling it again does nothing."""
+        """Abort running sequences and notify the observer. Calling it again does nothing."""
         if self._is_closed:
             return
         self._is_closed = True
@@ -145,7 +142,7 @@ class Generation:
         self.close()
 
     async def _pump(self, index: int, stream: TokenStream) -> None:
-        """Bring one stream's events to the common line; a failure too, whatever it is, or the reader would wait on."""
+        """Put one stream's events into the common queue, and failures too, or the reader would wait forever."""
         has_ended = False
         try:
             async for event in stream:
@@ -183,7 +180,7 @@ class Generation:
 
 
 def _merge(*events: TokenEvent) -> TokenEvent:
-    """Join consecutive events of one sequence into one that says the same."""
+    """Merge consecutive events of one sequence into one."""
     last = events[-1]
     return replace(
         last,

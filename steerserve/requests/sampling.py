@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, TypeVar
 
 from steerserve.core.errors import InvalidRequestError
+from steerserve.core.findings import JSON_WORDS, show_value
 from steerserve.engine.request import SamplingParams
-from steerserve.wire.unsupported import shown
 
 if TYPE_CHECKING:
     from steerserve.core.config import SamplingSettings
@@ -76,7 +76,8 @@ def _first(*values: Number | None, default: Number) -> Number:
 
 def _token_id(key: str, vocab_size: int) -> int:
     if not (key.isascii() and key.isdigit() and len(key) <= _MAX_ID_DIGITS):
-        message = f"Invalid value for 'logit_bias': keys must be token ids written as digits, but got {shown(key)}."
+        got = show_value(key, JSON_WORDS)
+        message = f"Invalid value for 'logit_bias': keys must be token ids written as digits, but got {got}."
         raise InvalidRequestError(message, param="logit_bias")
     _check_token_id(int(key), vocab_size, "logit_bias")
     return int(key)
@@ -84,5 +85,6 @@ def _token_id(key: str, vocab_size: int) -> int:
 
 def _check_token_id(token_id: int, vocab_size: int, param: str) -> None:
     if not 0 <= token_id < vocab_size:
-        message = f"Invalid value for '{param}': token ids are 0 to {vocab_size - 1}, but got {shown(token_id)}."
+        got = show_value(token_id, JSON_WORDS)
+        message = f"Invalid value for '{param}': token ids are 0 to {vocab_size - 1}, but got {got}."
         raise InvalidRequestError(message, param=param)

@@ -11,7 +11,7 @@ from starlette.responses import Response
 from starlette.routing import Match
 
 from steerserve.core import errors
-from steerserve.requests.validation import as_request_error
+from steerserve.requests.validation import request_error
 from steerserve.wire.status import ErrorBody, ErrorDetail
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ async def _answer_validation_error(_request: Request, error: Exception) -> Respo
     """Answer for a query or path parameter that FastAPI refused; bodies are read by `body.py`."""
     details = error.errors() if isinstance(error, RequestValidationError) else []
     bare = [{**detail, "loc": detail["loc"][1:]} for detail in details]
-    return error_response(as_request_error(bare, {part: None for detail in bare for part in detail["loc"]}))
+    return error_response(request_error(bare, {part: None for detail in bare for part in detail["loc"]}))
 
 
 async def _answer_http_error(request: Request, error: Exception) -> Response:

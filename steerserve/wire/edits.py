@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from pydantic_core import PydanticCustomError
 
 from steerserve.core.errors import InvalidRequestError
-from steerserve.wire.refusals import refusal, shown
+from steerserve.core.findings import JSON_WORDS, MISSING, UNKNOWN_KEY, explain, show_value, spell_path
 
 Mode = Literal["add", "clamp", "multiply", "ablate", "floor", "ceiling", "remove"]
 Unit = Literal["raw", "max", "norm", "dose"]
@@ -31,6 +31,8 @@ MAX_STRENGTH = 1e3
 _MAX_INDEX = 1 << 31
 _LOOKED_UP_UNITS = ("max", "dose")
 """Units whose worth is read from feature stores."""
+_TOP_LEVEL = 2
+"""Length of the path of a field of `steering` itself."""
 
 Scale = Annotated[float, Field(ge=-MAX_SCALE, le=MAX_SCALE, allow_inf_nan=False)]
 
@@ -171,9 +173,6 @@ class Steering(_Strict):
         )
 
 
-_MODELS: dict[str, type[BaseModel]] = {"steering": Steering, "edits": Edit, "vector": InlineVector, "when": Gate}
-
-
 def parse_steering(value: object, *, max_edits: int) -> Steering | None:
     """Parse any of the five forms of `steering` into the full form; None for null. The full form is returned as it is.
 
@@ -191,18 +190,37 @@ def parse_steering(value: object, *, max_edits: int) -> Steering | None:
         full = {"edits": [part for part in value if not isinstance(part, str)]}
         value = {**full, "presets": presets} if presets else full
     elif not isinstance(value, dict):
-        message = f"steering must be a list of edits, a preset's name, an object or null, not {shown(value)}."
+        got = show_value(value, JSON_WORDS)
+        message = f"steering must be an array of edits, a preset's name, an object or null, not {got}."
         raise InvalidRequestError(message, param="steering", code="invalid_type")
     else:
         check_num_presets(value.get("presets"), max_edits)
         _check_num_edits(value.get("edits"), max_edits)
     try:
-        return Steering.model_validate(_without_nulls(value))
+        value = _without_nulls(value)
+        return Steering.model_validate(value)
     except ValidationError as error:
-        raise refusal(error, _MODELS) from error
+        raise _steering_error(error, value) from error
     except RecursionError as error:
         message = "steering is nested too deeply."
         raise InvalidRequestError(message, param="steering") from error
+
+
+def _steering_error(error: ValidationError, value: object) -> InvalidRequestError:
+    finding = explain(error.errors(include_url=False), value, JSON_WORDS, schema=Steering, prefix=("steering",))
+    param, message, code = spell_path(finding.path), finding.message, None
+    if finding.kind == UNKNOWN_KEY:
+        code = "unknown_parameter"
+        if len(finding.path) == _TOP_LEVEL and finding.path[-1] in Edit.model_fields:
+            message = f'{param}: an edit goes into a list, such as "steering": [{{"feature": 17, "scale": 8}}].'
+    elif finding.kind == MISSING or finding.context.get("is_missing"):
+        code = "missing_required_parameter"
+    elif finding.is_wrong_type:
+        code = "invalid_type"
+        if finding.path[-1] == "vector":
+            got = show_value(finding.value, JSON_WORDS)
+            message = f"{param} must be a stored vector's name or an object, not {got}."
+    return InvalidRequestError(message, param=param, code=code)
 
 
 def _without_nulls(value: object) -> object:

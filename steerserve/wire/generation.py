@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 from pydantic import Field, field_validator, model_validator
-from pydantic_core import PydanticCustomError, PydanticKnownError
+from pydantic_core import PydanticCustomError
 
 from steerserve.core.errors import InvalidRequestError, UnsupportedParameterError
 from steerserve.wire.base import Identifier, RequestModel, ResponseModel
@@ -148,8 +148,8 @@ class GenerationFields(RequestModel):
     @classmethod
     def _check_size(cls, value: Any) -> Any:  # noqa: ANN401 whatever the client sent
         if isinstance(value, dict) and len(value) > MAX_BIASES:  # before pydantic checks a million entries
-            context = {"field_type": "Dictionary", "max_length": MAX_BIASES, "actual_length": len(value)}
-            raise PydanticKnownError("too_long", context)
+            message = f"Invalid value for 'logit_bias': at most {MAX_BIASES} tokens are allowed, but got {len(value)}."
+            raise InvalidRequestError(message, param="logit_bias")
         return value
 
     @field_validator("stop", mode="before")

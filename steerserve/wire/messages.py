@@ -29,8 +29,8 @@ class TextPart(RequestModel):
         if data.get("type") in _OTHER_MEDIA:
             raise PydanticCustomError(
                 "unsupported_value",
-                "content of type '{kind}' is not supported; this model reads text only",
-                {"kind": data["type"]},
+                "{problem}",
+                {"problem": f"content of type {data['type']!r} is not supported; this model reads only text"},
             )
         return {**data, "text": data.get("refusal")} if data.get("type") == "refusal" else data
 
@@ -77,11 +77,8 @@ class Message(RequestModel):
             return data
         for field in _TOOL_FIELDS:
             if data.get(field):
-                raise PydanticCustomError(
-                    "unsupported_parameter",
-                    "the model knows no tools and no audio, so it cannot read '{field}'; write it into 'content'",
-                    {"field": field},
-                )
+                problem = f"the model knows no tools and no audio, so it cannot read {field!r}; write it into 'content'"
+                raise PydanticCustomError("unsupported_parameter", "{problem}", {"problem": problem})
         if data.get("content") is None and data.get("refusal") is not None:
             return {**data, "content": data["refusal"]}
         return data

@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from steerserve.core.errors import UnsupportedParameterError
-
-_MAX_SHOWN = 60
+from steerserve.core.findings import JSON_WORDS, show_value
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,14 +102,9 @@ def refuse_unsupported(body: Mapping[str, Any], fields: Mapping[str, Unsupported
             message = f"'{name}' is not supported by this server. {rule.advice}"
             raise UnsupportedParameterError(message, param=name)
         accepted = " or ".join(json.dumps(harmless) for harmless in rule.harmless)
-        message = f"'{name}' is supported only as {accepted}, not as {shown(value)}. {rule.advice}"
+        got = show_value(value, JSON_WORDS)
+        message = f"'{name}' is supported only as {accepted}, not as {got}. {rule.advice}"
         raise UnsupportedParameterError(message, param=name, code="unsupported_value")
-
-
-def shown(value: object) -> str:
-    """Write a client's value as short JSON, for a message."""
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}..."
 
 
 def documented(fields: Mapping[str, Unsupported]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import pytest
 from steerserve.engine.request import GenerationRequest, SamplingParams
 from steerserve.engine.sampling import Choice, choose
 from steerserve.presets.library import PresetLibrary
-from steerserve.requests.comparing import ComparisonGeneration, GrownSample, NewText
+from steerserve.requests.comparison_running import ArmSample, ComparisonGeneration, TextDelta
 from steerserve.server.app import create_app
 from steerserve.wire.compare import ArmRequest
 from tests.server.asking import CHAT, chat, client_of
@@ -315,12 +315,12 @@ async def test_a_stream_says_the_same_in_named_events(client: httpx.AsyncClient)
 class AllAtOnce(ComparisonGeneration):
     """Reads what happened only once all samples are there, those of the last arm first."""
 
-    async def _all_happened(self) -> list[NewText | GrownSample | Exception]:
-        texts: list[NewText | GrownSample | Exception] = []
-        samples: list[GrownSample] = []
+    async def _next_updates(self) -> list[TextDelta | ArmSample | Exception]:
+        texts: list[TextDelta | ArmSample | Exception] = []
+        samples: list[ArmSample] = []
         while len(samples) < len(self._samples):
-            for one in await super()._all_happened():
-                if isinstance(one, GrownSample):
+            for one in await super()._next_updates():
+                if isinstance(one, ArmSample):
                     samples.append(one)
                 else:
                     texts.append(one)
@@ -355,15 +355,15 @@ async def test_a_comparison_holds_only_the_readings_that_others_are_measured_aga
     ended = []
 
     class Observed(ComparisonGeneration):
-        async def happenings(self) -> AsyncIterator[list[NewText | GrownSample]]:
-            written: list[GrownSample] = []
-            async for happened in super().happenings():
+        async def updates(self) -> AsyncIterator[list[TextDelta | ArmSample]]:
+            written: list[ArmSample] = []
+            async for happened in super().updates():
                 num_written = Counter(sample.index for sample in written)
                 for sample in written:
                     assert (sample.features, sample.prompt_features, sample.token_texts) == ([], None, [])
                     is_first = sample.arm == 0 and num_written[sample.index] < len(ARMS)
                     assert (sample.reading is not None) == is_first
-                written += [one for one in happened if isinstance(one, GrownSample)]
+                written += [one for one in happened if isinstance(one, ArmSample)]
                 yield happened
             ended.append([sample.reading for sample in written])
 

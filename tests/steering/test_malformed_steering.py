@@ -114,7 +114,10 @@ def without(value: Any, path: Path) -> Any:  # noqa: ANN401
 def param_of(path: Path) -> str:
     """Write a path as errors do; a short list of edits stands for the full form."""
     full = path if isinstance(path[0], str) else ("edits", *path)
-    return "steering" + "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in full)
+    keys = (
+        part if isinstance(part, int) or part.isprintable() else part.encode("unicode_escape").decode() for part in full
+    )
+    return "steering" + "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in keys)
 
 
 def at(name: str, kind: str) -> Path:
@@ -244,7 +247,7 @@ def refusal(runtime: Runtime, steering: Any) -> InvalidRequestError:  # noqa: AN
         runtime.resolve_steering(steering)
     error = caught.value
     json.dumps([error.message, error.param, error.code]).encode()
-    assert error.message.endswith(".")
+    assert error.message.endswith((".", "?"))
     assert error.code
     return error
 

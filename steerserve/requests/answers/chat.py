@@ -1,4 +1,4 @@
-"""Chat completions, written from what a generation yields."""
+"""Chat completions, written from the events of a generation."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class ChatWriter(AnswerWriter[ChatCompletion, ChatChunk]):
         self._service_tier: Literal["default"] | None = "default" if body.service_tier is not None else None
 
     def whole(self, events: Sequence[TokenEvent]) -> ChatCompletion:
-        """Write the whole answer, of one event for each choice."""
+        """Write the whole answer, given one event for each choice."""
         return ChatCompletion(
             id=self._prepared.id,
             created=self._prepared.created,
@@ -55,7 +55,7 @@ class ChatWriter(AnswerWriter[ChatCompletion, ChatChunk]):
         )
 
     def _delta_chunks(self, delta: Sequence[tuple[int, TokenEvent]]) -> Iterator[ChatChunk]:
-        """Write new events; a choice's prompt goes into its first chunk: that of the role, if it came in time."""
+        """Write new events. A prompt's features go into the chunk with the role, unless that has been sent already."""
         prompts = {
             index: self._features.entries(event.prompt_features)
             for index, event in delta

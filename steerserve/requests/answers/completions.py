@@ -1,4 +1,4 @@
-"""Text completions, written from what a generation yields."""
+"""Text completions, written from the events of a generation."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class CompletionWriter(AnswerWriter[Completion, CompletionChunk]):
         self._has_echoed = [not body.echo] * len(prepared.requests)
 
     def whole(self, events: Sequence[TokenEvent]) -> Completion:
-        """Write the whole answer, of one event for each choice."""
+        """Write the whole answer, given one event for each choice."""
         return Completion(
             id=self._prepared.id,
             created=self._prepared.created,
@@ -84,7 +84,7 @@ class CompletionWriter(AnswerWriter[Completion, CompletionChunk]):
         )
 
     def _text_and_logprobs(self, index: int, event: TokenEvent) -> tuple[str, CompletionLogprobs | None]:
-        """Give an event's text and tokens, the prompt's before a choice's first where it is echoed."""
+        """Return an event's text and log-probabilities; with `echo` a choice's first event begins with the prompt."""
         text, parts = event.text, []
         if not self._has_echoed[index]:
             self._has_echoed[index] = True
@@ -98,8 +98,7 @@ class CompletionWriter(AnswerWriter[Completion, CompletionChunk]):
         return text, join_completion_logprobs(parts) if parts else None
 
     def _prompt_text(self, index: int) -> str:
-        place = index // self._prepared.num_samples
-        prompt = self._body.prompt[place]
+        prompt = self._body.prompt[index // self._prepared.num_samples]
         return prompt if isinstance(prompt, str) else self._tokenizer.decode(prompt, skip_special_tokens=False)
 
     def _chunk(

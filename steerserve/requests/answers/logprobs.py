@@ -1,7 +1,7 @@
 r"""Log-probabilities in OpenAI's two shapes.
 
-A token may be a part of a character. Chat writes its bytes as `\\xNN`, text completions as `bytes:\\xNN`, as OpenAI's
-own answers do, so that no two tokens read alike.
+A token may be only part of a character. Chat writes its bytes as `\\xNN`, text completions as `bytes:\\xNN`, as
+OpenAI's own answers do, so that different tokens are always written differently.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def chat_logprobs(logprobs: Iterable[LogprobEntry], tokenizer: Tokenizer) -> Cho
 
 
 class CompletionLogprobWriter:
-    """Writes one choice's tokens in the shape of text completions, whose offsets run on from chunk to chunk."""
+    """Writes one choice's tokens in the shape of text completions, with offsets that continue from chunk to chunk."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         """Start at the beginning of the choice's text."""
@@ -38,7 +38,7 @@ class CompletionLogprobWriter:
     ) -> CompletionLogprobs:
         """Write the echoed prompt, `text`."""
         pieces = _pieces(prompt_ids, self._tokenizer)
-        # The tokenizer may have put tokens before the text; they have no place in it.
+        # The tokenizer may have added tokens before the text, which are not part of it.
         num_before = max("".join(pieces).find(text), 0)
         starts = accumulate((len(piece) for piece in pieces), initial=-num_before)
         offsets = [min(max(start, 0), len(text)) for start, _ in zip(starts, pieces, strict=False)]
@@ -63,14 +63,14 @@ class CompletionLogprobWriter:
 
     def _top(self, entry: LogprobEntry) -> dict[str, float]:
         top: dict[str, float] = {}
-        # Two tokens may have one text (a special token and its spelling); the likelier one keeps it.
+        # Two tokens may have equal texts (a special token and its spelling); the likelier one is reported.
         for token_id, logprob in (*entry.top, (entry.token_id, entry.logprob)):
             top.setdefault(completion_token(token_id, self._tokenizer), logprob)
         return top
 
 
 def join_completion_logprobs(parts: Sequence[CompletionLogprobs]) -> CompletionLogprobs:
-    """Put consecutive parts of one choice together."""
+    """Join consecutive parts of one choice."""
     return CompletionLogprobs(
         tokens=[token for part in parts for token in part.tokens],
         token_logprobs=[logprob for part in parts for logprob in part.token_logprobs],
@@ -80,7 +80,7 @@ def join_completion_logprobs(parts: Sequence[CompletionLogprobs]) -> CompletionL
 
 
 def completion_token(token_id: int, tokenizer: Tokenizer) -> str:
-    r"""Write a token's text, or its bytes as `bytes:\\xNN` where they are no whole characters."""
+    r"""Write a token's text, or its bytes as `bytes:\\xNN` if they are not whole characters."""
     raw = tokenizer.token_bytes(token_id)
     text = _whole_text(raw)
     return text if text is not None else "bytes:" + _escaped(raw)
@@ -114,6 +114,6 @@ def _escaped(raw: bytes) -> str:
 
 
 def _pieces(ids: Iterable[int], tokenizer: Tokenizer) -> list[str]:
-    """Cut a text into its tokens; a character of several tokens belongs to the last of them."""
+    """Split a text into its tokens; a character of several tokens belongs to the last of them."""
     decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
     return [decoder.decode(tokenizer.token_bytes(token_id)) for token_id in ids]

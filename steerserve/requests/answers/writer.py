@@ -1,4 +1,4 @@
-"""What the writers of chat and text completions share: an answer written whole, or as chunks. Knows no HTTP."""
+"""The common base of the writers of chat and text completions: an answer is written whole, or as chunks."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Written = TypeVar("Written")
 
 
 class AnswerWriter(Generic[Whole, Chunk]):
-    """Writes what a generation yields as OpenAI's objects."""
+    """Writes the events of a generation as OpenAI's objects."""
 
     def __init__(
         self, served: ServedModel, prepared: PreparedGeneration, generation: Generation, *, include_usage: bool
@@ -38,11 +38,11 @@ class AnswerWriter(Generic[Whole, Chunk]):
         self._include_usage = include_usage
 
     def whole(self, events: Sequence[TokenEvent]) -> Whole:
-        """Write the whole answer, of one event for each choice."""
+        """Write the whole answer, given one event for each choice."""
         raise NotImplementedError
 
     async def chunks(self, write: Callable[[Sequence[Chunk]], Written]) -> AsyncIterator[Written]:
-        """Yield `write` of the chunks that become ready together, then of the usage chunk if the request wants one.
+        """Yield `write` of the chunks that become ready together, then of the usage chunk if the request asks for it.
 
         `write` runs in a thread if the chunks hold many activations, so that other streams go on meanwhile.
         """

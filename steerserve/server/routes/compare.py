@@ -10,9 +10,9 @@ from fastapi import APIRouter, Depends, Request
 from starlette.responses import Response
 
 from steerserve.core.errors import EngineError, SteerserveError
-from steerserve.requests.comparing import ComparisonGeneration, NewText
+from steerserve.requests.answers.comparison import ComparisonWriter
 from steerserve.requests.comparison import prepare_comparison
-from steerserve.requests.comparison_view import ComparisonWriter
+from steerserve.requests.comparison_running import ComparisonGeneration, TextDelta
 from steerserve.requests.watching import is_long
 from steerserve.server.body import json_body
 from steerserve.server.dependencies import MetricsDep, RuntimeDep, summary_of
@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 
     from pydantic import BaseModel
 
-    from steerserve.requests.comparing import GrownSample
     from steerserve.requests.comparison import PreparedComparison
+    from steerserve.requests.comparison_running import ArmSample
     from steerserve.runtime import Runtime
     from steerserve.server.metrics import Metrics
 
@@ -86,8 +86,8 @@ def _start(
 
 
 async def _write_all(generation: ComparisonGeneration, writer: ComparisonWriter) -> None:
-    async for happened in generation.happenings():
-        if samples := [one for one in happened if not isinstance(one, NewText)]:
+    async for happened in generation.updates():
+        if samples := [one for one in happened if not isinstance(one, TextDelta)]:
             await asyncio.to_thread(lambda samples: [writer.done(sample) for sample in samples], samples)
 
 
@@ -109,18 +109,18 @@ async def _streamed(
 
 
 async def _events(runtime: Runtime, generation: ComparisonGeneration, writer: ComparisonWriter) -> AsyncIterator[bytes]:
-    async for happened in generation.happenings():
-        is_slow = is_long(one.features if isinstance(one, NewText) else None for one in happened)
-        if is_slow or any(not isinstance(one, NewText) for one in happened):
+    async for happened in generation.updates():
+        is_slow = is_long(one.features if isinstance(one, TextDelta) else None for one in happened)
+        if is_slow or any(not isinstance(one, TextDelta) for one in happened):
             yield await asyncio.to_thread(_events_bytes, writer, happened)
         else:
             yield _events_bytes(writer, happened)
     yield await asyncio.to_thread(lambda: _named("comparison.done", writer.kept(runtime.comparisons)))
 
 
-def _events_bytes(writer: ComparisonWriter, happened: Sequence[NewText | GrownSample]) -> bytes:
+def _events_bytes(writer: ComparisonWriter, happened: Sequence[TextDelta | ArmSample]) -> bytes:
     return b"".join(
-        _named("arm.delta", writer.delta(one)) if isinstance(one, NewText) else _named("arm.done", writer.done(one))
+        _named("arm.delta", writer.delta(one)) if isinstance(one, TextDelta) else _named("arm.done", writer.done(one))
         for one in happened
     )
 

@@ -1,4 +1,4 @@
-"""A comparison as clients read it, from what its samples came to."""
+"""Comparisons, written from the samples that a comparison generation yields."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ if TYPE_CHECKING:
     from steerserve.compare.metrics import Reading
     from steerserve.compare.store import ComparisonStore
     from steerserve.engine.request import TokenEvent
-    from steerserve.requests.comparing import ComparisonGeneration, GrownSample, NewText
     from steerserve.requests.comparison import PreparedComparison
+    from steerserve.requests.comparison_running import ArmSample, ComparisonGeneration, TextDelta
     from steerserve.requests.served import ServedModel
     from steerserve.wire.compare import ComparisonRequest
 
@@ -43,11 +43,11 @@ logger = logging.getLogger(__name__)
 
 _MAX_PROMPT_CHARS = 200
 _NOT_KEPT = frozenset({"stream", "stream_options", "store", "metadata"})
-"""What of a request says nothing of the comparison."""
+"""Fields of a request that do not affect the comparison."""
 
 
 class ComparisonWriter:
-    """Writes the samples of one comparison, and in the end the whole."""
+    """Writes the samples of one comparison as they become complete, and in the end the whole comparison."""
 
     def __init__(
         self,
@@ -64,27 +64,27 @@ class ComparisonWriter:
         self._features = FeatureWriter(served, prepared.watch)
         self._samples: dict[tuple[int, int], Sample] = {}
 
-    def delta(self, new: NewText) -> ArmDelta:
+    def delta(self, new: TextDelta) -> ArmDelta:
         """Write new text."""
         features = self._features.entries(new.features) if new.features else None
         return ArmDelta(arm=self._prepared.arms[new.arm].name, index=new.index, delta=new.text, features=features)
 
-    def done(self, grown: GrownSample) -> ArmDone:
-        """Write a complete sample, and keep it for the whole."""
-        sample = self._sample(grown)
-        self._samples[grown.arm, grown.index] = sample
-        return ArmDone(arm=self._prepared.arms[grown.arm].name, index=grown.index, sample=sample)
+    def done(self, complete: ArmSample) -> ArmDone:
+        """Write a complete sample, and remember it for the whole comparison."""
+        sample = self._sample(complete)
+        self._samples[complete.arm, complete.index] = sample
+        return ArmDone(arm=self._prepared.arms[complete.arm].name, index=complete.index, sample=sample)
 
     def whole(self, *, kept: bool) -> Comparison:
-        """Write the comparison, of which every sample has been written."""
+        """Write the comparison; all of its samples must have been written."""
         arms = [
             ArmResult(
                 name=arm.name,
                 control_of=arm.control_of,
                 prompt_sha256=hashlib.sha256(np.array(arm.prompt_ids, dtype="<i8").tobytes()).hexdigest(),
-                samples=[self._samples[place, index] for index in range(self._prepared.num_samples)],
+                samples=[self._samples[arm_index, index] for index in range(self._prepared.num_samples)],
             )
-            for place, arm in enumerate(self._prepared.arms)
+            for arm_index, arm in enumerate(self._prepared.arms)
         ]
         return Comparison(
             id=self._prepared.id,
@@ -113,7 +113,7 @@ class ComparisonWriter:
         return whole if is_kept else whole.model_copy(update={"kept": False})
 
     def summary(self) -> KeptComparison:
-        """Write what lists show of the comparison."""
+        """Write the comparison as lists show it."""
         return KeptComparison(
             id=self._prepared.id,
             created=self._prepared.created,
@@ -125,31 +125,31 @@ class ComparisonWriter:
         )
 
     def request(self) -> dict[str, Any]:
-        """Write what was asked for, so that it can be asked for again."""
+        """Write the request, so that it can be sent again."""
         sent = self._body.model_dump(mode="json", exclude_unset=True, exclude=set(_NOT_KEPT))
         return sent | {"seed": self._prepared.seed}
 
-    def _sample(self, grown: GrownSample) -> Sample:
-        last = grown.last
+    def _sample(self, sample: ArmSample) -> Sample:
+        last = sample.last
         if last is None:
-            message = "only a sample whose generation has ended is written"
+            message = "a sample is written before its generation has ended"
             raise RuntimeError(message)
         return Sample(
-            index=grown.index,
-            text=grown.text,
+            index=sample.index,
+            text=sample.text,
             finish_reason=last.finish_reason or "stop",
             stop_reason=last.stop_reason,
             usage=_usage(last),
             steering=last.receipt.as_json(self._served.stores.label) if last.receipt is not None else None,
-            metrics=self._metrics(grown),
-            features=self._features.entries(grown.features) if self._prepared.watch is not None else None,
+            metrics=self._metrics(sample),
+            features=self._features.entries(sample.features) if self._prepared.watch is not None else None,
             prompt_features=(
-                self._features.entries(grown.prompt_features) if grown.prompt_features is not None else None
+                self._features.entries(sample.prompt_features) if sample.prompt_features is not None else None
             ),
         )
 
-    def _metrics(self, grown: GrownSample) -> SampleMetrics | None:
-        first, reading = self._generation.first_of(grown), grown.reading
+    def _metrics(self, sample: ArmSample) -> SampleMetrics | None:
+        first, reading = self._generation.first_of(sample), sample.reading
         if reading is None or first is None or first.reading is None:
             return None
         edited = self._prepared.edited
@@ -158,24 +158,24 @@ class ComparisonWriter:
             surprise=reading.surprise,
             kl=reading.kl,
             kl_p95=reading.kl_p95,
-            repetition=repetition(grown.token_ids),
-            distinct_2=distinct_2(grown.token_ids),
+            repetition=repetition(sample.token_ids),
+            distinct_2=distinct_2(sample.token_ids),
             relevance=reading.relevance,
-            first_divergence=first_divergence(grown.token_ids, first.token_ids),
+            first_divergence=first_divergence(sample.token_ids, first.token_ids),
             features={name: {str(feature): act for feature, act in acts.items()} for name, acts in means.items()},
-            side_effects=self._side_effects(grown, first),
-            tokens=grown.token_texts if self._body.by_token else None,
-            features_by_token=self._by_token(grown, reading) if self._body.by_token else None,
+            side_effects=self._side_effects(sample, first),
+            tokens=sample.token_texts if self._body.by_token else None,
+            features_by_token=self._by_token(sample, reading) if self._body.by_token else None,
         )
 
-    def _by_token(self, grown: GrownSample, reading: Reading) -> dict[str, dict[str, list[float | None]]]:
-        found = edited_by_token(reading, self._prepared.edited, len(grown.token_ids))
-        return {name: {str(feature): acts for feature, acts in columns.items()} for name, columns in found.items()}
+    def _by_token(self, sample: ArmSample, reading: Reading) -> dict[str, dict[str, list[float | None]]]:
+        by_token = edited_by_token(reading, self._prepared.edited, len(sample.token_ids))
+        return {name: {str(feature): acts for feature, acts in columns.items()} for name, columns in by_token.items()}
 
-    def _side_effects(self, grown: GrownSample, first: GrownSample) -> list[SideEffect]:
-        if grown.reading is None or first.reading is None:
+    def _side_effects(self, sample: ArmSample, first: ArmSample) -> list[SideEffect]:
+        if sample.reading is None or first.reading is None:
             return []
-        dictionaries = {one.dictionary.id: one.dictionary for one in self._prepared.edited}
+        dictionaries = {edited.dictionary.id: edited.dictionary for edited in self._prepared.edited}
         return [
             SideEffect(
                 dictionary=shift.dictionary,
@@ -183,7 +183,7 @@ class ComparisonWriter:
                 change=shift.change,
                 label=self._served.stores.label(dictionaries[shift.dictionary], shift.feature),
             )
-            for shift in side_effects(grown.reading, first.reading, self._prepared.edited)
+            for shift in side_effects(sample.reading, first.reading, self._prepared.edited)
         ]
 
 

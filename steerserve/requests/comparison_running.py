@@ -1,4 +1,4 @@
-"""The samples of one comparison under way: read as they come, scored as they end, and always given back."""
+"""The running samples of a comparison: read as they grow, measured as they end, and always aborted at the end."""
 
 from __future__ import annotations
 
@@ -22,35 +22,39 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class NewText:
-    """What a sample has grown by."""
+class TextDelta:
+    """New text of a sample."""
 
     arm: int
+    """Index of the arm."""
     index: int
+    """Index of the sample in its arm."""
     text: str
     features: tuple[TokenReadings, ...]
-    """What was read of each new token, where that is watched; of the prompt's, before any text."""
+    """Readings of the new tokens if they are watched. Those of the prompt come first, with an empty text."""
 
 
 @dataclass(slots=True)
-class GrownSample:
-    """One sample, from its first token to its last number; what is written of it alone is let go of after that."""
+class ArmSample:
+    """One sample, from its first token to its measurement. What only its own answer needs is dropped once written."""
 
     arm: int
+    """Index of the arm."""
     index: int
+    """Index of the sample in its arm."""
     text: str = ""
     token_ids: list[int] = field(default_factory=list)
     token_texts: list[str] = field(default_factory=list)
     features: list[TokenReadings] = field(default_factory=list)
     prompt_features: tuple[TokenReadings, ...] | None = None
     last: TokenEvent | None = None
-    """Of the generation, once it has ended."""
+    """The last event of the generation; None while it runs."""
     reading: Reading | None = None
-    """None where no metrics are wanted."""
+    """The measurement; None until it is made, and always None without metrics."""
 
 
 class ComparisonGeneration(Generation):
-    """A generation whose samples are scored while others still grow. Event loop only."""
+    """A generation whose complete samples are measured while others still grow. Event loop only."""
 
     def __init__(
         self,
@@ -62,7 +66,7 @@ class ComparisonGeneration(Generation):
         with_metrics: bool,
         by_token: bool = False,
     ) -> None:
-        """Take over `streams`, those of the first arm first."""
+        """Read `streams`, those of the first arm first, and abort them in the end."""
         super().__init__(streams, observer)
         self._prepared = prepared
         self._scoring = served.scoring
@@ -70,78 +74,78 @@ class ComparisonGeneration(Generation):
             Scorer(
                 served.lens,
                 served.engine.median_norms,
-                [one.dictionary for one in prepared.edited],
+                [edited.dictionary for edited in prepared.edited],
                 prepared.empty_ids,
-                {one.dictionary.id: one.features for one in prepared.edited} if by_token else None,
+                {edited.dictionary.id: edited.features for edited in prepared.edited} if by_token else None,
             )
             if with_metrics
             else None
         )
         self._num_left = [len(prepared.arms)] * prepared.num_samples
-        """Arms whose sample of an index is not written yet."""
-        self._samples = [GrownSample(*divmod(place, prepared.num_samples)) for place in range(len(streams))]
-        self._happened: asyncio.Queue[NewText | GrownSample | Exception] = asyncio.Queue()
+        """For each index, the number of arms whose sample is not written yet."""
+        self._samples = [ArmSample(*divmod(index, prepared.num_samples)) for index in range(len(streams))]
+        self._updates: asyncio.Queue[TextDelta | ArmSample | Exception] = asyncio.Queue()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._is_wanted = True
+        self._is_open = True
 
-    async def happenings(self) -> AsyncIterator[list[NewText | GrownSample]]:
-        """Yield text as it comes, and each sample once it is complete, with what its numbers need of the first arm.
+    async def updates(self) -> AsyncIterator[list[TextDelta | ArmSample]]:
+        """Yield new text, and each sample once it and the sample of the first arm with its index are complete.
 
-        What is ready at once comes in one list, in it the samples by index and then by arm. Going on says that those
-        are written.
+        Updates that are ready together come in one list, with the samples sorted by index and then by arm. Asking for
+        the next list says that the samples of this one are written.
 
         Raises:
-            SteerserveError: a sample failed, or could not be scored.
+            SteerserveError: a sample failed, or could not be measured.
         """
         self._start(self._read())
         num_left = len(self._samples)
-        waiting: list[GrownSample] = []
+        waiting: list[ArmSample] = []
         while num_left:
-            ready: list[NewText | GrownSample] = []
-            for happened in await self._all_happened():
-                if isinstance(happened, Exception):
+            deltas: list[TextDelta | ArmSample] = []
+            for update in await self._next_updates():
+                if isinstance(update, Exception):
                     self._mark_failed()
-                    raise happened
-                if isinstance(happened, NewText):
-                    ready.append(happened)
+                    raise update
+                if isinstance(update, TextDelta):
+                    deltas.append(update)
                 else:
-                    waiting.append(happened)
+                    waiting.append(update)
             complete = [sample for sample in waiting if self._can_be_written(sample)]
             complete.sort(key=lambda sample: (sample.index, sample.arm))
             waiting = [sample for sample in waiting if not self._can_be_written(sample)]
             num_left -= len(complete)
-            if found := [*ready, *complete]:
-                yield found
+            if deltas or complete:
+                yield [*deltas, *complete]
             for sample in complete:
-                self._let_go(sample)
+                self._release(sample)
 
-    def first_of(self, sample: GrownSample) -> GrownSample | None:
-        """Return the first arm's sample of the same index, once it is complete."""
+    def first_of(self, sample: ArmSample) -> ArmSample | None:
+        """Return the first arm's sample of the same index; None until it is complete."""
         first = self._samples[sample.index]
         is_complete = first.last is not None and (self._scorer is None or first.reading is not None)
         return first if is_complete else None
 
     def fail(self, error: Exception) -> None:
-        """Let whoever reads this get `error` next."""
+        """Raise `error` in the reader of this generation."""
         super().fail(error)
-        self._happened.put_nowait(error)
+        self._updates.put_nowait(error)
 
     def close(self) -> None:
-        """Abort what still runs and give up what is not scored. Calling it again does nothing."""
+        """Abort running samples and pending measurements. Calling it again does nothing."""
         super().close()
-        if not self._is_wanted:
+        if not self._is_open:
             return
-        self._is_wanted = False
+        self._is_open = False
         for task in self._tasks:
             task.cancel()
         if self._scorer is not None:
             self._scoring.release(self._scorer)
 
-    def _can_be_written(self, sample: GrownSample) -> bool:
+    def _can_be_written(self, sample: ArmSample) -> bool:
         return self._scorer is None or self.first_of(sample) is not None
 
-    def _let_go(self, sample: GrownSample) -> None:
-        """Give back what no other sample is measured against: readings are the most of a comparison's memory."""
+    def _release(self, sample: ArmSample) -> None:
+        """Free what no other sample is compared with: the measurements take most of a comparison's memory."""
         sample.features, sample.prompt_features, sample.token_texts = [], None, []
         if sample.arm:
             sample.reading = None
@@ -149,61 +153,61 @@ class ComparisonGeneration(Generation):
         if not self._num_left[sample.index]:
             self._samples[sample.index].reading = None
 
-    async def _all_happened(self) -> list[NewText | GrownSample | Exception]:
-        happened = [await self._happened.get()]
-        while not self._happened.empty():
-            happened.append(self._happened.get_nowait())
-        return happened
+    async def _next_updates(self) -> list[TextDelta | ArmSample | Exception]:
+        updates = [await self._updates.get()]
+        while not self._updates.empty():
+            updates.append(self._updates.get_nowait())
+        return updates
 
     async def _read(self) -> None:
         async for delta in self.deltas():
-            for place, event in delta:
-                self._take(self._samples[place], event)
+            for index, event in delta:
+                self._take(self._samples[index], event)
 
-    def _take(self, sample: GrownSample, event: TokenEvent) -> None:
+    def _take(self, sample: ArmSample, event: TokenEvent) -> None:
         sample.text += event.text
         sample.token_ids += event.token_ids
         sample.token_texts += event.token_texts
         sample.features += event.features
         if event.prompt_features is not None:
             sample.prompt_features = event.prompt_features
-            self._happened.put_nowait(NewText(sample.arm, sample.index, "", event.prompt_features))
+            self._updates.put_nowait(TextDelta(sample.arm, sample.index, "", event.prompt_features))
         if event.text or event.features:
-            self._happened.put_nowait(NewText(sample.arm, sample.index, event.text, event.features))
+            self._updates.put_nowait(TextDelta(sample.arm, sample.index, event.text, event.features))
         if event.finish_reason is None:
             return
         sample.last = event
         if isinstance(event.stop_reason, str):
-            _cut_to_text(sample)
+            _cut_tokens_to_text(sample)
         if self._scorer is None:
-            self._happened.put_nowait(sample)
+            self._updates.put_nowait(sample)
         else:
             self._start(self._score(sample, self._scorer))
 
-    async def _score(self, sample: GrownSample, scorer: Scorer) -> None:
+    async def _score(self, sample: ArmSample, scorer: Scorer) -> None:
         arm = self._prepared.arms[sample.arm]
-        future = self._scoring.submit(scorer, arm, sample.token_ids, lambda: self._is_wanted)
+        future = self._scoring.submit(scorer, arm, sample.token_ids, lambda: self._is_open)
         sample.reading = await asyncio.wrap_future(future)
-        self._happened.put_nowait(sample)
+        self._updates.put_nowait(sample)
 
     def _start(self, work: Coroutine[None, None, None]) -> None:
-        """Do something beside the reader, who gets what goes wrong."""
-        task = asyncio.create_task(self._told(work))
+        """Run `work` in a task; its error is raised in the reader."""
+        task = asyncio.create_task(self._forward_error(work))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _told(self, work: Coroutine[None, None, None]) -> None:
+    async def _forward_error(self, work: Coroutine[None, None, None]) -> None:
         try:
             await work
         except asyncio.CancelledError:
-            if self._is_wanted:
-                self._happened.put_nowait(UnavailableError("The server stopped before this comparison was measured."))
+            if self._is_open:
+                self._updates.put_nowait(UnavailableError("The server stopped before this comparison was measured."))
             raise
         except Exception as error:  # noqa: BLE001 raised again by the reader
-            self._happened.put_nowait(error)
+            self._updates.put_nowait(error)
 
     def _put(self, index: int, event: TokenEvent | Exception) -> None:
-        """Name the arm whose steering broke the model's output."""
+        """Add the arm's name to an error about steering that broke the model's output."""
         if isinstance(event, InvalidRequestError) and event.param == "steering":
             arm = index // self._prepared.num_samples
             name = self._prepared.arms[arm].name
@@ -211,11 +215,11 @@ class ComparisonGeneration(Generation):
         super()._put(index, event)
 
 
-def _cut_to_text(sample: GrownSample) -> None:
-    """Leave out the tokens of a stop string, all but what begins in the text: nobody reads them."""
+def _cut_tokens_to_text(sample: ArmSample) -> None:
+    """Remove the tokens of a stop string, which are not part of the text; one that begins in the text stays."""
     num_chars = len(sample.text)
     starts = [0, *itertools.accumulate(map(len, sample.token_texts))]
-    num_kept = next((place for place, start in enumerate(starts[:-1]) if start >= num_chars), len(starts) - 1)
+    num_kept = next((index for index, start in enumerate(starts[:-1]) if start >= num_chars), len(starts) - 1)
     del sample.token_ids[num_kept:], sample.token_texts[num_kept:]
     if num_kept:
         sample.token_texts[-1] = sample.token_texts[-1][: num_chars - starts[num_kept - 1]]
