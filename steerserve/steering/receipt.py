@@ -1,8 +1,8 @@
-"""What was really done to a request: the part of a response that proves it."""
+"""Receipts: what steering really did to a request. No torch."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -15,33 +15,37 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class EditTally:
-    """Sums over the tokens that one edit met."""
+    """Sums over the tokens of one edit. `steerserve.steering.apply` counts them by these names."""
 
     num_edited: float = 0.0
     num_special: float = 0.0
-    """In the edit's positions, but left alone for that reason; so the next two."""
+    """Number of tokens in the edit's positions that were not edited because they are special."""
     num_sinks: float = 0.0
+    """Number of tokens in the edit's positions that were not edited because they are sinks."""
     num_stopped: float = 0.0
-    """By the gate, and neither special tokens nor sinks."""
+    """Number of tokens that only the gate kept from being edited."""
     num_passed: float = 0.0
-    """In the edit's positions, and passed by the gate, whatever else they are."""
+    """Number of tokens in the edit's positions that the gate lets pass, special tokens and sinks included."""
     sum_activation: float = 0.0
+    """Sum of the activations at edited tokens."""
     sum_change: float = 0.0
-    """Of |dx| / |x|."""
+    """Sum of |dx| / |x| at edited tokens."""
 
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
-    """The edits of a request with what each came to."""
+    """The edits of a request with what each of them did."""
 
     steering: ResolvedSteering
     tallies: tuple[EditTally, ...]
 
     def as_json(self, label_of: Callable[[Dictionary, int], str | None]) -> dict[str, Any]:
-        """Return the `steering` object of a response; `label_of` knows the features' labels."""
+        """Return the `steering` object of a response; `label_of` looks up a feature's label."""
         edits = self.steering.edits
         used = [edit.dictionary for edit in edits] + [edit.gate.dictionary for edit in edits if edit.gate is not None]
-        warnings = list(dict.fromkeys(sentence for one in used if one is not None for sentence in one.warnings))
+        warnings = list(
+            dict.fromkeys(warning for dictionary in used if dictionary is not None for warning in dictionary.warnings)
+        )
         return {
             "fingerprint": self.steering.fingerprint,
             "strength": self.steering.strength,
@@ -55,10 +59,16 @@ class Receipt:
 
 
 def make_receipt(steering: ResolvedSteering, sums: Sequence[Sequence[float]]) -> Receipt:
-    """Build the receipt from the sums of each effective edit; the others did nothing."""
+    """Build the receipt from the sums of each effective edit; the other edits did nothing.
+
+    Args:
+        steering: The edits.
+        sums: One sequence for each effective edit, in the order of the fields of `EditTally`.
+    """
     tallies = [EditTally() for _ in steering.edits]
-    for (place, _), edit_sums in zip(steering.effective_edits, sums, strict=True):
-        tallies[place] = EditTally(*edit_sums)
+    names = [field.name for field in fields(EditTally)]
+    for (index, _), edit_sums in zip(steering.effective_edits, sums, strict=True):
+        tallies[index] = EditTally(**dict(zip(names, edit_sums, strict=True)))
     return Receipt(steering, tuple(tallies))
 
 
@@ -94,9 +104,9 @@ def _edit_json(edit: ResolvedEdit, tally: EditTally, label: str | None) -> dict[
 
 
 def _window_json(edit: ResolvedEdit) -> dict[str, int]:
-    """Return what was asked of the window; nothing where that is all generated tokens alike."""
-    asked = {"start": edit.start or None, "stop": edit.stop, "ramp": edit.ramp or None}
-    return {name: value for name, value in asked.items() if value is not None}
+    """Return start, stop and ramp, those that differ from their defaults."""
+    window = {"start": edit.start or None, "stop": edit.stop, "ramp": edit.ramp or None}
+    return {name: value for name, value in window.items() if value is not None}
 
 
 def _gate_json(gate: ResolvedGate, tally: EditTally) -> dict[str, Any]:
@@ -110,5 +120,5 @@ def _gate_json(gate: ResolvedGate, tally: EditTally) -> dict[str, Any]:
 
 
 def _rounded(value: float) -> float:
-    """Keep six digits: the order in which steps were summed must not show."""
+    """Keep six digits, which do not depend on the order in which steps were summed."""
     return float(f"{value:.6g}")
