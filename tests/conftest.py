@@ -10,12 +10,16 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.shapes.hook import install_shape_checks
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from steerserve.runtime import Runtime
     from tests.oracle import Oracle
     from tests.tiny import Architecture
+
+install_shape_checks()  # before anything of the package is imported
 
 SINK = "~"
 """The one byte whose embedding is so long that its token is a sink at every hook point of the Llama."""

@@ -103,7 +103,7 @@ class WatchPass:
                     readings[index][token][reader.dictionary.id] = reading
         return [[*tokens] for tokens in readings]
 
-    def _changes_of(self, watcher: Watcher) -> Float[Tensor, "both tokens edits"]:
+    def _changes_of(self, watcher: Watcher) -> Float[Tensor, "both tokens edits"] | Float[Tensor, "0"]:
         table = self.changes.of(watcher.row)
         if table is None:
             return torch.empty(0, device=self._plan.readers[0].tokens.device)

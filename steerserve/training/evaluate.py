@@ -20,7 +20,7 @@ from steerserve.text.windows import batch_documents
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from jaxtyping import Bool, Float
+    from jaxtyping import Bool, Float, Int
     from sae_lens import SAE
     from torch import Tensor
 
@@ -235,7 +235,9 @@ def _replaced(
         return lens.forward(ids, use_cache=False).float().log_softmax(-1)
 
 
-def _loss(log_probs: Float[Tensor, "rows pos vocab"], ids: Tensor, targets: Bool[Tensor, "rows pos"]) -> float:
+def _loss(
+    log_probs: Float[Tensor, "rows pos vocab"], ids: Int[Tensor, "rows pos"], targets: Bool[Tensor, "rows pos-1"]
+) -> float:
     """Return the summed loss of the tokens marked in `targets`, which begins at the second position."""
     chosen = log_probs[:, :-1].gather(-1, ids[:, 1:, None])[..., 0]
     return -float(chosen[targets].sum())
