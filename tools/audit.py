@@ -21,7 +21,7 @@ def main(file: str) -> int:
     """Print what pip-audit finds; returns the exit code."""
     command = [sys.executable, "-m", "pip_audit", *_OPTIONS, "--requirement", file]
     try:
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=TIMEOUT_S)  # noqa: S603 our words
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=TIMEOUT_S)  # noqa: S603
         packages = json.loads(done.stdout)["dependencies"]
     except (subprocess.TimeoutExpired, json.JSONDecodeError):
         return unaudited("The service for known vulnerabilities cannot be reached.")
