@@ -114,7 +114,12 @@ def names_for_types(module_name: str) -> dict[str, Any]:
             names |= {name.asname or name.name: others[name.name] for name in node.names}
         else:
             exec(compile(ast.Module([node], []), module_name, "exec", dont_inherit=True), names)  # noqa: S102
-    return names
+    # Whether an object has a protocol's methods is mypy's matter; shapes are ours.
+    return {name: Any if is_protocol(value) else value for name, value in names.items()}
+
+
+def is_protocol(value: object) -> bool:
+    return isinstance(value, type) and getattr(value, "_is_protocol", False)
 
 
 def checked(function: Callable[..., Any]) -> Callable[..., Any]:
