@@ -210,6 +210,7 @@ def end(process: subprocess.Popen[str]) -> tuple[int, str]:
     return process.returncode, errors
 
 
+@pytest.mark.slow
 def test_a_server_says_where_it_is_and_finishes_streams_when_told_to_stop(model_folders: dict[str, Path]) -> None:
     with serving(model_folders["llama"]) as process:
         assert read_line(process).startswith(f"steerserve {steerserve.__version__} serves llama at http://127.0.0.1:")
@@ -231,6 +232,7 @@ def test_a_server_says_where_it_is_and_finishes_streams_when_told_to_stop(model_
     assert "Traceback" not in errors
 
 
+@pytest.mark.slow
 def test_ctrl_c_is_quiet_and_130(model_folders: dict[str, Path]) -> None:
     with serving(model_folders["llama"]) as process:
         read_line(process)
@@ -240,6 +242,7 @@ def test_ctrl_c_is_quiet_and_130(model_folders: dict[str, Path]) -> None:
     assert "Traceback" not in errors
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("stop", "expected"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
 def test_a_stop_while_the_model_loads_is_quiet(
     model_folders: dict[str, Path], stop: signal.Signals, expected: int

@@ -42,6 +42,7 @@ def test_a_dictionary_is_interpreted_and_what_came_out_is_said(arguments: list[s
     assert f"of 96 features active in 500 tokens, {store.counts().num_labelled} labelled ({path})" in done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bound", ["--label-limit", "--label-budget-tokens"])
 def test_labels_by_a_model_are_bounded(arguments: list[str], tmp_path: Path, bound: str) -> None:
     other = tiny_sae_folder(tmp_path / "somewhere" / "res1", seed=1)

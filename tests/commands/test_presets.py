@@ -134,6 +134,7 @@ def test_checks_are_tried_on_the_model(folder: Path) -> None:
     assert (broken.exit_code, "bad.yaml:1:8" in broken.stdout) == (1, True)
 
 
+@pytest.mark.slow
 def test_a_preset_is_made_of_what_tells_texts_apart(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

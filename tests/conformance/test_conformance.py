@@ -69,6 +69,7 @@ def sizes(served: tuple[Runtime, Any]) -> dict[str, float]:
     return {name: float(value.square().mean().sqrt()) for name, value in found.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cell", cells(), ids=str)
 def test_edits_equal_saelens_splice(
     cell: Cell,

@@ -58,6 +58,7 @@ def test_a_planted_feature_is_found_among_thousands(num_texts: int, sign: int) -
     assert second.p_value > 0.05
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_texts", [4, 8, 20])
 def test_shuffled_labels_are_not_told_from_chance(num_texts: int) -> None:
     held_out, p_values = [], []
@@ -102,6 +103,7 @@ def test_the_same_texts_give_the_same_figures() -> None:
     assert rank_features(noise(24, seed=5), 11, 20) == rank_features(noise(24, seed=5), 11, 20)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_values", [1, 1 << 10, 1 << 14])
 def test_figures_do_not_depend_on_how_many_features_are_computed_at_once(
     num_values: int, monkeypatch: pytest.MonkeyPatch

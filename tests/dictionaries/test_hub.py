@@ -90,6 +90,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_folder_of_a_hub_repository_is_pulled_and_nothing_else(repository: Path, tmp_path: Path) -> None:
     with watched_hub(REPO, repository) as hub:
         done = steerserve("pull", f"hf:{REPO}/layer-0/wide", endpoint=hub.endpoint, home=tmp_path)
@@ -106,6 +107,7 @@ def test_a_folder_of_a_hub_repository_is_pulled_and_nothing_else(repository: Pat
     assert not list(folder.parent.glob(".*"))
 
 
+@pytest.mark.slow
 def test_the_root_of_a_repository_is_a_folder_too_and_the_cache_serves_without_the_hub(
     repository: Path, tmp_path: Path
 ) -> None:
@@ -129,6 +131,7 @@ REFUSED = {
 }
 
 
+@pytest.mark.slow
 def test_what_a_hub_does_not_have_is_said_in_a_sentence(repository: Path, tmp_path: Path) -> None:
     with watched_hub(REPO, repository) as hub:
         said = refusals(*REFUSED, endpoint=hub.endpoint, home=tmp_path)
@@ -136,6 +139,7 @@ def test_what_a_hub_does_not_have_is_said_in_a_sentence(repository: Path, tmp_pa
     assert {source: hint for source, hint in REFUSED.items() if hint not in said[source]} == {}, said
 
 
+@pytest.mark.slow
 def test_a_file_over_the_limit_is_not_fetched(repository: Path, tmp_path: Path) -> None:
     large = tmp_path / "repository"
     shutil.copytree(repository / "layer-0" / "wide", large)
@@ -147,6 +151,7 @@ def test_a_file_over_the_limit_is_not_fetched(repository: Path, tmp_path: Path) 
     assert "too large" in done.stderr
 
 
+@pytest.mark.slow
 def test_an_unreachable_hub_is_one_line_that_says_what_to_do(tmp_path: Path) -> None:
     done = steerserve("show", f"hf:{REPO}", endpoint="http://127.0.0.1:9", home=tmp_path)
     assert done.returncode == 2
@@ -175,6 +180,7 @@ def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_release_is_loaded_as_saelens_does_and_its_norms_are_folded(release: Path, tmp_path: Path) -> None:
     source = f"sae_lens:{RELEASE}/{SAE_ID}"
     with watched_hub(RELEASE_REPO, release) as hub:
@@ -195,6 +201,7 @@ def test_a_release_is_loaded_as_saelens_does_and_its_norms_are_folded(release: P
     assert metadata["model_from_pretrained_kwargs"] == {"center_writing_weights": True}
 
 
+@pytest.mark.slow
 def test_a_transcoder_of_a_release_is_pulled_with_both_its_hook_points(llama: Runtime, tmp_path: Path) -> None:
     repo, name = "mwhanna/qwen3-0.6b-transcoders-lowl0", "mwhanna-qwen3-0.6b-transcoders-lowl0/layer_1"
     folder = tmp_path / "release"
@@ -230,6 +237,7 @@ UNLOADABLE = {
 }
 
 
+@pytest.mark.slow
 def test_what_the_registry_does_not_have_or_would_unpickle_is_refused_before_anything_is_fetched(
     release: Path, tmp_path: Path
 ) -> None:

@@ -183,6 +183,7 @@ def test_a_client_cannot_edit_where_transcoders_read(llama: Runtime) -> None:
             llama.resolve_steering([{"vector": vector, "scale": 1.0}])
 
 
+@pytest.mark.slow
 def test_a_layer_of_a_transcoder_across_layers_is_refused() -> None:
     name = "mntss-gemma-2-2b-2.5m-clt-as-per-layer/layer_0"
     with pytest.raises(DictionarySourceError, match="write at many hook points"):

@@ -47,6 +47,7 @@ def calibrated(runtime: Runtime, name: str, features: list[int]) -> dict[int, Ca
     return run_pieces(calibrate(runtime.lens, dictionary, built_in, features))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["planted", "standard", "topk", "normalised", "late", "mlp", "z"])
 def test_a_dose_is_that_of_the_definition(llama: Runtime, name: str) -> None:
     dictionary = dictionary_of(llama, name)

@@ -34,6 +34,7 @@ def pushes(hook_names: tuple[str, ...], count: int) -> dict[str, torch.Tensor]:
     return {name: 0.7 * torch.randn(count, D_MODEL, generator=generator) for name in hook_names}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
 @pytest.mark.parametrize("hook_names", HOOKS, ids=lambda names: "+".join(name.replace("blocks.", "") for name in names))
 @torch.inference_mode()

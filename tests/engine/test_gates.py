@@ -109,6 +109,7 @@ def compare(runtime: Runtime, oracle: GatedOracle, *several: Any) -> list[dict[s
     return receipts
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("window", WINDOWS)
 @pytest.mark.parametrize("mode", MODES)
 def test_gate_mode_positions_and_ramp_equal_the_oracles(

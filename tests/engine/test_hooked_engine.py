@@ -92,6 +92,7 @@ def hooks_of(edits: list[dict[str, Any]] | None, root: Path) -> list[tuple[str, 
     return hooks
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_steered_rows_of_one_batch_equal_hooked_transformer_with_a_dictionary_spliced_in(served: Served) -> None:
     name, runtime, root = served
@@ -109,6 +110,7 @@ def test_steered_rows_of_one_batch_equal_hooked_transformer_with_a_dictionary_sp
             torch.testing.assert_close(answer.all_logprobs(), logits.log_softmax(-1), atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_request_gives_the_same_bits_alone_and_among_others(served: Served) -> None:
     _, runtime, _ = served
 

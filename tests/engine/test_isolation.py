@@ -103,6 +103,7 @@ LLAMA_SIZES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("model", "slots", "chunk"), [*LLAMA_SIZES, ("gpt2", 3, 16), ("gpt2", 16, 16)])
 def test_a_request_has_the_same_bits_alone_and_among_all_others(
     request: pytest.FixtureRequest, model: str, slots: int, chunk: int
@@ -117,6 +118,7 @@ def test_a_request_has_the_same_bits_alone_and_among_all_others(
             assert stepper.answer(place) == alone(runtime, number, chunk), REQUESTS[number]
 
 
+@pytest.mark.slow
 @FEW
 @given(actions=ACTIONS, slots=st.sampled_from([1, 2, 3, 5, 16]), chunk=st.sampled_from([5, 16, 32]))
 def test_no_order_of_arrivals_steps_and_aborts_changes_a_requests_bits(

@@ -79,6 +79,7 @@ def test_what_waits_in_an_engine_that_never_started_hears_of_its_stop(llama: Run
     assert error_of(stepper.events[number]) is not None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("d_mlp", "threads"), [(90, 1), (112, 1), (4864, 4)])
 def test_isolation_holds_for_any_width_of_the_mlp_and_any_number_of_threads(
     d_mlp: int, threads: int, tmp_path: Path

@@ -133,6 +133,7 @@ def test_every_case_changes_the_logits_it_claims_to_change(name: str, both: tupl
     assert (plain - steered).abs().max() > 1e-2
 
 
+@pytest.mark.slow
 def test_a_batch_of_all_cases_equals_the_oracle_row_by_row(both: tuple[Runtime, Oracle]) -> None:
     runtime, oracle = both
     requests = [ask(runtime, PROMPT + name, case, max_tokens=NUM_TOKENS) for name, case in CASES.items()]

@@ -213,6 +213,7 @@ def test_an_edit_of_a_special_token_or_a_sink_is_told_though_neither_is_read(lla
         assert reading == pytest.approx({3: 5.0}, rel=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "slots", "chunk"), [("llama", 1, 16), ("llama", 5, 16), ("llama", 16, 7), ("gpt2", 16, 16)]
 )

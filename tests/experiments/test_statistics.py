@@ -88,6 +88,7 @@ def test_it_is_the_interval_that_drawing_one_by_one_gives() -> None:
     assert (found.low, found.high) == pytest.approx(np.quantile(means, (0.025, 0.975)), abs=0.08)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("num_prompts", "runs"), [(3, 2000), (4, 2000), (19, 2000), (25, 500)])
 def test_a_difference_that_is_none_is_called_real_in_about_one_of_twenty_runs(num_prompts: int, runs: int) -> None:
     generator = np.random.default_rng(5)
@@ -99,6 +100,7 @@ def test_a_difference_that_is_none_is_called_real_in_about_one_of_twenty_runs(nu
     assert 0.03 <= num_wrong / runs <= 0.08
 
 
+@pytest.mark.slow
 def test_many_values_take_little_memory() -> None:
     found = estimate([float(place % 2) for place in range(10_000)], [str(place) for place in range(10_000)])
     assert found is not None

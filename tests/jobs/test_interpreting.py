@@ -86,6 +86,7 @@ def features(out: Path) -> list[FeatureRecord]:
     return [replace(one, labels=tuple(replace(label, created=0.0) for label in one.labels)) for one in harvested]
 
 
+@pytest.mark.slow
 def test_a_job_that_is_killed_and_stopped_ends_with_the_store_of_an_undisturbed_one(
     supervisor: Supervisor, files: Path, tmp_path: Path
 ) -> None:

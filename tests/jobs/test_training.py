@@ -75,6 +75,7 @@ def num_training(supervisor: Supervisor, job: Job) -> int:
     return sum(has_trained)
 
 
+@pytest.mark.slow
 def test_a_job_that_is_killed_and_stopped_ends_with_the_weights_of_an_undisturbed_one(
     supervisor: Supervisor, files: Path, tmp_path: Path
 ) -> None:

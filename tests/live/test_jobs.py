@@ -80,6 +80,7 @@ def test_a_job_is_followed_to_its_end_while_a_chat_streams(counting_server: Live
     assert events[-1]["result"]["dictionaries"][0]["counted"] == 16
 
 
+@pytest.mark.slow
 def test_silence_is_filled_and_who_leaves_is_noticed(counting_server: LiveServer, log_lines: queue.Queue[str]) -> None:
     url = base(counting_server)
     job = job_of(url, id="left", tokens=16, seed=1)
@@ -112,6 +113,7 @@ def real_server(folder: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
             server.kill()
 
 
+@pytest.mark.slow
 def test_training_outlives_a_server_that_is_killed_and_is_served_in_the_end(tmp_path: Path) -> None:
     tiny_settings(tmp_path)
     (tmp_path / "corpus").mkdir()

@@ -39,6 +39,7 @@ def text_of(lines: list[str]) -> str:
     return "".join(chunk["choices"][0]["text"] for chunk in chunks if chunk["choices"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EXAMPLE_SETS)
 def test_examples_are_contrasted_while_a_stream_goes_on(live: LiveServer, name: str) -> None:
     sets = EXAMPLE_SETS[name]

@@ -92,6 +92,7 @@ class Swapped:
             self.is_done = True
 
 
+@pytest.mark.slow
 async def test_a_hundred_swaps_under_load(swapping: LiveServer) -> None:
     folder = swapping.runtime.settings.dictionary_dirs[0]
     url = f"http://127.0.0.1:{swapping.port}"

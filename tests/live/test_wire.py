@@ -56,6 +56,7 @@ def test_the_connection_can_be_used_again_after_a_stream(live: LiveServer) -> No
             assert connection.getresponse().read().endswith(b"data: [DONE]\n\n")
 
 
+@pytest.mark.slow
 def test_silence_is_filled_with_bare_comments(live: LiveServer) -> None:
     long = chat(stream=True, max_tokens=None, ignore_eos=True)
     with posted(live, long) as first, posted(live, long) as second:  # both slots

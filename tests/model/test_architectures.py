@@ -61,6 +61,7 @@ REQUESTS: list[list[dict[str, Any]]] = [
 NUM_TOKENS = 6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", STEERED)
 def test_a_steered_generation_is_that_of_transformers_with_hooks(name: str, tmp_path: Path) -> None:
     """A batch of prompts, longer than a chunk and than a sliding window, in which each request has its own edits."""

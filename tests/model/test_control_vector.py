@@ -81,6 +81,7 @@ HOSTILE: dict[str, bytes] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", HOSTILE)
 def test_a_hostile_file_is_refused(tmp_path: Path, kind: str) -> None:
     file = tmp_path / "bad.gguf"

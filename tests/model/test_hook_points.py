@@ -70,6 +70,7 @@ def both(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     return models(request.param, tmp_path_factory.getbasetemp())
 
 
+@pytest.mark.slow
 def test_hook_points_are_those_that_the_architecture_has(both: tuple[LensModel, Any]) -> None:
     lens, _ = both
     kinds = [kind for kind in KINDS if kind != RESID_MID or lens.id not in PARALLEL]

@@ -47,6 +47,7 @@ def with_value(lens: LensModel, hook_name: str, value: Tensor) -> Tensor:
         return lens.forward(IDS, use_cache=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_every_hook_point_gives_the_whole_forwards_logits(name: str, tmp_path: Path) -> None:
     lens = load(name, tmp_path)
@@ -60,6 +61,7 @@ def test_every_hook_point_gives_the_whole_forwards_logits(name: str, tmp_path: P
         assert torch.equal(value, kept)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("start", [f"blocks.0.{RESID_POST}", f"blocks.1.{RESID_PRE}"])
 @pytest.mark.parametrize("name", MODELS)
 def test_blocks_before_the_hook_point_are_not_computed(name: str, start: str, tmp_path: Path) -> None:

@@ -319,6 +319,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", DAMAGES)
 async def test_a_damaged_dictionary_is_refused_and_changes_nothing(served: Runtime, bad: Path, name: str) -> None:
     damage, hint = DAMAGES[name]
@@ -372,6 +373,7 @@ async def test_a_link_within_the_folders_is_followed(served: Runtime, allowed: P
     assert (await client.delete(f"{ADMIN}/linked")).status_code == 200
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "source",
     [
@@ -409,6 +411,7 @@ async def test_a_source_that_leads_nowhere_is_refused(served: Runtime, allowed: 
     await assert_refused(served, {"id": "bad", "source": source.replace("{allowed}", str(allowed))})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("body", "param"),
     [

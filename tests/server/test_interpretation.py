@@ -62,6 +62,7 @@ def options_of(runtime: Runtime, **body: object) -> InterpretOptions:
     )
 
 
+@pytest.mark.slow
 async def test_a_dictionary_is_interpreted_beside_serving(
     admin: httpx.AsyncClient, real_runtime: Runtime, folder: Path
 ) -> None:

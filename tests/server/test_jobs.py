@@ -205,6 +205,7 @@ async def test_a_second_server_on_the_folder_takes_no_jobs_and_serves_all_the_sa
     monkeypatch.undo()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("body", "param", "code"),
     [
@@ -544,6 +545,7 @@ async def test_a_dictionary_that_the_server_could_not_load_is_not_trained(
     assert "max_dictionary_bytes" in error["message"]
 
 
+@pytest.mark.slow
 async def test_no_training_request_is_answered_with_a_5xx(admin: httpx.AsyncClient) -> None:
     source = random.Random("train")
     for _ in range(200):

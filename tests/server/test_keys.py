@@ -48,6 +48,7 @@ async def test_without_a_key_a_guarded_route_is_401(guarded: FastAPI, headers: d
     assert response.headers["www-authenticate"] == "Bearer"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key", ["", "wrong", "inference-key2", "inference-ke", "é", "x" * 5000])
 @pytest.mark.parametrize("path", ["/v1/models", "/v1/dictionaries", "/v1/models/x", "/admin/probe"])
 async def test_an_unknown_key_is_401(guarded: FastAPI, key: str, path: str) -> None:
@@ -97,6 +98,7 @@ async def test_without_keys_no_other_machine_may_administrate(runtime: Runtime, 
     assert refusal(response) == (403, "permission_error", "insufficient_scope")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "headers",
     [

@@ -187,6 +187,7 @@ async def test_a_few_texts_against_many_can_be_told_from_chance(client: httpx.As
     assert found["warnings"] == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("route", [CONTRAST, "/v1/vectors"])
 @pytest.mark.parametrize(
     ("changed", "param", "code"),

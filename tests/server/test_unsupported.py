@@ -59,6 +59,7 @@ async def test_a_field_that_asks_for_more_than_there_is_is_refused(
     assert field in error["message"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("field", "value"),
     [(field, value) for field, rule in CHAT_RULES.items() for value in (None, *rule.harmless)]

@@ -177,6 +177,7 @@ async def test_a_name_that_is_taken_is_a_conflict(client: httpx.AsyncClient) -> 
     assert (await make(client, pooling="last", replace=True))["sha256"] != made["sha256"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fields", "param", "code"),
     [

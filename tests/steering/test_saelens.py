@@ -81,6 +81,7 @@ def spliced(bridge: Any, sae: Any, ids: tuple[int, ...], feature: int, how: dict
     return logits, seen[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("name", ["standard", "topk", "jumprelu", "gated", "normalised", "raw"])
 def test_an_edit_equals_saelens_splice(

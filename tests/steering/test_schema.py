@@ -438,6 +438,7 @@ JSON = st.recursive(
 EDITS = st.dictionaries(KEYS, SCALARS, max_size=6)
 
 
+@pytest.mark.slow
 @QUICK
 @given(steering=st.one_of(JSON, st.lists(EDITS, max_size=4), st.fixed_dictionaries({"edits": st.lists(EDITS)})))
 def test_nothing_but_a_refusal_comes_of_anything(llama: Runtime, steering: Any) -> None:  # noqa: ANN401

@@ -95,6 +95,7 @@ def left_hot(store: FeatureStore, tmp_path: Path) -> Path:
     return folder / store.path.name
 
 
+@pytest.mark.slow
 def test_whenever_a_writer_is_killed_the_next_one_to_open_reads_whole_transactions(store: FeatureStore) -> None:
     moments = random.Random(0)
     for number in range(NUM_KILLS):

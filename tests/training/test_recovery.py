@@ -28,6 +28,7 @@ def data() -> tuple[NDArray[np.float16], NDArray[np.float64]]:
     return planted(20_000, 32, NUM_PLANTED, 0.06)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ["topk", "batchtopk"])
 def test_planted_features_are_found(
     data: tuple[NDArray[np.float16], NDArray[np.float64]], tmp_path: Path, architecture: Architecture
@@ -38,6 +39,7 @@ def test_planted_features_are_found(
     assert share_found(saes["t"], directions) >= 0.9
 
 
+@pytest.mark.slow
 def test_a_standard_dictionary_finds_them_because_dead_features_are_resampled(
     data: tuple[NDArray[np.float16], NDArray[np.float64]], tmp_path: Path
 ) -> None:
@@ -62,6 +64,7 @@ def test_a_standard_dictionary_finds_them_because_dead_features_are_resampled(
     assert quiet.num_resampled == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ["standard", "gated", "topk", "jumprelu", "matching_pursuit"])
 def test_resampling_touches_dead_features_alone(
     data: tuple[NDArray[np.float16], NDArray[np.float64]], tmp_path: Path, architecture: Architecture

@@ -92,6 +92,7 @@ def test_the_same_run_again_is_done_already_and_another_is_refused(
     assert (out / "sae_weights.safetensors").read_bytes() == weights
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("storage", "stage"),
     [
