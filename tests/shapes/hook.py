@@ -128,7 +128,7 @@ def checked(function: Callable[..., Any]) -> Callable[..., Any]:
     @functools.cache
     def resolved() -> Callable[..., Any]:
         function.__annotations__ = _resolve(function.__annotations__, function.__module__)
-        return _check(function)  # type: ignore[no-any-return]
+        return _check(function)
 
     @functools.wraps(function)
     def call(*arguments: object, **named: object) -> object:
@@ -168,7 +168,7 @@ def _field_check(cls: type, annotations: dict[str, Any]) -> Callable[..., None]:
     exec(f"def fields(*, {', '.join(annotations)}): pass", made)  # noqa: S102 (names of fields)
     made["fields"].__annotations__ = annotations
     made["fields"].__qualname__ = cls.__qualname__
-    return _check(made["fields"])  # type: ignore[no-any-return]
+    return _check(made["fields"])
 
 
 def _resolve(annotations: Mapping[str, Any], module_name: str) -> dict[str, Any]:
