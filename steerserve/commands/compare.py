@@ -15,7 +15,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from steerserve.commands.shared import environment_settings, print_table
+from steerserve.commands.shared import environment_settings, loaded_model, print_table
 from steerserve.commands.terminal import EXIT_STOPPED, followed_run
 from steerserve.core.errors import ConfigError
 
@@ -160,20 +160,15 @@ def _asked(url: str | None) -> Iterator[tuple[AsyncServerClient, str | None]]:
         yield AsyncServerClient(url, key, max_attempts=_MAX_ATTEMPTS, read_timeout_s=None), None
         return
     from steerserve.model.download import BUILTIN_MODELS
-    from steerserve.runtime import build_runtime
     from steerserve.server.app import create_app
 
     settings = environment_settings()
-    runtime = build_runtime(settings)
-    try:
-        runtime.start(with_jobs=False)
+    with loaded_model(settings) as runtime:
         keys = (*settings.server.api_keys, *settings.server.admin_keys)
         builtin = BUILTIN_MODELS.get(settings.model.source)
         key = keys[0].get_secret_value() if keys else None
         client = AsyncServerClient.inside(create_app(runtime), key, max_attempts=_MAX_ATTEMPTS)
         yield client, builtin.sha256 if builtin is not None else None
-    finally:
-        runtime.stop()
 
 
 def _show(figures: Figures) -> None:

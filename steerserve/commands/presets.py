@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 from pathlib import Path
@@ -11,13 +12,20 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from steerserve.commands.shared import environment_settings, print_table
+from steerserve.commands.shared import environment_settings, loaded_model, print_table
 from steerserve.core.errors import ConfigError, PresetError, SteerserveError
+from steerserve.core.literals import MIN_TEXTS
 
 if TYPE_CHECKING:
-    from steerserve.presets.library import PresetLibrary
+    from collections.abc import Sequence
+
+    from steerserve.presets.library import PresetLibrary, PresetSnapshot
+    from steerserve.presets.preset import Preset
+    from steerserve.requests.preset_making import MadePreset
+    from steerserve.requests.served import ServedModel
 
 EXIT_FAILED = 1
+_SHOWN_CHARS = 60
 
 Name = Annotated[str, typer.Argument(help="The preset's name.", show_default=False)]
 
@@ -85,12 +93,14 @@ def presets_check(
 def presets_test(
     names: Annotated[list[str] | None, typer.Argument(help="Presets; all if not given.", show_default=False)] = None,
     *,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Print what was generated too.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Print the generated texts too.")] = False,
 ) -> None:
-    """Load the model and try the checks of presets; the exit code is 1 where one fails."""
-    from steerserve.commands.preset_runs import run_checks
-
-    if not run_checks(environment_settings(), names or [], verbose=verbose):
+    """Load the model and run the checks of presets; the exit code is 1 if one fails."""
+    table = Table("preset", "prompt", "requirement", "result", "ok", box=None)
+    with loaded_model(environment_settings()) as served:
+        is_ok = asyncio.run(_run_checks(served, names or [], table, verbose=verbose))
+    print_table(table)
+    if not is_ok:
         raise typer.Exit(EXIT_FAILED)
 
 
@@ -104,26 +114,38 @@ def presets_new(
     ] = None,
     max_edits: Annotated[int, typer.Option(min=1, max=16, help="Features to push, at most.")] = 3,
     *,
-    replace: Annotated[bool, typer.Option("--replace", help="Take the place of one of the same name.")] = False,
+    replace: Annotated[bool, typer.Option("--replace", help="Replace a preset of the same name.")] = False,
 ) -> None:
     """Make a preset of the features that tell two files of texts apart."""
-    from steerserve.commands.preset_runs import make_preset
     from steerserve.presets.library import check_name
     from steerserve.presets.preset import SUFFIX, parse_preset
+    from steerserve.requests.preset_making import make_preset
 
-    settings, library = environment_settings(), _library()
+    library = _library()
     if not replace and (library.folder / f"{name}{SUFFIX}").exists():
-        message = f"There is a preset {name!r} already. Choose another name, or give --replace."
+        message = f"The preset {name!r} exists already. Choose another name, or give --replace."
         raise PresetError(message, param="name")
+    texts, opposite_texts = _texts(positive), _texts(negative)
     try:
         check_name(name)
-        text = make_preset(settings, name, positive, negative, dictionary_id=dictionary, max_edits=max_edits)
-        parse_preset(text, file=f"{name}{SUFFIX}", name=name)
-        library.put(name, text)
+        with loaded_model(environment_settings()) as served:
+            making = make_preset(
+                served,
+                name,
+                texts,
+                opposite_texts,
+                dictionary_id=dictionary,
+                max_edits=max_edits,
+                description=f"From the texts of {negative.name} to those of {positive.name}.",
+            )
+            made = asyncio.run(making)
+        parse_preset(made.text, file=f"{name}{SUFFIX}", name=name)
+        library.put(name, made.text)
     except (ConfigError, PresetError):
         raise
     except SteerserveError as error:
         raise ConfigError(error.message) from error
+    _print_edits(made)
     typer.echo(f"{library.folder / name}{SUFFIX}")
     typer.echo(f'Use it with: "steering": "{name}", or behind the model\'s name: @{name}')
 
@@ -160,3 +182,62 @@ def _library() -> PresetLibrary:
     # The commands say themselves what is wrong with a file; without a handler Python would print the warning too.
     logging.getLogger("steerserve.presets").addHandler(logging.NullHandler())
     return open_library(environment_settings())
+
+
+async def _run_checks(served: ServedModel, names: Sequence[str], table: Table, *, verbose: bool) -> bool:
+    """Run the checks of the named presets, or of all; add a row for each verdict, and tell whether all are good."""
+    from steerserve.requests.preset_checks import run_check
+
+    presets = served.presets.snapshot()
+    is_ok = True
+    for name in names or presets.usable():
+        preset = _find(presets, name)
+        if not preset.content.checks:
+            table.add_row(name, "", "no checks", "", "-")
+        for check in preset.content.checks:
+            result = await run_check(served, preset, check)
+            if verbose:
+                typer.echo(f"{name}: {check.prompt!r}\n    {result.text!r}")
+            for verdict in result.verdicts:
+                is_ok = is_ok and verdict.is_ok
+                ok = "[green]yes[/]" if verdict.is_ok else "[red]no[/]"
+                table.add_row(name, _short(check.prompt), escape(verdict.requirement), escape(verdict.result), ok)
+    for name, problem in sorted(presets.broken.items()):
+        if not names or name in names:
+            is_ok = False
+            table.add_row(escape(name), "", "a readable file", escape(problem), "[red]no[/]")
+    return is_ok
+
+
+def _find(presets: PresetSnapshot, name: str) -> Preset:
+    try:
+        return presets.find(name)
+    except SteerserveError as error:
+        raise PresetError(error.message, param="name") from error
+
+
+def _short(prompt: str) -> str:
+    text = " ".join(prompt.split())
+    return escape(text if len(text) <= _SHOWN_CHARS else text[: _SHOWN_CHARS - 3] + "...")
+
+
+def _texts(file: Path) -> list[str]:
+    """Read the texts of a file, one a line."""
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise ConfigError(f"{file} cannot be read: {reason}.") from error
+    texts = [line.strip() for line in text.splitlines() if line.strip()]
+    if len(texts) < MIN_TEXTS:
+        raise ConfigError(f"{file} has {len(texts)} texts, one a line; at least {MIN_TEXTS} are needed.")
+    return texts
+
+
+def _print_edits(made: MadePreset) -> None:
+    table = Table("feature", "label", "AUC", "left out", "p", "scale", "unit", box=None)
+    for part in made.edits:
+        figures = (f"{part.candidate.auc:.2f}", f"{part.candidate.held_out_auc:.2f}", f"{part.candidate.p_value:.3f}")
+        scale = f"{part.edit['scale']:g}"
+        table.add_row(str(part.candidate.feature), escape(part.label or ""), *figures, scale, part.edit["unit"])
+    print_table(table)

@@ -1,4 +1,4 @@
-"""The arms of a comparison: what each generates from, and what all of them edit. No torch."""
+"""The arms of a comparison: the prompt and edits of each, and the features that any of them edits. No torch."""
 
 from __future__ import annotations
 
@@ -16,30 +16,30 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Arm:
-    """One of the generations that are put side by side."""
+    """One way of continuing the prompt, generated beside the other arms."""
 
     name: str
     prompt_ids: tuple[int, ...]
     steering: ResolvedSteering | None = None
     control_of: str | None = None
-    """The arm whose edits it repeats along random directions."""
+    """Name of the arm whose edits this control repeats along random directions."""
 
     @property
     def is_steered(self) -> bool:
-        """Whether anything is changed: at strength 0 nothing is."""
+        """Whether the arm changes anything; at strength 0 it does not."""
         return self.steering is not None and bool(self.steering.effective_edits)
 
 
 @dataclass(frozen=True, slots=True)
 class EditedFeatures:
-    """Features of one dictionary that any arm edits."""
+    """The features of one dictionary that any arm edits."""
 
     dictionary: Dictionary
     features: tuple[int, ...]
 
 
 def edited_features(steerings: Iterable[ResolvedSteering | None]) -> list[EditedFeatures]:
-    """Return which features all arms together edit, by dictionary.
+    """Return the features that all arms together edit, by dictionary.
 
     Raises:
         DictionaryBusyError: a dictionary was replaced after the first arm that names it was checked.
@@ -49,9 +49,9 @@ def edited_features(steerings: Iterable[ResolvedSteering | None]) -> list[Edited
     for edit in (edit for steering in steerings if steering is not None for edit in steering.edits):
         if edit.dictionary is None or edit.feature is None:
             continue
-        known = dictionaries.setdefault(edit.dictionary.id, edit.dictionary)
-        if known.contents != edit.dictionary.contents:
-            message = f"The dictionary {known.id!r} was replaced while the arms were checked. Send them again."
+        first = dictionaries.setdefault(edit.dictionary.id, edit.dictionary)
+        if first.contents != edit.dictionary.contents:
+            message = f"The dictionary {first.id!r} was replaced while the arms were checked. Send them again."
             raise DictionaryBusyError(message, param="arms")
-        features.setdefault(known.id, set()).add(edit.feature)
-    return [EditedFeatures(found, tuple(sorted(features[name]))) for name, found in dictionaries.items()]
+        features.setdefault(first.id, set()).add(edit.feature)
+    return [EditedFeatures(dictionary, tuple(sorted(features[name]))) for name, dictionary in dictionaries.items()]

@@ -1,7 +1,4 @@
-"""The numbers of a sample, none of which needs a judge. What the model must be asked, `scoring` asks.
-
-Source: api.md section 4.
-"""
+"""The numbers of a sample, as docs/comparing.md defines them; `scoring` makes those that need the model."""
 
 from __future__ import annotations
 
@@ -18,25 +15,24 @@ if TYPE_CHECKING:
     from steerserve.compare.arms import EditedFeatures
 
 NUM_SIDE_EFFECTS = 8
-_REPEATED = 3
-_DISTINCT = 2
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
-    """What passes of the model over a text gave, in nats a token; None where the text has no token."""
+class SampleScore:
+    """What the model says of a generated text, in nats a token; None if the text has no token."""
 
     surprise: float | None
-    """Mean negative log-likelihood under the unsteered model, on the arm's own prompt."""
+    """Mean negative log-likelihood under the unsteered model, after the arm's own prompt."""
     kl: float | None
+    """Mean KL(steered || unsteered) over the positions of the generated tokens."""
     kl_p95: float | None
-    """KL(steered || unsteered), mean and 95th percentile over the generated positions."""
+    """95th percentile of that divergence."""
     relevance: float | None
-    """How much likelier the arm's prompt makes the text than an empty one, under the unsteered model."""
+    """How much likelier the arm's prompt makes the text than an empty prompt does, under the unsteered model."""
     means: Mapping[str, Float[Tensor, " d_sae"]] = field(default_factory=dict)
-    """Mean activation of every feature of each dictionary over the text, where any token of it counts."""
+    """Each dictionary's mean activations over the tokens that count; a dictionary without such tokens is absent."""
     by_token: Mapping[str, Float[Tensor, "tokens features"]] = field(default_factory=dict)
-    """Activations of the features that were asked for, token by token; NaN at a token that does not count."""
+    """Each dictionary's activations of the requested features at every token; NaN at a token that does not count."""
 
 
 class Shift(NamedTuple):
@@ -48,61 +44,61 @@ class Shift(NamedTuple):
 
 
 def repetition(token_ids: Sequence[int]) -> float:
-    """Return the share of 3-grams that were there before; over 0.2 a text reads as broken."""
-    grams = _grams(token_ids, _REPEATED)
+    """Return the share of 3-grams that repeat an earlier one; over 0.2 a text reads as broken."""
+    grams = _grams(token_ids, 3)
     return 1 - len(set(grams)) / len(grams) if grams else 0.0
 
 
 def distinct_2(token_ids: Sequence[int]) -> float:
-    """Return the number of different 2-grams over that of all; 1 for a text without any."""
-    grams = _grams(token_ids, _DISTINCT)
+    """Return the number of different 2-grams over that of all; 1 for a text without 2-grams."""
+    grams = _grams(token_ids, 2)
     return len(set(grams)) / len(grams) if grams else 1.0
 
 
-def first_divergence(token_ids: Sequence[int], first: Sequence[int]) -> int | None:
-    """Return the index of the first token that differs, the end of a text being one; None for equal texts."""
-    for place, (one, other) in enumerate(zip(token_ids, first, strict=False)):
-        if one != other:
-            return place
-    return None if len(token_ids) == len(first) else min(len(token_ids), len(first))
+def first_divergence(token_ids: Sequence[int], first_ids: Sequence[int]) -> int | None:
+    """Return the index of the first token that differs, counting the end of a text; None for equal texts."""
+    for index, (token_id, first_id) in enumerate(zip(token_ids, first_ids, strict=False)):
+        if token_id != first_id:
+            return index
+    return None if len(token_ids) == len(first_ids) else min(len(token_ids), len(first_ids))
 
 
-def edited_means(reading: Reading, edited: Sequence[EditedFeatures]) -> dict[str, dict[int, float | None]]:
-    """Return the mean activation of the edited features, by dictionary; None where no token counts."""
-    found: dict[str, dict[int, float | None]] = {}
-    for one in edited:
-        means = reading.means.get(one.dictionary.id)
-        found[one.dictionary.id] = {
-            feature: None if means is None else float(means[feature]) for feature in one.features
+def edited_means(score: SampleScore, edited: Sequence[EditedFeatures]) -> dict[str, dict[int, float | None]]:
+    """Return the mean activation of the edited features, by dictionary; None if no token counts."""
+    result: dict[str, dict[int, float | None]] = {}
+    for part in edited:
+        means = score.means.get(part.dictionary.id)
+        result[part.dictionary.id] = {
+            feature: None if means is None else float(means[feature]) for feature in part.features
         }
-    return found
+    return result
 
 
 def edited_by_token(
-    reading: Reading, edited: Sequence[EditedFeatures], num_tokens: int
+    score: SampleScore, edited: Sequence[EditedFeatures], num_tokens: int
 ) -> dict[str, dict[int, list[float | None]]]:
-    """Return the activation of each edited feature at every token, by dictionary; None where a token does not count."""
-    found: dict[str, dict[int, list[float | None]]] = {}
-    for one in edited:
-        acts = reading.by_token.get(one.dictionary.id)
-        columns = [[None] * num_tokens] * len(one.features) if acts is None else acts.T.tolist()
-        found[one.dictionary.id] = {
+    """Return the activation of each edited feature at every token, by dictionary; None if a token does not count."""
+    result: dict[str, dict[int, list[float | None]]] = {}
+    for part in edited:
+        acts = score.by_token.get(part.dictionary.id)
+        columns = [[None] * num_tokens] * len(part.features) if acts is None else acts.T.tolist()
+        result[part.dictionary.id] = {
             feature: [None if act is None or math.isnan(act) else act for act in column]
-            for feature, column in zip(one.features, columns, strict=True)
+            for feature, column in zip(part.features, columns, strict=True)
         }
-    return found
+    return result
 
 
-def side_effects(reading: Reading, first: Reading, edited: Sequence[EditedFeatures]) -> list[Shift]:
-    """Return the largest shifts of features that nobody edits, against the first arm's same sample."""
+def side_effects(score: SampleScore, first: SampleScore, edited: Sequence[EditedFeatures]) -> list[Shift]:
+    """Return the largest shifts of features that no arm edits, against the first arm's sample of the same index."""
     shifts: list[Shift] = []
-    for one in edited:
-        name = one.dictionary.id
-        mine, other = reading.means.get(name), first.means.get(name)
-        if mine is None or other is None:
+    for part in edited:
+        name = part.dictionary.id
+        means, first_means = score.means.get(name), first.means.get(name)
+        if means is None or first_means is None:
             continue
-        change = mine - other
-        change[list(one.features)] = 0.0
+        change = means - first_means
+        change[list(part.features)] = 0.0
         top = change.abs().topk(min(NUM_SIDE_EFFECTS, len(change))).indices.tolist()
         shifts += [Shift(name, feature, float(change[feature])) for feature in top]
     shifts.sort(key=lambda shift: -abs(shift.change))

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from steerserve.compare.arms import Arm
-    from steerserve.compare.metrics import Reading
+    from steerserve.compare.metrics import SampleScore
     from steerserve.engine.background import RunExclusive
 
 _MAX_IN_TURN = 16
@@ -29,10 +29,10 @@ class _Text:
     arm: Arm
     token_ids: Sequence[int]
     is_wanted: Callable[[], bool]
-    future: Future[Reading] = field(default_factory=Future)
+    future: Future[SampleScore] = field(default_factory=Future)
 
 
-class ScoringLine:
+class ScoringQueue:
     """Scores the texts of all comparisons in one thread, so that only one comparison's prompts are in memory."""
 
     def __init__(self, run_exclusive: RunExclusive) -> None:
@@ -49,7 +49,7 @@ class ScoringLine:
 
     def submit(
         self, scorer: Scorer, arm: Arm, token_ids: Sequence[int], is_wanted: Callable[[], bool]
-    ) -> Future[Reading]:
+    ) -> Future[SampleScore]:
         """Queue a text; it is given up between two pieces once it is not wanted any more.
 
         Raises:
@@ -91,11 +91,11 @@ class ScoringLine:
         if text is None or not text.future.set_running_or_notify_cancel():
             return
         try:
-            reading = self._score(text)
+            score = self._score(text)
         except BaseException as error:  # noqa: BLE001 raised again by who waits for it
             text.future.set_exception(error)
         else:
-            text.future.set_result(reading)
+            text.future.set_result(score)
 
     def _next_text(self) -> _Text | None:
         """Take the text that waits longest, of the current comparison for as long as it has a turn."""
@@ -106,7 +106,7 @@ class ScoringLine:
             wanted = (place for place, text in enumerate(self._texts) if (text.scorer is self._current) == stays)
             return self._texts.pop(next(wanted, 0))
 
-    def _score(self, text: _Text) -> Reading:
+    def _score(self, text: _Text) -> SampleScore:
         if not text.is_wanted():  # its comparison may have been released
             raise CancelledError
         if text.scorer is not self._current:

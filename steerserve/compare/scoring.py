@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from steerserve.compare.metrics import Reading
+from steerserve.compare.metrics import SampleScore
 from steerserve.dose.pushed_text import divergence
 from steerserve.engine.readings import Span, encode_counted
 from steerserve.steering.plan import SequenceEdits
@@ -42,7 +42,7 @@ _KEPT_BYTES = 1 << 28
 _P95 = 0.95
 
 
-class Course:
+class CachedText:
     """A text on its way through the model, steered or not, that can be gone on with from any point. Engine thread."""
 
     def __init__(
@@ -54,12 +54,12 @@ class Course:
         self._cache = cache
         self._following = following
 
-    def fork(self, edits: SequenceEdits | None) -> Course:
+    def fork(self, edits: SequenceEdits | None) -> CachedText:
         """Return another that goes on from here, with other edits from now on; this one stays as it is."""
         # Layers replace their tensors when they grow, and so share the old ones.
         cache = copy.copy(self._cache)
         cache.layers = [copy.copy(layer) for layer in self._cache.layers]
-        return Course(self._lens, edits, cache, self._following)
+        return CachedText(self._lens, edits, cache, self._following)
 
     def skip(self, ids: Sequence[int]) -> None:
         """Read prompt tokens, whose own likelihood nobody asks for."""
@@ -127,19 +127,19 @@ class Scorer:
         self._dictionaries = tuple(dictionaries)
         self._empty_ids = tuple(empty_ids)
         self._features_by_token = features_by_token or {}
-        self._courses: OrderedDict[tuple[tuple[int, ...], str | None], Course] = OrderedDict()
+        self._prompts: OrderedDict[tuple[tuple[int, ...], str | None], CachedText] = OrderedDict()
         self._limit = _tokens_at_once(lens)
 
     def forget(self) -> None:
         """Give back the memory of the prompts."""
-        self._courses.clear()
+        self._prompts.clear()
 
-    def read(self, arm: Arm, token_ids: Sequence[int]) -> Pieces[Reading]:
+    def read(self, arm: Arm, token_ids: Sequence[int]) -> Pieces[SampleScore]:
         """Return what the model says of a text that an arm generated."""
         if not token_ids:
-            return Reading(None, None if arm.is_steered else 0.0, None if arm.is_steered else 0.0, None)
+            return SampleScore(None, None if arm.is_steered else 0.0, None if arm.is_steered else 0.0, None)
         plain = (yield from self._after_prompt(arm.prompt_ids, None)).fork(None)
-        empty = (yield from self._after_prompt(self._empty_ids, None)).fork(None)
+        empty = (yield from self._after_prompt(self._empty_ids, None)).fork(None) if self._empty_ids else None
         steered = None
         if arm.is_steered:
             steered = (yield from self._after_prompt(arm.prompt_ids, arm)).fork(self._edits(arm))
@@ -157,14 +157,15 @@ class Scorer:
             if steered is not None:
                 nats.append(divergence(steered.read(ids, start, {}), log_probs))
                 yield
-            relevance += float((own - _chosen(empty.read(ids, start, {}).log_softmax(-1), ids)).sum())
-            yield
+            if empty is not None:
+                relevance += float((own - _chosen(empty.read(ids, start, {}).log_softmax(-1), ids)).sum())
+                yield
         kl = torch.cat(nats).double() if nats else torch.zeros(1)
-        return Reading(
+        return SampleScore(
             surprise=-taken / len(token_ids),
             kl=float(kl.mean()),
             kl_p95=float(kl.quantile(_P95)),
-            relevance=relevance / len(token_ids),
+            relevance=relevance / len(token_ids) if empty is not None else None,
             means=tally.means(),
             by_token=tally.by_token(),
         )
@@ -174,25 +175,25 @@ class Scorer:
             return None
         return SequenceEdits(arm.steering, self._median_norms, self._lens.device)
 
-    def _after_prompt(self, prompt_ids: tuple[int, ...], arm: Arm | None) -> Pieces[Course]:
+    def _after_prompt(self, prompt_ids: tuple[int, ...], arm: Arm | None) -> Pieces[CachedText]:
         """Return a prompt as an arm's edits leave it, None being the unsteered model."""
         steering = arm.steering if arm is not None else None
         key = (prompt_ids, steering.prompt_key if steering is not None else None)
-        course = self._courses.get(key)
+        course = self._prompts.get(key)
         if course is None:
             edits = self._edits(arm) if arm is not None and key[1] is not None else None
-            course = Course(self._lens, edits, self._lens.new_cache(), None)
+            course = CachedText(self._lens, edits, self._lens.new_cache(), None)
             for start in range(0, len(prompt_ids), self._limit):
                 course.skip(prompt_ids[start : start + self._limit])
                 yield
-            self._courses[key] = course
-        self._courses.move_to_end(key)
-        while len(self._courses) > 1 and self._num_bytes() > _KEPT_BYTES:
-            self._courses.popitem(last=False)
+            self._prompts[key] = course
+        self._prompts.move_to_end(key)
+        while len(self._prompts) > 1 and self._num_bytes() > _KEPT_BYTES:
+            self._prompts.popitem(last=False)
         return course
 
     def _num_bytes(self) -> int:
-        return self._lens.cache_bytes_per_token * sum(len(prompt_ids) for prompt_ids, _ in self._courses)
+        return self._lens.cache_bytes_per_token * sum(len(prompt_ids) for prompt_ids, _ in self._prompts)
 
 
 class _Tally:

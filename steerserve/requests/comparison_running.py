@@ -14,7 +14,7 @@ from steerserve.requests.running import Generation, GenerationObserver
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Coroutine, Sequence
 
-    from steerserve.compare.metrics import Reading
+    from steerserve.compare.metrics import SampleScore
     from steerserve.engine.request import TokenEvent, TokenReadings
     from steerserve.engine.stream import TokenStream
     from steerserve.requests.comparison import PreparedComparison
@@ -49,7 +49,7 @@ class ArmSample:
     prompt_features: tuple[TokenReadings, ...] | None = None
     last: TokenEvent | None = None
     """The last event of the generation; None while it runs."""
-    reading: Reading | None = None
+    score: SampleScore | None = None
     """The measurement; None until it is made, and always None without metrics."""
 
 
@@ -122,7 +122,7 @@ class ComparisonGeneration(Generation):
     def first_of(self, sample: ArmSample) -> ArmSample | None:
         """Return the first arm's sample of the same index; None until it is complete."""
         first = self._samples[sample.index]
-        is_complete = first.last is not None and (self._scorer is None or first.reading is not None)
+        is_complete = first.last is not None and (self._scorer is None or first.score is not None)
         return first if is_complete else None
 
     def fail(self, error: Exception) -> None:
@@ -148,10 +148,10 @@ class ComparisonGeneration(Generation):
         """Free what no other sample is compared with: the measurements take most of a comparison's memory."""
         sample.features, sample.prompt_features, sample.token_texts = [], None, []
         if sample.arm:
-            sample.reading = None
+            sample.score = None
         self._num_left[sample.index] -= 1
         if not self._num_left[sample.index]:
-            self._samples[sample.index].reading = None
+            self._samples[sample.index].score = None
 
     async def _next_updates(self) -> list[TextDelta | ArmSample | Exception]:
         updates = [await self._updates.get()]
@@ -187,7 +187,7 @@ class ComparisonGeneration(Generation):
     async def _score(self, sample: ArmSample, scorer: Scorer) -> None:
         arm = self._prepared.arms[sample.arm]
         future = self._scoring.submit(scorer, arm, sample.token_ids, lambda: self._is_open)
-        sample.reading = await asyncio.wrap_future(future)
+        sample.score = await asyncio.wrap_future(future)
         self._updates.put_nowait(sample)
 
     def _start(self, work: Coroutine[None, None, None]) -> None:

@@ -10,7 +10,7 @@ import functools
 import time
 from typing import TYPE_CHECKING, Any, Literal, Self
 
-from steerserve.compare.running import ScoringLine
+from steerserve.compare.running import ScoringQueue
 from steerserve.contrast.contrast import ContrastLine
 from steerserve.contrast.vectors import FOLDER as VECTORS_FOLDER
 from steerserve.contrast.vectors import VectorStore
@@ -66,7 +66,7 @@ class ServedModel:
         """The feature stores of the dictionaries."""
         self.stores.serve(self.model_id, loader.model_names)
         self.vectors = VectorStore(settings.dictionary_dirs[0] / VECTORS_FOLDER)
-        self.scoring = ScoringLine(engine.run_exclusive)
+        self.scoring = ScoringQueue(engine.run_exclusive)
         """Measures generated texts, beside generation."""
         self.contrast_line = ContrastLine()
         self.presets = open_library(settings, self.model_id)

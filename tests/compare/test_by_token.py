@@ -14,7 +14,7 @@ from steerserve.compare.scoring import Scorer
 from steerserve.engine.background import run_pieces
 
 if TYPE_CHECKING:
-    from steerserve.compare.metrics import Reading
+    from steerserve.compare.metrics import SampleScore
     from steerserve.runtime import Runtime
 
 PROMPT = "<|im_start|>user\nTell me ~ about it, please.<|im_end|>\nwell"
@@ -22,25 +22,27 @@ TEXT = "so it <|im_start|>goes~ on, and on" * 2
 FEATURES = {"standard": (3, 40), "topk": (7,)}
 
 
-def read(runtime: Runtime, text: str, wanted: dict[str, tuple[int, ...]] | None, piece: int) -> Reading:
+def read(runtime: Runtime, text: str, wanted: dict[str, tuple[int, ...]] | None, piece: int) -> SampleScore:
     encode = runtime.tokenizer.encode_plain
     dictionaries = [one for one in runtime.dictionaries() if one.id in FEATURES]
     norms = runtime.engine.median_norms
     scorer = Scorer(runtime.lens, norms, dictionaries, encode("<|im_start|>"), wanted)
     scorer._limit = piece
     arm, token_ids = Arm("arm", tuple(encode(PROMPT))), tuple(encode(text))
-    reading: Reading = runtime.engine.run_exclusive(functools.partial(run_pieces, scorer.read(arm, token_ids))).result()
-    return reading
+    score: SampleScore = runtime.engine.run_exclusive(
+        functools.partial(run_pieces, scorer.read(arm, token_ids))
+    ).result()
+    return score
 
 
 @pytest.mark.parametrize("piece", [5, 64])
 def test_their_mean_over_the_tokens_that_count_is_the_mean(piece: int, llama: Runtime) -> None:
-    reading = read(llama, TEXT, FEATURES, piece)
+    score = read(llama, TEXT, FEATURES, piece)
     num_tokens = len(llama.tokenizer.encode_plain(TEXT))
     for name, features in FEATURES.items():
-        acts = reading.by_token[name]
+        acts = score.by_token[name]
         assert acts.shape == (num_tokens, len(features))
-        torch.testing.assert_close(acts.nanmean(0), reading.means[name][list(features)], atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(acts.nanmean(0), score.means[name][list(features)], atol=1e-5, rtol=1e-4)
         place = llama.tokenizer.encode_plain("so it <|im_start|>").index(256)
         assert bool(acts[place].isnan().all())
         assert 0 < int(acts.isnan().any(1).sum()) < num_tokens

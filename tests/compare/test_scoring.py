@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from steerserve.compare.metrics import Reading
+    from steerserve.compare.metrics import SampleScore
     from steerserve.runtime import Runtime
 
 PROMPT = "<|im_start|>user\nTell me ~ about it, please.<|im_end|>\nwell"
@@ -63,11 +63,11 @@ def scorer_of(runtime: Runtime, *dictionaries: str) -> Scorer:
     return Scorer(runtime.lens, runtime.engine.median_norms, found, ids_of(runtime, EMPTY))
 
 
-def read(runtime: Runtime, scorer: Scorer, arm: Arm, token_ids: tuple[int, ...]) -> Reading:
+def read(runtime: Runtime, scorer: Scorer, arm: Arm, token_ids: tuple[int, ...]) -> SampleScore:
     """Score a text on the engine's thread, which alone may use the model."""
     work = functools.partial(run_pieces, scorer.read(arm, token_ids))
-    reading: Reading = runtime.engine.run_exclusive(work).result()
-    return reading
+    score: SampleScore = runtime.engine.run_exclusive(work).result()
+    return score
 
 
 def log_probs(oracle: GatedOracle, prompt: tuple[int, ...], token_ids: tuple[int, ...], steering: object) -> Tensor:
@@ -88,23 +88,21 @@ def test_likelihoods_and_divergence_equal_the_oracles(
     arm, token_ids = arm_of(llama, CASES[name]), ids_of(llama, TEXT)
     scorer = scorer_of(llama)
     scorer._limit = piece
-    reading = read(llama, scorer, arm, token_ids)
+    score = read(llama, scorer, arm, token_ids)
     plain, steered = (log_probs(oracle, arm.prompt_ids, token_ids, steering) for steering in (None, CASES[name]))
     empty = log_probs(oracle, ids_of(llama, EMPTY), token_ids, None)
     nats = (steered.exp() * (steered - plain)).sum(-1)
-    assert reading.surprise == pytest.approx(-float(taken(plain, token_ids).mean()), abs=1e-3)
-    assert reading.relevance == pytest.approx(
-        float((taken(plain, token_ids) - taken(empty, token_ids)).mean()), abs=1e-3
-    )
-    assert reading.kl == pytest.approx(float(nats.mean()), abs=1e-3)
-    assert reading.kl_p95 == pytest.approx(float(nats.quantile(0.95)), abs=1e-3)
+    assert score.surprise == pytest.approx(-float(taken(plain, token_ids).mean()), abs=1e-3)
+    assert score.relevance == pytest.approx(float((taken(plain, token_ids) - taken(empty, token_ids)).mean()), abs=1e-3)
+    assert score.kl == pytest.approx(float(nats.mean()), abs=1e-3)
+    assert score.kl_p95 == pytest.approx(float(nats.quantile(0.95)), abs=1e-3)
     assert float(nats.mean()) > 0.01
 
 
 @pytest.mark.parametrize("steering", [None, [], {"edits": CASES["everywhere"], "strength": 0}])
 def test_what_changes_nothing_does_not_diverge_at_all(steering: object, llama: Runtime) -> None:
-    reading = read(llama, scorer_of(llama), arm_of(llama, steering), ids_of(llama, TEXT))
-    assert (reading.kl, reading.kl_p95) == (0.0, 0.0)
+    score = read(llama, scorer_of(llama), arm_of(llama, steering), ids_of(llama, TEXT))
+    assert (score.kl, score.kl_p95) == (0.0, 0.0)
 
 
 def test_mean_activations_are_the_unsteered_models_over_the_tokens_that_count(
@@ -113,7 +111,7 @@ def test_mean_activations_are_the_unsteered_models_over_the_tokens_that_count(
     arm, token_ids = arm_of(llama, CASES["everywhere"]), ids_of(llama, TEXT)
     scorer = scorer_of(llama, "standard", "topk")
     scorer._limit = 9
-    reading = read(llama, scorer, arm, token_ids)
+    score = read(llama, scorer, arm, token_ids)
     with torch.no_grad():
         ids = torch.tensor([[*arm.prompt_ids, *token_ids]])
         x = oracle.model(ids, output_hidden_states=True).hidden_states[1][0, len(arm.prompt_ids) :]
@@ -125,7 +123,7 @@ def test_mean_activations_are_the_unsteered_models_over_the_tokens_that_count(
         assert 0 < int(counts.sum()) < len(token_ids) - TEXT.count("<|im_start|>")
         with torch.no_grad():
             expected = oracle.saes[name].encode(x[counts]).mean(0)
-        torch.testing.assert_close(reading.means[name], expected, atol=1e-3, rtol=0)
+        torch.testing.assert_close(score.means[name], expected, atol=1e-3, rtol=0)
 
 
 def test_a_text_without_a_token_says_nothing(llama: Runtime) -> None:
@@ -140,9 +138,9 @@ def test_a_prompt_is_computed_once_for_all_arms_that_leave_it_alone(llama: Runti
     arms = [arm_of(llama, CASES[name]) for name in ("generated", "ramp", "window")] + [arm_of(llama, None)]
     for arm in arms:
         read(llama, scorer, arm, ids_of(llama, TEXT))
-    assert {(ids, key) for ids, key in scorer._courses} == {(arms[0].prompt_ids, None), (ids_of(llama, EMPTY), None)}
+    assert {(ids, key) for ids, key in scorer._prompts} == {(arms[0].prompt_ids, None), (ids_of(llama, EMPTY), None)}
     read(llama, scorer, arm_of(llama, CASES["everywhere"]), ids_of(llama, TEXT))
-    assert len(scorer._courses) == 3
+    assert len(scorer._prompts) == 3
     again = read(llama, scorer, arms[0], ids_of(llama, TEXT))
     assert again == read(llama, scorer_of(llama), arms[0], ids_of(llama, TEXT))
 
@@ -150,9 +148,9 @@ def test_a_prompt_is_computed_once_for_all_arms_that_leave_it_alone(llama: Runti
 def test_prompts_that_take_too_much_memory_are_read_again(llama: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("steerserve.compare.scoring._KEPT_BYTES", 1)
     scorer, arm = scorer_of(llama), arm_of(llama, CASES["everywhere"])
-    reading = read(llama, scorer, arm, ids_of(llama, TEXT))
-    assert len(scorer._courses) == 1
-    assert reading == read(llama, scorer_of(llama), arm, ids_of(llama, TEXT))
+    score = read(llama, scorer, arm, ids_of(llama, TEXT))
+    assert len(scorer._prompts) == 1
+    assert score == read(llama, scorer_of(llama), arm, ids_of(llama, TEXT))
 
 
 def test_side_effects_are_the_largest_shifts_of_features_that_nobody_edits(llama: Runtime) -> None:

@@ -349,7 +349,7 @@ async def test_without_metrics_no_sample_waits_for_the_first_arms(
         assert [event["arm"] for name, event in events if name == "arm.done"] == expected
 
 
-async def test_a_comparison_holds_only_the_readings_that_others_are_measured_against(
+async def test_a_comparison_holds_only_the_scores_that_others_are_measured_against(
     client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ended = []
@@ -362,10 +362,10 @@ async def test_a_comparison_holds_only_the_readings_that_others_are_measured_aga
                 for sample in written:
                     assert (sample.features, sample.prompt_features, sample.token_texts) == ([], None, [])
                     is_first = sample.arm == 0 and num_written[sample.index] < len(ARMS)
-                    assert (sample.reading is not None) == is_first
+                    assert (sample.score is not None) == is_first
                 written += [one for one in happened if isinstance(one, ArmSample)]
                 yield happened
-            ended.append([sample.reading for sample in written])
+            ended.append([sample.score for sample in written])
 
     monkeypatch.setattr("steerserve.server.routes.compare.ComparisonGeneration", Observed)
     for stream in (False, True):

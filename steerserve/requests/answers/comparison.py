@@ -31,7 +31,7 @@ from steerserve.wire.compare import (
 from steerserve.wire.generation import PromptTokensDetails, Usage
 
 if TYPE_CHECKING:
-    from steerserve.compare.metrics import Reading
+    from steerserve.compare.metrics import SampleScore
     from steerserve.compare.store import ComparisonStore
     from steerserve.engine.request import TokenEvent
     from steerserve.requests.comparison import PreparedComparison
@@ -149,31 +149,31 @@ class ComparisonWriter:
         )
 
     def _metrics(self, sample: ArmSample) -> SampleMetrics | None:
-        first, reading = self._generation.first_of(sample), sample.reading
-        if reading is None or first is None or first.reading is None:
+        first, score = self._generation.first_of(sample), sample.score
+        if score is None or first is None or first.score is None:
             return None
         edited = self._prepared.edited
-        means = edited_means(reading, edited)
+        means = edited_means(score, edited)
         return SampleMetrics(
-            surprise=reading.surprise,
-            kl=reading.kl,
-            kl_p95=reading.kl_p95,
+            surprise=score.surprise,
+            kl=score.kl,
+            kl_p95=score.kl_p95,
             repetition=repetition(sample.token_ids),
             distinct_2=distinct_2(sample.token_ids),
-            relevance=reading.relevance,
+            relevance=score.relevance,
             first_divergence=first_divergence(sample.token_ids, first.token_ids),
             features={name: {str(feature): act for feature, act in acts.items()} for name, acts in means.items()},
             side_effects=self._side_effects(sample, first),
             tokens=sample.token_texts if self._body.by_token else None,
-            features_by_token=self._by_token(sample, reading) if self._body.by_token else None,
+            features_by_token=self._by_token(sample, score) if self._body.by_token else None,
         )
 
-    def _by_token(self, sample: ArmSample, reading: Reading) -> dict[str, dict[str, list[float | None]]]:
-        by_token = edited_by_token(reading, self._prepared.edited, len(sample.token_ids))
+    def _by_token(self, sample: ArmSample, score: SampleScore) -> dict[str, dict[str, list[float | None]]]:
+        by_token = edited_by_token(score, self._prepared.edited, len(sample.token_ids))
         return {name: {str(feature): acts for feature, acts in columns.items()} for name, columns in by_token.items()}
 
     def _side_effects(self, sample: ArmSample, first: ArmSample) -> list[SideEffect]:
-        if sample.reading is None or first.reading is None:
+        if sample.score is None or first.score is None:
             return []
         dictionaries = {edited.dictionary.id: edited.dictionary for edited in self._prepared.edited}
         return [
@@ -183,7 +183,7 @@ class ComparisonWriter:
                 change=shift.change,
                 label=self._served.stores.label(dictionaries[shift.dictionary], shift.feature),
             )
-            for shift in side_effects(sample.reading, first.reading, self._prepared.edited)
+            for shift in side_effects(sample.score, first.score, self._prepared.edited)
         ]
 
 

@@ -2,42 +2,54 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING
 
 import pytest
 import torch
 
+from steerserve.compare.arms import Arm
+from steerserve.compare.metrics import repetition
 from steerserve.engine.request import GenerationRequest, SamplingParams
-from steerserve.presets.measure import Continuation, largest_activation, mean_kl, repetition
 from steerserve.presets.schema import Check
-from steerserve.presets.verdicts import Measured, verdicts_of
+from steerserve.requests.preset_checks import GeneratedText, largest_activation, measure_kl, verdicts_of
 
 if TYPE_CHECKING:
     from steerserve.runtime import Runtime
+    from steerserve.steering.resolved import ResolvedSteering
 
 PROMPT = (256, *b"Tell me", 257)
 
 
-def generated(runtime: Runtime, steering: object, num: int = 12) -> tuple[Continuation, object]:
+def generated(runtime: Runtime, steering: object, num: int = 12) -> tuple[tuple[int, ...], ResolvedSteering | None]:
     resolved = runtime.resolve_steering(steering)
     sampling = SamplingParams(max_tokens=num, temperature=0.0, ignore_eos=True)
     [events] = runtime.engine.generate([GenerationRequest("r", PROMPT, sampling, resolved)])
     ids = tuple(token_id for event in events for token_id in event.token_ids)
     assert len(ids) == num
-    return Continuation(PROMPT, ids), resolved
+    return ids, resolved
+
+
+def mean_kl(runtime: Runtime, ids: tuple[int, ...], steering: ResolvedSteering | None) -> float:
+    return asyncio.run(measure_kl(runtime, Arm("steered", PROMPT, steering), ids))
+
+
+def largest(runtime: Runtime, ids: tuple[int, ...], dictionary: str, feature: int) -> float:
+    found = runtime.registry.snapshot().find(dictionary, "dictionary")
+    return asyncio.run(largest_activation(runtime, Arm("steered", PROMPT), ids, found, feature))
 
 
 def test_without_edits_nothing_diverges(llama: Runtime) -> None:
-    text, _ = generated(llama, None)
-    assert mean_kl(llama.engine, text, None) == 0.0
-    assert mean_kl(llama.engine, text, llama.resolve_steering([{"feature": 3, "scale": 0.0}])) == 0.0
+    ids, _ = generated(llama, None)
+    assert mean_kl(llama, ids, None) == 0.0
+    assert mean_kl(llama, ids, llama.resolve_steering([{"feature": 3, "scale": 0.0}])) == 0.0
 
 
 @pytest.mark.parametrize("positions", ["all", "prompt", "generated"])
 @pytest.mark.parametrize("dictionary", ["standard", "topk", "late"])
 def test_the_divergence_is_that_of_the_steered_engine(llama: Runtime, positions: str, dictionary: str) -> None:
     edits = [{"feature": 3, "dictionary": dictionary, "scale": 4.0, "positions": positions}]
-    text, _ = generated(llama, edits)
+    ids, _ = generated(llama, edits)
     resolved = llama.resolve_steering(edits)
     # Greedy tokens of the steered engine are the likeliest of the steered reading: both see the same model.
     sampling = SamplingParams(max_tokens=12, temperature=0.0, ignore_eos=True, num_logprobs=259)
@@ -46,7 +58,7 @@ def test_the_divergence_is_that_of_the_steered_engine(llama: Runtime, positions:
     steered = [dict(one.top) for event in events for one in event.logprobs]
     forced = []
     for place in range(12):
-        prefix = (*PROMPT, *text.generated_ids[:place])
+        prefix = (*PROMPT, *ids[:place])
         one = SamplingParams(max_tokens=1, temperature=0.0, ignore_eos=True, num_logprobs=259)
         [found] = llama.engine.generate([GenerationRequest("r", prefix, one)])
         forced.append(dict(next(iter(found[-1].logprobs or found[0].logprobs)).top))
@@ -54,7 +66,7 @@ def test_the_divergence_is_that_of_the_steered_engine(llama: Runtime, positions:
         sum(torch.tensor(p).exp().item() * (p - q[token]) for token, p in row.items())
         for row, q in zip(steered, forced, strict=True)
     ]
-    assert mean_kl(llama.engine, text, resolved) == pytest.approx(sum(expected) / 12, rel=1e-3, abs=1e-5)
+    assert mean_kl(llama, ids, resolved) == pytest.approx(sum(expected) / 12, rel=1e-3, abs=1e-5)
     if (dictionary, positions) == ("late", "prompt"):
         # The prompt ends with a special token, which is not edited, and no token sees another after the last hook.
         assert sum(expected) == pytest.approx(0, abs=1e-5)
@@ -64,19 +76,18 @@ def test_the_divergence_is_that_of_the_steered_engine(llama: Runtime, positions:
 
 def test_a_text_of_no_tokens_is_measured_where_its_end_was_chosen(llama: Runtime) -> None:
     steering = llama.resolve_steering([{"feature": 3, "scale": 9.0}])
-    assert mean_kl(llama.engine, Continuation(PROMPT, ()), steering) > 0
-    dictionary = llama.registry.snapshot().find("standard", "dictionary")
-    assert largest_activation(llama.engine, Continuation(PROMPT, ()), dictionary, 3) == 0.0
+    assert mean_kl(llama, (), steering) > 0
+    assert largest(llama, (), "standard", 3) == 0.0
 
 
 def test_the_activation_is_the_largest_that_the_unsteered_model_reads(llama: Runtime) -> None:
-    text, _ = generated(llama, [{"feature": 3, "scale": 6.0}])
+    ids, _ = generated(llama, [{"feature": 3, "scale": 6.0}])
     dictionary = llama.registry.snapshot().find("planted", "dictionary")
-    ids = torch.tensor([(*text.prompt_ids, *text.generated_ids)])
-    values = llama.lens.read(ids, [dictionary.hook_name])[dictionary.hook_name][0, len(PROMPT) :]
-    plain = [place for place, token_id in enumerate(text.generated_ids) if token_id < 256 and token_id != ord("~")]
+    read = llama.lens.read(torch.tensor([(*PROMPT, *ids)]), [dictionary.hook_name])
+    values = read[dictionary.hook_name][0, len(PROMPT) :]
+    plain = [place for place, token_id in enumerate(ids) if token_id < 256 and token_id != ord("~")]
     expected = max(values[plain, 2].max().item(), 0.0)
-    assert largest_activation(llama.engine, text, dictionary, 2) == pytest.approx(expected, rel=1e-4)
+    assert largest(llama, ids, "planted", 2) == pytest.approx(expected, rel=1e-4)
 
 
 def test_repetition_counts_what_was_there_before() -> None:
@@ -96,8 +107,8 @@ def test_a_check_is_held_against_what_came_out() -> None:
             "max_repetition": 0.5,
         }
     )
-    good = list(verdicts_of(check, Measured("b", 1.5, 2.0, 0.5)))
+    good = list(verdicts_of(check, GeneratedText("b", 1.5, 2.0, 0.5)))
     assert [verdict.is_ok for verdict in good] == [True] * 5
-    bad = list(verdicts_of(check, Measured("A z", 1.0, 2.1, 0.6)))
+    bad = list(verdicts_of(check, GeneratedText("A z", 1.0, 2.1, 0.6)))
     assert [verdict.is_ok for verdict in bad] == [False] * 5
-    assert [verdict.found for verdict in bad] == ["1", "none", "'z'", "2.1", "0.60"]
+    assert [verdict.result for verdict in bad] == ["1", "none", "'z'", "2.1", "0.60"]
