@@ -13,7 +13,7 @@ from jaxtyping import TypeCheckError
 
 from steerserve.contrast.separation import rank_features
 from steerserve.dictionaries.dictionary import FeatureColumns
-from steerserve.steering.apply import Lines, Reads, read
+from steerserve.steering.apply import TokenRoles, Reads, read
 
 
 def reads(num_reads: int = 3, d_in: int = 4) -> Reads:
@@ -41,7 +41,7 @@ def test_one_name_is_one_size() -> None:
 
 def test_fields_of_named_tuples_are_checked_too() -> None:
     with pytest.raises(TypeCheckError, match="is_special"):
-        Lines(torch.ones(3, 1), torch.ones(3))
+        TokenRoles(torch.ones(3, 1), torch.ones(3))
 
 
 def test_arrays_are_checked_as_tensors_are() -> None:
