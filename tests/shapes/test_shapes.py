@@ -13,7 +13,7 @@ from jaxtyping import TypeCheckError
 
 from steerserve.contrast.separation import rank_features
 from steerserve.dictionaries.dictionary import FeatureColumns
-from steerserve.steering.apply import TokenRoles, Reads, read
+from steerserve.steering.apply import Reads, TokenRoles, read
 
 
 def reads(num_reads: int = 3, d_in: int = 4) -> Reads:
