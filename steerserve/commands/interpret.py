@@ -11,7 +11,16 @@ import typer
 
 from steerserve.commands.labelling import KEY_VARIABLE, ask_for_labels, summary
 from steerserve.commands.shared import environment_settings
-from steerserve.commands.terminal import BackendName, ProcessWeights, Threads, followed_run
+from steerserve.commands.terminal import (
+    BackendName,
+    ContextSize,
+    CorpusSources,
+    DeviceName,
+    ModelName,
+    ProcessWeights,
+    Threads,
+    followed_run,
+)
 from steerserve.core.config import DEFAULT_MODEL, expand_home
 from steerserve.core.literals import DEFAULT_INTERPRET_TOKENS
 from steerserve.interpret.options import InterpretedSource, InterpretOptions
@@ -33,24 +42,14 @@ def interpret_command(
             show_default=False,
         ),
     ],
-    corpus: Annotated[
-        list[str],
-        typer.Option(
-            "--corpus",
-            help="Text to read: a folder or a .txt, .md or .jsonl file "
-            '({"text": ...} or {"messages": [...]} a line), hf:NAME for a Hugging Face dataset, or self for '
-            "conversations that the model writes. Repeatable.",
-        ),
-    ],
+    corpus: CorpusSources,
     tokens: Annotated[
         int, typer.Option(help="Tokens that are read, special ones not counted.")
     ] = DEFAULT_INTERPRET_TOKENS,
-    model: Annotated[
-        str, typer.Option(help="A built-in name, a hub repository, a folder or a .gguf file.")
-    ] = DEFAULT_MODEL,
-    context_size: Annotated[int, typer.Option(help="Tokens a window of text.")] = 128,
+    model: ModelName = DEFAULT_MODEL,
+    context_size: ContextSize = 128,
     seed: Annotated[int, typer.Option(help="Of text that the model writes, and of a data set's order.")] = 0,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    device: DeviceName = "auto",
     dtype: Annotated[str, typer.Option(help="Of the model: auto, float32, bfloat16 or float16.")] = "auto",
     backend: BackendName = "bridge",
     threads: Threads = None,

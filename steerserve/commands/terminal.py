@@ -1,4 +1,4 @@
-"""A long run in a terminal: plain lines of log, CPU threads, progress, and what Ctrl-C comes to."""
+"""Runs that a command follows in the terminal: their shared options, plain log lines, progress, and Ctrl-C."""
 
 from __future__ import annotations
 
@@ -16,10 +16,22 @@ if TYPE_CHECKING:
     from steerserve.core.terminal import TerminalObserver
 
 EXIT_STOPPED = 130
-"""As a shell reports Ctrl-C."""
+"""Exit code after Ctrl-C, as shells report it."""
 _CHATTY = ("transformer_lens", "sae_lens", "httpx", "datasets")
-"""Libraries that log at INFO what is about themselves."""
+"""Libraries whose log lines at INFO say nothing about the run."""
 
+CorpusSources = Annotated[
+    list[str],
+    typer.Option(
+        "--corpus",
+        help='Text: a folder or a .txt, .md or .jsonl file ({"text": ...} or {"messages": [...]} a line), hf:NAME for '
+        "a Hugging Face data set, sample for the sample corpus, or self for conversations that the model writes. "
+        "Repeatable.",
+    ),
+]
+ModelName = Annotated[str, typer.Option("--model", help="A built-in name, a hub repository, a folder or a .gguf file.")]
+ContextSize = Annotated[int, typer.Option("--context-size", help="Number of tokens in a context window of the text.")]
+DeviceName = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")]
 BackendName = Annotated[str, typer.Option("--backend", help="What runs the model: bridge or hooked_transformer.")]
 ProcessWeights = Annotated[
     bool,
@@ -28,15 +40,15 @@ ProcessWeights = Annotated[
         help="With hooked_transformer: fold norms into weights and centre them.",
     ),
 ]
-Threads = Annotated[int | None, typer.Option(help="CPU threads; as many as PyTorch likes if not given.", min=1)]
+Threads = Annotated[int | None, typer.Option(help="Number of CPU threads; PyTorch's default if not given.", min=1)]
 
 
 @contextlib.contextmanager
 def followed_run(threads: int | None = None) -> Iterator[TerminalObserver]:
-    """Give the observer of a run; a run that Ctrl-C stopped ends the command with one line and exit code 130."""
+    """Give the observer of a run; if Ctrl-C stops the run, the command ends with one line and exit code 130."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    for chatty in _CHATTY:
-        logging.getLogger(chatty).setLevel(logging.WARNING)
+    for name in _CHATTY:
+        logging.getLogger(name).setLevel(logging.WARNING)
     from steerserve.core.terminal import TerminalObserver
 
     if threads is not None:

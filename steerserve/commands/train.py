@@ -1,4 +1,4 @@
-"""The command `steerserve train`. Nothing heavy is imported before it runs, so that `steerserve --help` stays quick."""
+"""The command `steerserve train`. Heavy modules are imported when it runs, so that `steerserve --help` stays quick."""
 
 from __future__ import annotations
 
@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from steerserve.commands.terminal import BackendName, ProcessWeights, Threads, followed_run
+from steerserve.commands.terminal import (
+    BackendName,
+    ContextSize,
+    CorpusSources,
+    DeviceName,
+    ModelName,
+    ProcessWeights,
+    Threads,
+    followed_run,
+)
 from steerserve.core.config import DEFAULT_MODEL
 from steerserve.core.errors import ConfigError
 from steerserve.core.files import read_json
@@ -21,35 +30,25 @@ if TYPE_CHECKING:
 
 _LEAST_RECOVERED = 0.9
 _LEAST_EXPLAINED = 0.6
-"""Below these a dictionary's features steer badly, or not at all."""
+"""Least figures of a dictionary whose features steer well."""
 
 
 def train_command(
     dictionary_id: Annotated[str, typer.Option("--id", help="The dictionary's name.")],
-    corpus: Annotated[
-        list[str],
-        typer.Option(
-            "--corpus",
-            help="Text to train on: a folder or a .txt, .md or .jsonl file "
-            '({"text": ...} or {"messages": [...]} a line), hf:NAME for a Hugging Face dataset, or self for '
-            "conversations that the model writes. Repeatable.",
-        ),
-    ],
+    corpus: CorpusSources,
     out: Annotated[
         Path | None, typer.Option(help="Folder for the result; dictionaries/ID if not given.", show_default=False)
     ] = None,
-    model: Annotated[
-        str, typer.Option(help="A built-in name, a hub repository, a folder or a .gguf file.")
-    ] = DEFAULT_MODEL,
+    model: ModelName = DEFAULT_MODEL,
     hook: Annotated[
         list[str] | None,
-        typer.Option(help=f"Hook point; {DEFAULT_HOOK} if not given. Repeat it for a dictionary at each."),
+        typer.Option(help=f"Hook point; {DEFAULT_HOOK} if not given. Repeat it to train a dictionary at each."),
     ] = None,
     architecture: Annotated[str, typer.Option(help=f"One of {', '.join(ARCHITECTURES)}.")] = "batchtopk",
     d_sae: Annotated[
-        list[int] | None, typer.Option(help="Number of features; 4096 if not given. Repeat it for several widths.")
+        list[int] | None, typer.Option(help="Number of features; 4096 if not given. Repeat it to train several widths.")
     ] = None,
-    k: Annotated[int, typer.Option(help="Active features a token (the TopK family and matching pursuit).")] = 32,
+    k: Annotated[int, typer.Option(help="Number of active features a token (TopK family, matching pursuit).")] = 32,
     l1_coefficient: Annotated[
         float | None,
         typer.Option(help="Weight of the sparsity penalty (standard, gated, jumprelu); 5 if not given."),
@@ -58,42 +57,42 @@ def train_command(
         str | None,
         typer.Option(
             metavar="on|off|SHARES",
-            help="When dead features begin anew: shares of the run such as 0.25,0.5, on for "
+            help="When dead features are resampled: shares of the run such as 0.25,0.5, on for "
             f"{','.join(map(str, DEFAULT_RESAMPLE))}, or off. On for standard and gated if not given.",
         ),
     ] = None,
-    tokens: Annotated[int, typer.Option(help="Tokens of text that are used.")] = 1_000_000,
+    tokens: Annotated[int, typer.Option(help="Number of tokens to train on.")] = 1_000_000,
     epochs: Annotated[
         int | None,
-        typer.Option(help="How often each token is seen; 6 if not given (3 below 200,000 tokens, 1 with a buffer)."),
+        typer.Option(help="Times that each token is used; 6 if not given (3 below 200,000 tokens, 1 with a buffer)."),
     ] = None,
     batch_size: Annotated[
-        int | None, typer.Option(help="Tokens a step; 2048 if not given, down to 512 in a short run.")
+        int | None, typer.Option(help="Tokens a step; 2048 if not given, or fewer (at least 512) in a short run.")
     ] = None,
-    lr: Annotated[float, typer.Option(help="Adam's learning rate.")] = 8e-4,
-    seed: Annotated[int, typer.Option(help="Of the first weights, the order of tokens and resampling.")] = 0,
-    context_size: Annotated[int, typer.Option(help="Tokens a window of text.")] = 128,
-    dtype: Annotated[str, typer.Option(help=f"Of the saved weights: {' or '.join(SAVED_DTYPES)}.")] = "float32",
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    lr: Annotated[float, typer.Option(help="Learning rate of Adam.")] = 8e-4,
+    seed: Annotated[int, typer.Option(help="Seed of the initial weights, the order of tokens and resampling.")] = 0,
+    context_size: ContextSize = 128,
+    dtype: Annotated[
+        str, typer.Option(help=f"Number format of the saved weights: {' or '.join(SAVED_DTYPES)}.")
+    ] = "float32",
+    device: DeviceName = "auto",
     storage: Annotated[
         str,
-        typer.Option(
-            help=f"{' or '.join(STORAGES)}: keep the whole text's activations on disk, or some of them in memory."
-        ),
+        typer.Option(help=f"{' or '.join(STORAGES)}: keep all activations on disk, or some of them in memory."),
     ] = "disk",
-    buffer_mb: Annotated[int, typer.Option(help="Memory for --storage buffer.")] = 512,
+    buffer_mb: Annotated[int, typer.Option(help="Megabytes of memory for --storage buffer.")] = 512,
     backend: BackendName = "bridge",
     threads: Threads = None,
     *,
     process_weights: ProcessWeights = True,
     keep_run: Annotated[
-        bool, typer.Option("--keep-run", help="Keep cached activations and checkpoints (OUT/run) when done.")
+        bool, typer.Option("--keep-run", help="Keep cached activations and checkpoints (OUT/run) after the run.")
     ] = False,
 ) -> None:
-    """Train a dictionary (a sparse autoencoder) on a model's activations, and report what it keeps of the model.
+    """Train a dictionary (a sparse autoencoder) on a model's activations, and report how much of the model it keeps.
 
-    Several hook points or widths are trained in one pass over the text. Stop it whenever you like: the same command
-    goes on where it was.
+    Several hook points or widths are trained in one pass over the text. If the command is stopped, the same command
+    resumes the run.
     """
     shared: dict[str, Any] = {
         "architecture": architecture,
@@ -129,7 +128,7 @@ def train_command(
 
 
 def _closing_lines(options: TrainOptions, folders: Sequence[Path]) -> list[str]:
-    """Say how good the dictionaries are, whether that is good enough, and how to serve them."""
+    """Return the figures of the dictionaries, advice if they are low, and the command that serves the dictionaries."""
     lines = []
     is_weak = False
     for folder in folders:
@@ -137,13 +136,14 @@ def _closing_lines(options: TrainOptions, folders: Sequence[Path]) -> list[str]:
         recovered, explained = report["ce_recovered"], report["explained_variance"]
         shares = f"dead {report['dead_fraction']:.1%}, dense {report['dense_fraction']:.1%}"
         figures = f"CE recovered {recovered:.3f}, explained variance {explained:.3f}, L0 {report['l0']:.1f}, {shares}"
-        lines.append(f"{folder}: {figures} (report.html says more)")
+        lines.append(f"{folder}: {figures} (more in report.html)")
         is_weak |= recovered < _LEAST_RECOVERED or explained < _LEAST_EXPLAINED
     if is_weak:
-        lines.append("That is too little to steer well: train on more text (--corpus, --tokens) or longer (--epochs).")
+        lines.append("These figures are too low to steer well. Train on more text (--corpus, --tokens, --epochs).")
     model = "" if options.model == DEFAULT_MODEL else f" --model {options.model}"
     flags = "".join(
-        f" --dictionary {one.id}=path:{folder}" for one, folder in zip(options.dictionaries, folders, strict=True)
+        f" --dictionary {dictionary.id}=path:{folder}"
+        for dictionary, folder in zip(options.dictionaries, folders, strict=True)
     )
     return [*lines, f"Serve it with: steerserve serve{model}{flags}"]
 

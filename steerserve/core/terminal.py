@@ -1,4 +1,4 @@
-"""A run on a terminal: a bar there, a plain line now and then elsewhere, and Ctrl-C."""
+"""The observer that shows a run in a terminal, as bars, or as log lines if the output is not a terminal."""
 
 from __future__ import annotations
 
@@ -18,11 +18,12 @@ if TYPE_CHECKING:
     from steerserve.core.observer import Progress
 
 _LINE_EVERY_S = 15.0
+"""Seconds between two log lines of a stage."""
 log = logging.getLogger(__name__)
 
 
 class TerminalObserver:
-    """Shows a run and lets Ctrl-C stop it: once to stop with a checkpoint, twice at once."""
+    """Shows a run. Ctrl-C stops it with a checkpoint, a second Ctrl-C at once."""
 
     def __init__(self) -> None:
         """Show on stderr."""
@@ -31,12 +32,12 @@ class TerminalObserver:
         self._before: Any = None
 
     def __enter__(self) -> Self:
-        """Take Ctrl-C over, where this is the main thread."""
+        """Handle Ctrl-C from now on. Main thread only."""
         self._before = signal.signal(signal.SIGINT, self._stop)
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Give Ctrl-C back."""
+        """Restore the handler of Ctrl-C."""
         signal.signal(signal.SIGINT, self._before)
 
     def should_stop(self) -> bool:
@@ -65,7 +66,7 @@ class TerminalObserver:
         if self._is_stopping:
             raise KeyboardInterrupt
         self._is_stopping = True
-        self._console.print("Stopping after this step; Ctrl-C again to stop at once.", soft_wrap=True)
+        self._console.print("Stopping after this step. Press Ctrl-C again to stop at once.", soft_wrap=True)
 
 
 class _Bar:
@@ -100,17 +101,17 @@ class _Lines:
 
 
 def _text(facts: Mapping[str, Any]) -> str:
-    """Write the numbers in a line; of several dictionaries, each with its name."""
+    """Return the facts as one line; of several dictionaries, each behind its name."""
     dictionaries = facts.get("dictionaries")
     if not dictionaries:
         return " ".join(f"{name} {value:,}" for name, value in facts.items() if isinstance(value, int | float))
     parts = []
-    for name, one in dictionaries.items():
+    for name, values in dictionaries.items():
         figures = (
-            f"explained {one['explained_variance']:.3f} L0 {one['l0']:.1f} dead {one['dead_fraction']:.1%}"
-            if "l0" in one
+            f"explained {values['explained_variance']:.3f} L0 {values['l0']:.1f} dead {values['dead_fraction']:.1%}"
+            if "l0" in values
             else ""
         )
-        resampled = f" resampled {one['resampled']}" if one.get("resampled") else ""
+        resampled = f" resampled {values['resampled']}" if values.get("resampled") else ""
         parts.append((f"{name}: " if len(dictionaries) > 1 else "") + figures + resampled)
     return "; ".join(parts)

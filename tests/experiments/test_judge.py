@@ -6,18 +6,18 @@ import contextlib
 import json
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import pytest
 
 from steerserve.core.errors import ConfigError
-from steerserve.core.observer import StoppedError
+from steerserve.core.observer import SilentObserver, StoppedError
 from steerserve.experiments.judge import JUDGEMENTS_FILE, Pair, _score, find_pairs, judge_pairs, win_rates
 from steerserve.experiments.schema import JudgeFile
 from tests.experiments.made import record
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 ARMS = ("baseline", "pushed")
@@ -73,20 +73,17 @@ def serve() -> Iterator[Callable[[Callable[[str, str], str]], Endpoint]]:
         server.server_close()
 
 
-class Follower:
+class Follower(SilentObserver):
     """Follows without a word; stops after so many looks."""
 
     def __init__(self, looks: int = 1000) -> None:
         self._looks = looks
 
     @contextlib.contextmanager
-    def stage(self, title: str, total: int) -> Iterator[Follower]:
+    def stage(self, title: str, total: int) -> Iterator[Self]:
         assert title == "Judge any"
         assert total >= 0
         yield self
-
-    def update(self, done: int, facts: Mapping[str, Any] | None = None) -> None:
-        pass
 
     def should_stop(self) -> bool:
         self._looks -= 1

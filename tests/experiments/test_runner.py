@@ -6,13 +6,13 @@ import contextlib
 import csv
 import json
 import re
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import pytest
 
 from steerserve.client.server_client import AsyncServerClient
 from steerserve.core.errors import ConfigError
-from steerserve.core.observer import StoppedError
+from steerserve.core.observer import SilentObserver, StoppedError
 from steerserve.experiments.experiment import Experiment, parse_experiment
 from steerserve.experiments.outputs import write_outputs
 from steerserve.experiments.runner import run_experiment
@@ -42,7 +42,7 @@ max_tokens: 6
 """
 
 
-class Follower:
+class Follower(SilentObserver):
     """Follows a run, and stops it after so many comparisons."""
 
     def __init__(self, num_until_stop: int = 1000) -> None:
@@ -50,7 +50,7 @@ class Follower:
         self._left = num_until_stop
 
     @contextlib.contextmanager
-    def stage(self, title: str, total: int) -> Iterator[Follower]:
+    def stage(self, title: str, total: int) -> Iterator[Self]:
         assert title.startswith("Experiment")
         assert total >= 1
         yield self

@@ -1,18 +1,18 @@
-"""An observer that shows nothing, and can interrupt or stop the run it follows."""
+"""A silent observer that can interrupt or stop the run it follows."""
 
 from __future__ import annotations
 
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
+
+from steerserve.core.observer import SilentObserver
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
 
-class Quiet:
-    """Counts updates; raises KeyboardInterrupt at the one of number `cut_at`, asks for a stop from `stop_at` on, or
-    while it is in the stage `stop_in`.
-    """
+class Quiet(SilentObserver):
+    """Counts updates. Raises KeyboardInterrupt at `cut_at`; stops from `stop_at` on, or in the stage `stop_in`."""
 
     def __init__(self, *, cut_at: int | None = None, stop_at: int | None = None, stop_in: str = "") -> None:
         self.cut_at, self.stop_at, self.stop_in = cut_at, stop_at, stop_in
@@ -21,10 +21,10 @@ class Quiet:
         self.facts: dict[str, Any] = {}
 
     @contextmanager
-    def stage(self, title: str, total: int) -> Iterator[Quiet]:
-        del total
+    def stage(self, title: str, total: int) -> Iterator[Self]:
         self.stages.append(title)
-        yield self
+        with super().stage(title, total):
+            yield self
 
     def update(self, done: int, facts: Mapping[str, Any] | None = None) -> None:
         del done
