@@ -202,7 +202,7 @@ def features_import(
 
     place = _locate(source)
     if not neuronpedia and is_store(file):
-        path = place.location.take_whole(file)
+        path = place.location.import_store(file)
         typer.echo(f"{path}: taken from {file}, with the labels that were here")
         return
     labels: Mapping[int, Sequence[Label]]

@@ -96,7 +96,7 @@ def interpret(options: InterpretOptions, observer: Observer) -> tuple[Interprete
     locations = {name: places.location(dictionary) for name, dictionary in dictionaries.items()}
     # What came with a dictionary is copied to where its store is written, so that labels are kept; and a file that
     # cannot be used is told before all the text is read.
-    stores = {name: location.prepare(for_interpretation=True) for name, location in locations.items()}
+    stores = {name: location.prepare() for name, location in locations.items()}
     unwritten = {
         name: dictionary
         for name, dictionary in dictionaries.items()

@@ -1,4 +1,4 @@
-"""What a store knows as lines of JSON, one a feature, and labels read back from such lines."""
+"""A feature store as lines of JSON, one for each feature, and labels read back from such lines."""
 
 from __future__ import annotations
 
@@ -19,27 +19,28 @@ if TYPE_CHECKING:
     from steerserve.store.store import FeatureStore
 
 _MAX_LABEL_CHARS = 500
-_SQLITE = b"SQLite format 3\0"
+_SQLITE_MAGIC = b"SQLite format 3\0"
 
 
 def export_lines(store: FeatureStore) -> Iterator[str]:
-    """Give one JSON object for each feature that anything is known of, in order."""
+    """Yield one JSON object for each feature that the store knows, in order."""
     histories = store.label_histories()
-    for number in sorted({*store.feature_numbers(), *histories}):
-        found = store.feature(number) or StoredFeature(number, None, None, None, (), {})  # all labels were taken away
-        yield json.dumps(feature_json(found, histories.get(number, ())), ensure_ascii=False)
+    for feature in sorted({*store.feature_numbers(), *histories}):
+        # A feature with a history and nothing else has lost all its labels.
+        stored = store.feature(feature) or StoredFeature(feature, None, None, None, (), {})
+        yield json.dumps(feature_json(stored, histories.get(feature, ())), ensure_ascii=False)
 
 
-def feature_json(found: StoredFeature, history: Sequence[Label]) -> dict[str, Any]:
-    """Write all that is known of a feature, and every label that it ever had."""
-    calibration = found.calibration
+def feature_json(stored: StoredFeature, history: Sequence[Label]) -> dict[str, Any]:
+    """Return everything that is stored about a feature, and every label that it ever had, as JSON."""
+    calibration = stored.calibration
     return {
-        "feature": found.feature,
-        "labels": [_label_json(label) for label in found.labels],
+        "feature": stored.feature,
+        "labels": [_label_json(label) for label in stored.labels],
         "history": [_label_json(label) for label in history],
         "dose": calibration.dose if calibration is not None else None,
         "output_score": calibration.output_score if calibration is not None else None,
-        **(_harvested(found.record, found.token_bytes) if found.record is not None else {}),
+        **(_record_json(stored.record, stored.token_bytes) if stored.record is not None else {}),
     }
 
 
@@ -47,11 +48,11 @@ def is_store(file: Path) -> bool:
     """Tell whether a file is a whole store, or any other database of SQLite.
 
     Raises:
-        ConfigError: it cannot be read.
+        ConfigError: the file cannot be read.
     """
     try:
         with file.open("rb") as opened:
-            return opened.read(len(_SQLITE)) == _SQLITE
+            return opened.read(len(_SQLITE_MAGIC)) == _SQLITE_MAGIC
     except OSError as error:
         raise ConfigError(f"{file} cannot be read: {error}.") from error
 
@@ -72,15 +73,15 @@ def read_labels(file: Path, d_sae: int) -> dict[int, list[Label]]:
             continue
         try:
             entry = json.loads(line)
-            feature, found = entry["feature"], _labels(entry)
+            feature, labels_of_line = entry["feature"], _labels(entry)
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             message = f'{file}, line {number}: an object with "feature" and "labels" (or "label") is needed.'
             raise ConfigError(message) from error
         if isinstance(feature, bool) or not isinstance(feature, int) or not 0 <= feature < d_sae:
             message = f"{file}, line {number}: the dictionary has features 0 to {d_sae - 1}, and not {feature!r}."
             raise ConfigError(message)
-        if found:
-            labels[feature] = found
+        if labels_of_line:
+            labels[feature] = labels_of_line
     return labels
 
 
@@ -98,22 +99,22 @@ def _labels(entry: Mapping[str, Any]) -> list[Label]:
     if "labels" not in entry:
         return [_label(entry["label"], "person")]
     return [
-        _label(one["text"], one["origin"], one.get("score"), one.get("created", 0.0), one.get("author"))
-        for one in entry["labels"]
+        _label(label["text"], label["origin"], label.get("score"), label.get("created", 0.0), label.get("author"))
+        for label in entry["labels"]
     ]
 
 
 def _label(text: object, origin: Any, score: Any = None, created: Any = 0.0, author: Any = None) -> Label:  # noqa: ANN401 JSON
-    is_sound = isinstance(text, str) and origin in get_args(LabelOrigin) and isinstance(author, str | None)
-    words = clean_label(str(text), _MAX_LABEL_CHARS) if is_sound else ""
+    is_valid = isinstance(text, str) and origin in get_args(LabelOrigin) and isinstance(author, str | None)
+    words = clean_label(str(text), _MAX_LABEL_CHARS) if is_valid else ""
     if not words:
         raise ValueError(text)
-    made_by = clean_label(author or "", _MAX_LABEL_CHARS) or None
-    return Label(words, origin, None if score is None else finite_number(score), finite_number(created), made_by)
+    author = clean_label(author or "", _MAX_LABEL_CHARS) or None
+    return Label(words, origin, None if score is None else finite_number(score), finite_number(created), author)
 
 
-def _harvested(feature: FeatureRecord, texts: Mapping[int, bytes]) -> dict[str, Any]:
-    activity = feature.activity
+def _record_json(record: FeatureRecord, token_bytes: Mapping[int, bytes]) -> dict[str, Any]:
+    activity = record.activity
     return {
         "density": activity.density,
         "max": activity.maximum,
@@ -123,19 +124,19 @@ def _harvested(feature: FeatureRecord, texts: Mapping[int, bytes]) -> dict[str, 
         "histogram": activity.histogram,
         "snippets": [
             {
-                "tokens": token_texts(snippet.token_ids, texts),
+                "tokens": token_texts(snippet.token_ids, token_bytes),
                 "activations": snippet.acts,
                 "peak": snippet.peak,
                 "interval": snippet.interval,
             }
-            for snippet in feature.snippets
+            for snippet in record.snippets
         ],
-        "peak_tokens": _named(feature.peak_tokens, texts),
-        "promoted": _named(feature.promoted, texts),
-        "suppressed": _named(feature.suppressed, texts),
-        "nearest": feature.neighbours,
+        "peak_tokens": _with_texts(record.peak_tokens, token_bytes),
+        "promoted": _with_texts(record.promoted, token_bytes),
+        "suppressed": _with_texts(record.suppressed, token_bytes),
+        "nearest": record.neighbours,
     }
 
 
-def _named(tokens: tuple[tuple[int, float], ...], texts: Mapping[int, bytes]) -> list[tuple[str, float]]:
-    return [(texts[token_id].decode("utf-8", errors="replace"), value) for token_id, value in tokens]
+def _with_texts(tokens: tuple[tuple[int, float], ...], token_bytes: Mapping[int, bytes]) -> list[tuple[str, float]]:
+    return [(token_bytes[token_id].decode("utf-8", errors="replace"), value) for token_id, value in tokens]

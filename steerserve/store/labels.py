@@ -1,4 +1,4 @@
-"""Labels in a feature store: one current label of each origin, a winner among them, and all that there ever were."""
+"""Labels in a feature store: one current label of each origin, the winner of these, and the history of all labels."""
 
 from __future__ import annotations
 
@@ -14,34 +14,38 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
 AUTOMATIC_ORIGINS = ("promoted", "peak", "words")
-"""Labels that a harvest makes anew; the others outlive it."""
+"""Origins of the labels that an interpretation makes anew; labels of other origins outlive it."""
 _COLUMNS = "text, origin, score, created, author"
-_COLUMNS_ALIKE = " AND ".join(f"{column} IS ?" for column in _COLUMNS.split(", "))
-_PLACES = " ".join(f"WHEN {origin!r} THEN {place}" for place, origin in enumerate(LABEL_ORIGINS))
+_SAME_COLUMNS = " AND ".join(f"{column} IS ?" for column in _COLUMNS.split(", "))
 _NEWEST_FIRST = "created DESC, number DESC"
-_BEST_FIRST = f"CASE origin {_PLACES} ELSE {len(LABEL_ORIGINS)} END, number DESC"
+_RANKS = " ".join(f"WHEN {origin!r} THEN {rank}" for rank, origin in enumerate(LABEL_ORIGINS))
+_BEST_FIRST = f"CASE origin {_RANKS} ELSE {len(LABEL_ORIGINS)} END, number DESC"
 
 
 def put_label(connection: sqlite3.Connection, feature: int, label: Label | None) -> None:
-    """Give a feature a label, in place of the one of the same origin; None takes a person's away."""
+    """Give a feature a label, in place of the one of the same origin; None removes a person's label."""
     origin = label.origin if label is not None else "person"
-    _outdate(connection, feature, origin)
+    _retire(connection, feature, origin)
     if label is not None:
         _insert(connection, feature, label, is_current=True)
     _choose_best(connection, feature)
 
 
 def put_newer_labels(connection: sqlite3.Connection, labels: Mapping[int, Sequence[Label]]) -> int:
-    """Give features those labels that are newer than all they ever had of the same origin; returns to how many."""
-    num_given = 0
-    for feature, found in labels.items():
+    """Give features those labels that are newer than all they ever had of the same origin.
+
+    Returns:
+        The number of features that got a label.
+    """
+    num_labelled = 0
+    for feature, offered in labels.items():
         query = "SELECT origin, max(created) FROM labels WHERE feature = ? GROUP BY origin"
         newest: dict[str, float] = dict(connection.execute(query, (feature,)))
-        newer = [label for label in found if label.origin not in newest or label.created > newest[label.origin]]
+        newer = [label for label in offered if label.origin not in newest or label.created > newest[label.origin]]
         for label in sorted(newer, key=lambda label: label.created):
             put_label(connection, feature, label)
-        num_given += bool(newer)
-    return num_given
+        num_labelled += bool(newer)
+    return num_labelled
 
 
 def current_labels(connection: sqlite3.Connection, feature: int) -> tuple[Label, ...]:
@@ -57,55 +61,59 @@ def label_history(connection: sqlite3.Connection, feature: int) -> tuple[Label, 
 
 
 def label_histories(connection: sqlite3.Connection) -> dict[int, tuple[Label, ...]]:
-    """Return every label that there ever was by feature, the newest first."""
-    found = defaultdict[int, list[Label]](list)
+    """Return every label that any feature ever had, by feature, the newest first."""
+    histories = defaultdict[int, list[Label]](list)
     query = f"SELECT feature, {_COLUMNS} FROM labels ORDER BY {_NEWEST_FIRST}"  # noqa: S608 a constant
     for feature, *columns in connection.execute(query):
-        found[feature].append(Label(*columns))
-    return {feature: tuple(labels) for feature, labels in found.items()}
+        histories[feature].append(Label(*columns))
+    return {feature: tuple(labels) for feature, labels in histories.items()}
 
 
-def kept_labels(connection: sqlite3.Connection) -> list[tuple[int, bool, Label]]:
-    """Return all labels with their features in the order in which they were given, and whether they outlive a harvest.
+def all_labels(connection: sqlite3.Connection) -> list[tuple[int, bool, Label]]:
+    """Return feature, whether it is kept, and label of all labels, in the order in which they were given.
 
-    Automatic ones and those that were replaced do not: they are history.
+    A label is kept by the next interpretation if it is current and not automatic; the others are history.
     """
     query = f"SELECT feature, is_current, {_COLUMNS} FROM labels ORDER BY number"  # noqa: S608 a constant
-    found = [(feature, is_current, Label(*columns)) for feature, is_current, *columns in connection.execute(query)]
-    return [(feature, bool(now) and label.origin not in AUTOMATIC_ORIGINS, label) for feature, now, label in found]
+    rows = [(feature, is_current, Label(*columns)) for feature, is_current, *columns in connection.execute(query)]
+    return [
+        (feature, bool(is_current) and label.origin not in AUTOMATIC_ORIGINS, label)
+        for feature, is_current, label in rows
+    ]
 
 
-def take_labels(connection: sqlite3.Connection, labels: Iterable[tuple[int, bool, Label]]) -> None:
-    """Add what `kept_labels` gave for another store: of two labels of one origin the newer one counts.
+def merge_labels(connection: sqlite3.Connection, labels: Iterable[tuple[int, bool, Label]]) -> None:
+    """Add the labels that `all_labels` returned for another store: of two labels of one origin the newer is current.
 
-    A label that both have counts where it does in the other store: there it may have been taken away.
+    A label that both stores have is current here if it is kept there: somebody may have removed it there.
     """
     touched = set()
-    query = f"SELECT number FROM labels WHERE feature = ? AND {_COLUMNS_ALIKE}"  # noqa: S608 a constant
+    query = f"SELECT number FROM labels WHERE feature = ? AND {_SAME_COLUMNS}"  # noqa: S608 a constant
     for feature, is_kept, label in labels:
         touched.add(feature)
-        newest = _current_of(connection, feature, label.origin)
+        current = _current_of(connection, feature, label.origin)
         same = connection.execute(query, (feature, *_values(label))).fetchone()
         if same is None:
-            counts = is_kept and (newest is None or newest[1] <= label.created)
-            if counts:
-                _outdate(connection, feature, label.origin)
-            _insert(connection, feature, label, is_current=counts)
+            is_newest = is_kept and (current is None or current[1] <= label.created)
+            if is_newest:
+                _retire(connection, feature, label.origin)
+            _insert(connection, feature, label, is_current=is_newest)
         elif label.origin not in AUTOMATIC_ORIGINS:
-            counts = is_kept and newest is None
-            if counts or (not is_kept and newest is not None and newest[0] == same[0]):
-                connection.execute("UPDATE labels SET is_current = ? WHERE number = ?", (counts, same[0]))
+            is_restored = is_kept and current is None
+            if is_restored or (not is_kept and current is not None and current[0] == same[0]):
+                connection.execute("UPDATE labels SET is_current = ? WHERE number = ?", (is_restored, same[0]))
     for feature in touched:
         _choose_best(connection, feature)
 
 
 def _current_of(connection: sqlite3.Connection, feature: int, origin: str) -> tuple[int, float] | None:
+    """Return number and time of a feature's current label of one origin."""
     query = "SELECT number, created FROM labels WHERE feature = ? AND origin = ? AND is_current"
-    found: tuple[int, float] | None = connection.execute(query, (feature, origin)).fetchone()
-    return found
+    row: tuple[int, float] | None = connection.execute(query, (feature, origin)).fetchone()
+    return row
 
 
-def _outdate(connection: sqlite3.Connection, feature: int, origin: str) -> None:
+def _retire(connection: sqlite3.Connection, feature: int, origin: str) -> None:
     connection.execute("UPDATE labels SET is_current = 0 WHERE feature = ? AND origin = ?", (feature, origin))
 
 

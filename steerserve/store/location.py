@@ -1,7 +1,12 @@
-"""Where a dictionary's feature store is: beside the weights, or else among our own files.
+"""Where the feature store of a dictionary is. Two rules decide where it is written.
 
-Beside the weights it is where those may be written, and nothing about other weights is there. What is about something
-else is never written to; a harvest alone gives it another name, and only where the weights in the folder are its own.
+1. Beside the weights, in the dictionary's folder, if that is a writable folder that the user named (`path:`).
+2. Otherwise, or if the file beside the weights is about something else, in `.features/` of the first dictionary folder,
+   named after the weights.
+
+A store that exists by either rule is used on. One that was shipped with a dictionary is read, and copied before it is
+written. A store about something else is never written. If the weights that it describes are gone from the folder, it is
+renamed aside, and used on under its new name if they are served again.
 """
 
 from __future__ import annotations
@@ -15,8 +20,8 @@ from typing import TYPE_CHECKING
 from steerserve.core.errors import DictionarySourceError, FeatureStoreError
 from steerserve.dictionaries.layouts import find_layout
 from steerserve.dictionaries.sources import locate_dictionary
-from steerserve.model.names import plain_name
-from steerserve.store.placement import place_copy, replacing
+from steerserve.store.placement import KEY_CHARS, install_copy, replacing
+from steerserve.store.records import STORES_FOLDER
 from steerserve.store.schema import BUSY_S, StoreUnreachableError, unusable
 from steerserve.store.store import FeatureStore
 from steerserve.store.stored import Subject
@@ -28,150 +33,144 @@ if TYPE_CHECKING:
     from steerserve.store.stored import StoreMeta
 
 STORE_FILE = "features.sqlite3"
-STORES_FOLDER = ".features"
-_KEY_CHARS = 12
 
 
 @dataclass(frozen=True, slots=True)
 class StoreLocation:
-    """The places of one dictionary's store."""
+    """The files that may be the feature store of one dictionary."""
 
     subject: Subject
-    """What it has to be about."""
+    """The dictionary and model that the store has to describe."""
     own: Path
-    """Where it is written, unless something about other weights is there."""
-    apart: Path
-    """Among our own files, named after the weights: one that is there is used wherever the dictionary is."""
+    """File in `.features/`, named after the weights."""
+    beside: Path | None = None
+    """File beside the weights; None if their folder is not ours to write."""
     shipped: Path | None = None
-    """Where one came with the dictionary, if one did; never written."""
+    """File beside weights in a folder that is not ours to write; None for other dictionaries."""
 
     @property
-    def places(self) -> tuple[Path, ...]:
-        """All places, in the order in which they are looked at."""
-        places = (*self._written(), *([self.shipped] if self.shipped is not None else []))
-        return tuple(dict.fromkeys(places))
+    def paths(self) -> tuple[Path, ...]:
+        """The paths by the rules, in the order in which they are read; they need not exist."""
+        return tuple(path for path in (self.own, self.beside, self.shipped) if path is not None)
 
     def find(self, *, timeout_s: float = BUSY_S) -> FeatureStore | None:
-        """Return the store that is read; None where there is none.
+        """Return the store to read; None if there is no store.
 
         Raises:
-            FeatureStoreError: there is none, and what lies in one of the places cannot be used.
+            FeatureStoreError: there is no store, and a file at one of the paths cannot be used.
             StoreUnreachableError: one of the files cannot be read now.
         """
         refusals = list[FeatureStoreError]()
-        for store in self._stores((*self.places, *self._kept()), refusals, timeout_s):
+        for store in self._open_all((*self.paths, *self._renamed(*self.paths)), refusals, timeout_s):
             if store.describes(self.subject, timeout_s=timeout_s):
-                return store
+                if not store.is_outdated:
+                    return store
+                if timeout_s < BUSY_S:
+                    raise StoreUnreachableError(f"{store.path} has an older version, which takes time to copy.")
+                return FeatureStore.open(self.prepare())
         if refusals:
             raise refusals[0]
         return None
 
-    def prepare(self, *, for_interpretation: bool = False) -> Path:
-        """Return where the store is to be written, with a copy there of the one that is read elsewhere.
-
-        Only for a harvest it may be the place of a store about something else, which is to make room.
+    def prepare(self) -> Path:
+        """Return the path to write to; a shipped store is copied there if it is the only one.
 
         Raises:
-            FeatureStoreError: it cannot be copied, or what is in its place is no feature store.
+            FeatureStoreError: it cannot be copied, or a file at one of the paths is not a feature store.
         """
-        free: list[Path] = []
-        for place in self._written():
-            if place.is_symlink():  # it could lead anywhere
-                raise unusable(place, "it is a link")
-            if not place.exists():
-                free.append(place)
-            elif FeatureStore.open(place).describes(self.subject):
-                return place
-        wanted = (self.own, self.apart, *self._written())
-        target = next((place for place in wanted if place in free), self._written()[0])
-        elsewhere = [self.shipped] if self.shipped is not None else []
-        for store in self._stores((*elsewhere, *self._kept()), []):
+        writable = [path for path in (self.own, self.beside) if path is not None]
+        for path in writable:
+            if path.is_symlink():  # it could lead anywhere
+                raise unusable(path, "it is a link")
+        refusals = list[FeatureStoreError]()
+        for paths in (writable, self._renamed(*writable)):
+            for store in self._open_all(paths, refusals):
+                if store.describes(self.subject):
+                    return store.path
+            if refusals and paths is writable:
+                raise refusals[0]
+        target = self._new_path()
+        shipped = [self.shipped] if self.shipped is not None else []
+        for store in self._open_all((*shipped, *self._renamed(*shipped)), []):
             if store.describes(self.subject):
-                place_copy(store.path, target, self.subject)
-                return target
-        if for_interpretation and self.own not in free and self._lies_beside():
-            return self.own
+                install_copy(store.path, target, self.subject)
+                break
         return target
 
     def store(self, meta: StoreMeta) -> FeatureStore:
-        """Return the store where it can be written; made where there is none, with the labels of these weights.
+        """Return the store to write to; an empty one, with the labels of these weights, is made if needed.
 
         Raises:
-            FeatureStoreError: it cannot be made, or what is in its place is no feature store.
+            FeatureStoreError: it cannot be made, or a file at one of the paths is not a feature store.
         """
         path = self.prepare()
         if not path.exists() or not FeatureStore.open(path).describes(self.subject):
-            with replacing(path, meta, self.subject) as fresh:
-                self._take_labels(fresh)
+            with self.replacing(meta):
+                pass
         return FeatureStore.open(path)
 
     @contextlib.contextmanager
     def replacing(self, meta: StoreMeta) -> Iterator[FeatureStore]:
-        """Give an empty store for a harvest, as `placement.replacing` does.
+        """Yield an empty store for an interpretation to fill, as `placement.replacing` does.
 
         Raises:
-            FeatureStoreError: it cannot be made, or what is in its place is no feature store.
+            FeatureStoreError: it cannot be made, or a file at one of the paths is not a feature store.
         """
-        path = self.prepare(for_interpretation=True)
+        path = self.prepare()
         with replacing(path, meta, self.subject) as fresh:
             yield fresh
-            if not path.exists():
-                self._take_labels(fresh)
+            if not path.exists() or FeatureStore.open(path).meta().dictionary_sha256 != self.subject.sha256:
+                self._carry_labels(fresh)
 
-    def take_whole(self, file: Path) -> Path:
-        """Put a copy of a whole store in place of this one, with the labels and calibrations that this one has besides.
+    def import_store(self, file: Path) -> Path:
+        """Replace this store by a copy of `file`, keeping labels and calibrations that only this one has.
 
-        Of two labels by the same origin the newer one counts. Returns where the store is.
+        Of two labels of one origin the newer one becomes current. Returns the path of the store.
 
         Raises:
-            FeatureStoreError: the file is no store, or one of other weights; or this one cannot be written.
+            FeatureStoreError: the file is not a store of these weights, or this store cannot be written.
         """
         meta = FeatureStore.open(file).meta()
         if meta.dictionary_sha256 != self.subject.sha256:
             message = (
-                f"{file} is about other weights ({meta.dictionary_sha256[:_KEY_CHARS]}) than the dictionary's "
-                f"({self.subject.sha256[:_KEY_CHARS]})."
+                f"{file} is about other weights (SHA-256 {meta.dictionary_sha256[:KEY_CHARS]}…) than the dictionary's "
+                f"({self.subject.sha256[:KEY_CHARS]}…)."
             )
             raise FeatureStoreError(message)
-        path = self.prepare(for_interpretation=True)
-        place_copy(file, path, meta.subject)
+        path = self.prepare()
+        install_copy(file, path, meta.subject)
         return path
 
-    def _take_labels(self, fresh: FeatureStore) -> None:
-        """Take what was said of the same weights when they were used with another model."""
+    def _new_path(self) -> Path:
+        """Return the path for a new store by the two rules."""
+        if self.beside is None:
+            return self.own
+        if not self.beside.exists():
+            return self.beside
+        is_outdated = FeatureStore.open(self.beside).meta().dictionary_sha256 != self.subject.sha256
+        return self.beside if is_outdated and self._weights_lie_beside() else self.own
+
+    def _carry_labels(self, fresh: FeatureStore) -> None:
+        """Copy labels that people and language models gave these weights when another model used them."""
         weights = Subject(self.subject.sha256)
-        for store in self._stores((*self.places, *self._kept()), []):
+        for store in self._open_all((*self.paths, *self._renamed(*self.paths)), []):
             if store.describes(weights):
                 fresh.carry_over(store, labels_alone=True)
 
-    def _written(self) -> tuple[Path, ...]:
-        """The places that may be written; the first is for weights that are used with several models."""
-        subject = self.subject
-        places = [self.apart, self.own]
-        if subject.model:
-            named = f"{plain_name(subject.model)} {subject.contents}"
-            key = hashlib.sha256(named.encode()).hexdigest()[:_KEY_CHARS]
-            places.insert(0, self.apart.with_stem(f"{self.apart.stem}-{key}"))
-        return tuple(dict.fromkeys(places))
+    def _renamed(self, *paths: Path) -> list[Path]:
+        """Return the files about these weights that were renamed aside at some paths."""
+        keys = {path: "" if path == self.own else self.subject.sha256[:KEY_CHARS] for path in paths}
+        return [file for path, key in keys.items() for file in sorted(path.parent.glob(f"{path.stem}-{key}*.sqlite3"))]
 
-    def _kept(self) -> list[Path]:
-        """Files that made room for those of other weights, which may have lain there since."""
-        found: list[Path] = []
-        for place in dict.fromkeys((self.own, self.shipped, self.apart)):
-            if place is not None:
-                pattern = f"{place.stem}-{self.subject.sha256[:_KEY_CHARS]}*{place.suffix}"
-                found += sorted(place.parent.glob(pattern))
-        return found
-
-    @staticmethod
-    def _stores(
-        places: Iterable[Path], refusals: list[FeatureStoreError], timeout_s: float = BUSY_S
+    def _open_all(
+        self, paths: Iterable[Path], refusals: list[FeatureStoreError], timeout_s: float = BUSY_S
     ) -> Iterator[FeatureStore]:
-        """Yield the stores among some files; a link is none: it could lead anywhere."""
-        for place in places:
-            if place.is_file() and not place.is_symlink():
+        """Yield the stores among some files, no links: they could lead anywhere. Shipped files are not written."""
+        for path in paths:
+            if path.is_file() and not path.is_symlink():
+                is_shipped = self.shipped is not None and path.parent == self.shipped.parent
                 try:
-                    store = FeatureStore.open(place, timeout_s=timeout_s)
+                    store = FeatureStore.open(path, timeout_s=timeout_s, migrates=not is_shipped)
                 except StoreUnreachableError:
                     raise
                 except FeatureStoreError as error:
@@ -179,11 +178,11 @@ class StoreLocation:
                 else:
                     yield store
 
-    def _lies_beside(self) -> bool:
-        """Tell whether the weights beside the written file are, at this moment, those that the store is about."""
-        if self.own == self.apart:
+    def _weights_lie_beside(self) -> bool:
+        """Tell whether the weights in the dictionary's folder are, at this moment, those of the subject."""
+        if self.beside is None:
             return False
-        folder = self.own.parent
+        folder = self.beside.parent
         try:
             layout = find_layout([file.name for file in folder.iterdir()], str(folder))
             with (folder / layout.weights).open("rb") as file:
@@ -195,25 +194,22 @@ class StoreLocation:
 def locate_store(
     source: str, subject: Subject, dictionary_dirs: Sequence[Path], allowed_dirs: Sequence[Path]
 ) -> StoreLocation:
-    """Return where the store of the dictionary at `source` is, or would be.
+    """Return the location of the store of the dictionary at `source`; its folder may be gone since it was loaded.
 
     Args:
-        source: Of the dictionary.
-        subject: What the store has to be about.
-        dictionary_dirs: Our own files are in the first of them.
+        source: Source of the dictionary.
+        subject: What the store has to describe.
+        dictionary_dirs: Configured folders; `.features/` is in the first one.
         allowed_dirs: Folders that `path:` sources may lie in.
-
-    Raises:
-        DictionarySourceError: there is no such folder, or it may not be read.
     """
-    folder = locate_dictionary(source, allowed_dirs)
-    if folder is not None and source.startswith("path:") and os.access(folder.path, os.W_OK):
-        apart = own_location(subject, dictionary_dirs).apart
-        return StoreLocation(subject, folder.path / STORE_FILE, apart)
-    return own_location(subject, dictionary_dirs, folder.path / STORE_FILE if folder is not None else None)
-
-
-def own_location(subject: Subject, dictionary_dirs: Sequence[Path], shipped: Path | None = None) -> StoreLocation:
-    """Return the place among our own files, which does not depend on where the dictionary is."""
-    apart = dictionary_dirs[0] / STORES_FOLDER / f"{subject.sha256}.sqlite3"
-    return StoreLocation(subject, apart, apart, shipped)
+    own = dictionary_dirs[0] / STORES_FOLDER / f"{subject.sha256}.sqlite3"
+    try:
+        folder = locate_dictionary(source, allowed_dirs)
+    except DictionarySourceError:
+        folder = None
+    if folder is None:
+        return StoreLocation(subject, own)
+    file = folder.path / STORE_FILE
+    if source.startswith("path:") and os.access(folder.path, os.W_OK):
+        return StoreLocation(subject, own, beside=file)
+    return StoreLocation(subject, own, shipped=file)

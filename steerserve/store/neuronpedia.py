@@ -1,7 +1,7 @@
-"""Labels that Neuronpedia exports: a JSON list, or one object a line, also compressed with gzip.
+"""Labels that Neuronpedia exports: a JSON list, or one object on each line, also compressed with gzip.
 
-Source: the bulk export (`explanations/batch-N.jsonl.gz`) and the API's `/api/explanation/export`, whose objects have
-`index` (text or a number), `description` and `explanationModelName` among others.
+Source: Neuronpedia's bulk export (`explanations/batch-N.jsonl.gz`) and its API `/api/explanation/export`, whose objects
+have `index` (text or a number), `description` and `explanationModelName` among others.
 """
 
 from __future__ import annotations
@@ -21,25 +21,28 @@ if TYPE_CHECKING:
 
 _GZIP_MAGIC = b"\x1f\x8b"
 _MAX_BYTES = 1 << 30
-"""Of the text, unpacked."""
+"""Most bytes of the text, uncompressed."""
 _MAX_LABEL_CHARS = 500
-_ABSENT = object()
-"""No description; null is one that was never written, and no fault of the file."""
+_MAX_DIGITS = 19
+"""Most digits of a feature's index that is given as text."""
+_MISSING = object()
+"""Value of an absent description. A description that is null was never written, which is no error of the file."""
 
 
 def read_neuronpedia(file: Path, d_sae: int) -> dict[int, Label]:
-    """Return the label of each feature; of several for one feature the last.
+    """Return the label of each feature; of several labels for one feature, the last.
 
     Args:
         file: A `.json` or `.jsonl` file, or one of these as `.gz`.
-        d_sae: The features that the dictionary has.
+        d_sae: Number of features of the dictionary.
 
     Raises:
-        ConfigError: it cannot be read, is of another form, or speaks of features that the dictionary has not.
+        ConfigError: the file cannot be read, has another form, or names features that the dictionary does not have.
     """
     labels: dict[int, Label] = {}
     for number, entry in enumerate(_entries(file, _read(file)), start=1):
-        feature, text = _index(entry), entry.get("description", _ABSENT) if isinstance(entry, dict) else _ABSENT
+        fields = entry if isinstance(entry, dict) else {}
+        feature, text = _index(fields.get("index")), fields.get("description", _MISSING)
         if feature is None or not isinstance(text, str | None):
             message = f'{file}, entry {number}: an object with "index" and "description" is needed.'
             raise ConfigError(message)
@@ -47,11 +50,11 @@ def read_neuronpedia(file: Path, d_sae: int) -> dict[int, Label]:
             message = f"{file}, entry {number}: the dictionary has features 0 to {d_sae - 1}, and not {feature}."
             raise ConfigError(message)
         if words := clean_label(text or "", _MAX_LABEL_CHARS):
-            author = entry.get("explanationModelName")
-            made_by = clean_label(author, _MAX_LABEL_CHARS) if isinstance(author, str) else ""
-            labels[feature] = Label(words, "neuronpedia", author=made_by or None)
+            author = fields.get("explanationModelName")
+            name = clean_label(author, _MAX_LABEL_CHARS) if isinstance(author, str) else ""
+            labels[feature] = Label(words, "neuronpedia", author=name or None)
     if not labels:
-        message = f"{file} holds no label."
+        message = f"{file} has no label."
         raise ConfigError(message)
     return labels
 
@@ -59,11 +62,11 @@ def read_neuronpedia(file: Path, d_sae: int) -> dict[int, Label]:
 def _read(file: Path) -> str:
     try:
         with file.open("rb") as opened:
-            is_packed = opened.read(len(_GZIP_MAGIC)) == _GZIP_MAGIC
-        with gzip.open(file) if is_packed else file.open("rb") as opened:
+            is_compressed = opened.read(len(_GZIP_MAGIC)) == _GZIP_MAGIC
+        with gzip.open(file) if is_compressed else file.open("rb") as opened:
             content = opened.read(_MAX_BYTES + 1)
         if len(content) > _MAX_BYTES:
-            message = f"{file} holds more than {_MAX_BYTES >> 20} MiB. Split it."
+            message = f"{file} has more than {_MAX_BYTES >> 20} MiB of text. Split it."
             raise ConfigError(message)
         return content.decode("utf-8")
     except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
@@ -76,7 +79,7 @@ def _entries(file: Path, content: str) -> Iterator[Any]:
         try:
             yield from json.loads(content)
         except (ValueError, RecursionError) as error:
-            message = f"{file} is no JSON: {error}."
+            message = f"{file} is not JSON: {error}."
             raise ConfigError(message) from error
         return
     for number, line in enumerate(content.split("\n"), start=1):
@@ -84,12 +87,12 @@ def _entries(file: Path, content: str) -> Iterator[Any]:
             try:
                 yield json.loads(line)
             except (ValueError, RecursionError) as error:
-                message = f"{file}, line {number}: no JSON: {error}."
+                message = f"{file}, line {number} is not JSON: {error}."
                 raise ConfigError(message) from error
 
 
-def _index(entry: object) -> int | None:
-    found = entry.get("index") if isinstance(entry, dict) else None
-    if isinstance(found, str) and found.isascii() and found.isdigit() and len(found) < 20:  # noqa: PLR2004 any index
-        return int(found)
-    return found if isinstance(found, int) and not isinstance(found, bool) else None
+def _index(value: object) -> int | None:
+    """Return a feature's index, given as a number or as text; None for anything else."""
+    if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) <= _MAX_DIGITS:
+        return int(value)
+    return value if isinstance(value, int) and not isinstance(value, bool) else None

@@ -1,7 +1,6 @@
-"""Putting a feature store's file in its place: beside it until it is whole, and then at once.
+"""Moving a feature store's file to its path: written beside it until it is complete, then moved at once.
 
-What people and models said of a dictionary moves from the file there to the one that takes its place; a file about
-something else gets another name.
+Labels by people and language models move from the old file to the new one. A store about something else is renamed.
 """
 
 from __future__ import annotations
@@ -23,124 +22,121 @@ if TYPE_CHECKING:
 
     from steerserve.store.stored import StoreMeta, Subject
 
+KEY_CHARS = 12
+"""Characters of a dictionary's SHA-256 in the name of a file that was renamed aside."""
+
 
 @contextlib.contextmanager
 def replacing(path: Path, meta: StoreMeta, subject: Subject | None = None) -> Iterator[FeatureStore]:
-    """Give an empty store to be filled; when the block ends well it takes the place of the one at `path`.
+    """Yield an empty store to fill; at the end of the block it replaces the one at `path`.
 
-    Labels by people and language models and the calibrations of that one are kept. One that was about something
-    else gets another name. A block that fails, or a process that is killed, leaves the old one as it is.
+    Calibrations and labels by people and language models of the old store are kept. If the old store is about something
+    else, it is renamed aside. If the block raises or the process is killed, the old store stays as it is.
 
     Args:
-        path: Where it will be.
-        meta: What it is about.
-        subject: The same, with all names of the model.
+        path: Path of the store.
+        meta: What the new store is about.
+        subject: The same with all names of the model; `meta.subject` if None.
 
     Raises:
-        FeatureStoreError: it cannot be made, or something that is no feature store is in its place.
+        FeatureStoreError: the store cannot be written, or the file at `path` is not a feature store.
     """
-    with _taking_the_place_of(path, subject or meta.subject) as aside:
-        yield FeatureStore.create(aside, meta)
-        compact(aside)
+    with _replacement_file(path, subject or meta.subject) as temporary:
+        yield FeatureStore.create(temporary, meta)
+        compact(temporary)
 
 
-def place_copy(source: Path, path: Path, subject: Subject) -> None:
-    """Put a copy of a whole store at `path`, as `replacing` does with a new one.
+def install_copy(source: Path, path: Path, subject: Subject) -> None:
+    """Put a copy of a whole store at `path`; what happens to the old store is as for `replacing`.
 
     Raises:
-        FeatureStoreError: it cannot be read or written.
+        FeatureStoreError: a file cannot be read or written.
     """
-    with _taking_the_place_of(path, subject) as aside:
-        copy_file(source, aside)
+    with _replacement_file(path, subject) as temporary:
+        copy_file(source, temporary)
 
 
 def copy_store(source: Path, path: Path) -> None:
-    """Copy a store, as it is at this moment, to a file that is not there yet.
+    """Copy a store, as it is at this moment, to a new file.
 
     Raises:
-        FeatureStoreError: it cannot be read or written.
-        FileExistsError: there is a file.
+        FeatureStoreError: a file cannot be read or written.
+        FileExistsError: `path` exists.
     """
     if path.exists():
         raise FileExistsError(path)
-    aside = _aside(path)
+    temporary = _temporary_file(path)
     try:
         with translated_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            copy_file(source, aside)
-        _link(aside, path)
+            copy_file(source, temporary)
+        _link(temporary, path)
     finally:
-        aside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
-def _taking_the_place_of(path: Path, subject: Subject) -> Iterator[Path]:
+def _replacement_file(path: Path, subject: Subject) -> Iterator[Path]:
+    """Yield a path for a new store about `subject`; at the end of the block its file replaces the one at `path`."""
     _remove_leftovers(path)
     if path.exists():
         FeatureStore.open(path)
-    aside = _aside(path)
+    temporary = _temporary_file(path)
     with contextlib.ExitStack() as stack:
-        stack.callback(aside.unlink, missing_ok=True)
-        stack.callback(lock_file(aside).unlink, missing_ok=True)
+        stack.callback(temporary.unlink, missing_ok=True)
+        stack.callback(lock_file(temporary).unlink, missing_ok=True)
         with translated_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-        yield aside
-        _take_place(aside, path, subject)
+        yield temporary
+        _replace(temporary, path, subject)
 
 
-def _aside(path: Path) -> Path:
-    """Return where this thread writes what will be at `path`."""
+def _temporary_file(path: Path) -> Path:
+    """Return where this thread writes the file that will be moved to `path`."""
     return path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}")
 
 
-def _take_place(file: Path, path: Path, subject: Subject) -> None:
-    """Move a store to `path`, and let it take over from the one there as `replacing` says.
-
-    Whoever sets a label there meanwhile waits for its turn, and then finds this file.
-    """
+def _replace(file: Path, path: Path, subject: Subject) -> None:
+    """Move a store to `path`. Writers of the old store wait meanwhile, and then find the new one."""
     with write_lock(path):
         if not path.exists():
             with translated_errors(path):
-                # Of a file that was moved away: SQLite would take it for this one's.
+                # A journal of a file that was moved away: SQLite would apply it to this one.
                 path.with_name(f"{path.name}-journal").unlink(missing_ok=True)
                 file.replace(path)
             return
     with writing(path):
-        _follow(FeatureStore(file), FeatureStore(path), subject)
+        new, old = FeatureStore(file), FeatureStore(path)
+        is_same, sha256 = old.describes(subject), old.meta().dictionary_sha256
+        if sha256 == subject.sha256:
+            new.carry_over(old, labels_alone=not is_same)
+        if not is_same:
+            _rename_aside(path, sha256)
         with translated_errors(path):
             file.replace(path)
 
 
-def _follow(store: FeatureStore, older: FeatureStore, subject: Subject) -> None:
-    """Take over from the store whose place this one takes; one about something else is kept beside it."""
-    is_same, sha256 = older.describes(subject), older.meta().dictionary_sha256
-    if sha256 == subject.sha256:
-        store.carry_over(older, labels_alone=not is_same)
-    if not is_same:
-        _keep(older.path, sha256)
-
-
-def _keep(path: Path, sha256: str) -> None:
-    """Give a store another name, after the weights that it is about; one that has that name already is spared."""
+def _rename_aside(path: Path, sha256: str) -> None:
+    """Name a store after the weights that it is about; a file that has that name already is left alone."""
     for number in itertools.count(1):
-        kept = path.with_name(f"{path.stem}-{sha256[:12]}{'' if number == 1 else f'-{number}'}{path.suffix}")
+        ending = "" if number == 1 else f"-{number}"
         with contextlib.suppress(FileExistsError):
-            _link(path, kept)
+            _link(path, path.with_name(f"{path.stem}-{sha256[:KEY_CHARS]}{ending}{path.suffix}"))
             return
 
 
 def _link(file: Path, name: Path) -> None:
-    """Give a file another name; where it cannot have two, it has that one alone.
+    """Give a file a second name; rename it if the file system has no hard links.
 
     Raises:
         FeatureStoreError: it cannot be renamed.
-        FileExistsError: there is a file of that name.
+        FileExistsError: a file of that name exists.
     """
     try:
         os.link(file, name)
     except FileExistsError:
         raise
-    except OSError:  # no links on this file system
+    except OSError:
         if name.exists():
             raise FileExistsError(name) from None
         with translated_errors(name):
@@ -148,7 +144,7 @@ def _link(file: Path, name: Path) -> None:
 
 
 def _remove_leftovers(path: Path) -> None:
-    """Remove what processes that were killed left aside."""
+    """Delete the temporary files of killed processes."""
     for file in (*path.parent.glob(f".{path.name}.*-*"), *path.parent.glob(f"..{path.name}.*-*.lock")):
         owner = file.name.lstrip(".").removeprefix(f"{path.name}.").partition("-")[0]
         if owner.isdecimal() and not psutil.pid_exists(int(owner)):

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from steerserve.core.literals import LabelOrigin, Role
 
+STORES_FOLDER = ".features"
+"""Folder in the first of `dictionary_dirs` for the stores of dictionaries in folders that are not ours to write."""
 NUM_TOP_SNIPPETS = 20
 """Strongest snippets that are kept of a feature."""
 NUM_INTERVALS = 5

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from steerserve.core.errors import FeatureStoreError
 from steerserve.core.lock import FileLock
 from steerserve.core.sqlite import NewerVersionError, connect, known_version, migrate, transaction
+from steerserve.store.details_v1 import repack_details
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -74,6 +75,7 @@ MIGRATIONS: Migrations = (
         f"CREATE VIRTUAL TABLE peak_index USING fts5(tokens, peaks, content = '', {_TOKENIZER})",
         f"CREATE VIRTUAL TABLE text_index USING fts5(text, content = '', detail = none, columnsize = 0, {_TOKENIZER})",
     ),
+    (repack_details,),
 )
 
 
@@ -165,8 +167,11 @@ def copy_file(source: Path, target: Path) -> None:
         connection.backup(copy)
 
 
-def check_file(path: Path, *, timeout_s: float = BUSY_S) -> None:
-    """Check that a file is a store, and bring one of an older version up to date.
+def check_file(path: Path, *, timeout_s: float = BUSY_S, migrates: bool = True) -> bool:
+    """Check that a file is a store, and bring one of an older version up to date if `migrates`.
+
+    Returns:
+        Whether the file has the newest version now.
 
     Raises:
         FeatureStoreError: the file is something else, damaged or of a newer version.
@@ -176,7 +181,9 @@ def check_file(path: Path, *, timeout_s: float = BUSY_S) -> None:
         if connection.execute("PRAGMA application_id").fetchone() != (APPLICATION_ID,):
             raise unusable(path, "it is not a feature store")
         if known_version(connection, MIGRATIONS) == len(MIGRATIONS):
-            return
+            return True
+    if not migrates:
+        return False
     if timeout_s < BUSY_S:
         raise StoreUnreachableError(f"The feature store {path} has an older version, which takes time to update.")
     with (
@@ -185,6 +192,7 @@ def check_file(path: Path, *, timeout_s: float = BUSY_S) -> None:
         contextlib.closing(connect(path, mode="rw", timeout_s=BUSY_S)) as connection,
     ):
         migrate(connection, MIGRATIONS)
+    return True
 
 
 def compact(path: Path) -> None:

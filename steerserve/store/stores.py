@@ -9,11 +9,10 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from steerserve.core.errors import DictionarySourceError, FeatureStoreError
+from steerserve.core.errors import FeatureStoreError
 from steerserve.model.lens import official_name
-from steerserve.store.location import StoreLocation, locate_store, own_location
+from steerserve.store.location import StoreLocation, locate_store
 from steerserve.store.schema import BUSY_S, GLANCE_S, StoreUnreachableError
-from steerserve.store.store import FeatureStore
 from steerserve.store.stored import StoreMeta, Subject
 
 if TYPE_CHECKING:
@@ -21,62 +20,65 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from steerserve.dictionaries.dictionary import Dictionary
+    from steerserve.store.store import FeatureStore
 
     Key = tuple[str, str, str]
-    """Source, weights, contents."""
+    """Source, SHA-256 of the weights and SHA-256 of the contents of a dictionary."""
 
-_FORCED = "was made for the model"
-"""What a dictionary's warnings say where it was made for another model than the one that is served."""
+_OTHER_MODEL = "was made for the model"
+"""Part of the warning of a dictionary that was loaded for another model than the one that it was made for."""
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class _Found:
-    """What came of the last look at a dictionary's files."""
+class _LookUp:
+    """Result of the last look at the files that may be a dictionary's store."""
 
     inodes: tuple[int, ...]
-    changes: tuple[int, ...]
-    """When the files were written last."""
+    """Inodes of the files; 0 for one that does not exist."""
+    modified: tuple[int, ...]
+    """Times in nanoseconds when the files were last written."""
     store: FeatureStore | None
+    """The store that was there; None if there was none."""
 
-    def holds(self, inodes: tuple[int, ...], changes: tuple[int, ...]) -> bool:
-        """Tell whether a look at files like these would come to the same."""
-        return self.inodes == inodes and (self.store is not None or self.changes == changes)
+    def is_current(self, inodes: tuple[int, ...], modified: tuple[int, ...]) -> bool:
+        """Tell whether looking at files in this state would give the same result."""
+        return self.inodes == inodes and (self.store is not None or self.modified == modified)
 
 
 class FeatureStores:
-    """Finds the store of a dictionary, whenever it is asked: jobs make new ones. Any thread."""
+    """Finds the store of a dictionary at every call, since jobs make new ones. Any thread."""
 
     def __init__(self, dictionary_dirs: Sequence[Path], allowed_dirs: Sequence[Path]) -> None:
-        """Take the configured folders, and all that `path:` sources may lie in."""
+        """Take the configured folders, and all folders that `path:` sources may lie in."""
         self._dictionary_dirs = tuple(dictionary_dirs)
         self._allowed_dirs = tuple(allowed_dirs)
-        self._model, self._names = "", tuple[str, ...]()
+        self._model, self._model_names = "", tuple[str, ...]()
         self._lock = threading.Lock()
         """Never held while a file is read."""
         self._locations: dict[Key, StoreLocation] = {}
-        self._found: dict[Key, _Found] = {}
-        self._told: set[str] = set()
-        """What the log says already."""
-        self._looking: set[Key] = set()
-        """Dictionaries whose files a thread looks at, because an event loop had no time for it."""
+        self._look_ups: dict[Key, _LookUp] = {}
+        self._logged: set[str] = set()
+        """Messages that are in the log already."""
+        self._searched: set[Key] = set()
+        """Dictionaries whose store a background thread looks for."""
 
     def serve(self, model: str, names: Sequence[str] = ()) -> None:
-        """Say which model the dictionaries are used with: what was measured with another one is none of theirs."""
+        """Set the model that the dictionaries are used with; measurements with other models are not used."""
         with self._lock:
-            self._model, self._names = model, tuple(names)
+            self._model, self._model_names = model, tuple(names)
             self._locations.clear()
-            self._found.clear()
+            self._look_ups.clear()
 
     def find(self, dictionary: Dictionary) -> FeatureStore | None:
-        """Return a dictionary's store; None where there is none, or none that can be used. Not for an event loop."""
+        """Return a dictionary's store; None if it has none that can be used. Not for an event loop."""
         return self._find(dictionary, BUSY_S)
 
     def for_writing(self, dictionary: Dictionary, model: str) -> FeatureStore:
-        """Return a dictionary's store where it can be written; made, or copied from the one that came with it.
+        """Return a dictionary's store at a path where it can be written; it is made or copied there if needed.
 
         Raises:
-            FeatureStoreError: it cannot be made, or what is in its place is no feature store.
+            FeatureStoreError: it cannot be made, or the file at its path is not a feature store.
         """
         location = self.location(dictionary)
         subject = location.subject
@@ -84,31 +86,32 @@ class FeatureStores:
         meta = StoreMeta(dictionary.sha256, dictionary.d_sae, name, created=time.time(), contents=dictionary.contents)
         written = location.store(meta)
         written.claim(subject)
-        found = self.find(dictionary)  # has the labels in memory
-        return found if found is not None and found.path == written.path else written
+        cached = self.find(dictionary)  # has labels in memory
+        return cached if cached is not None and cached.path == written.path else written
 
     def location(self, dictionary: Dictionary) -> StoreLocation:
         """Return where a dictionary's store is, or would be."""
         key = _key(dictionary)
         with self._lock:
-            known = self._locations.get(key)
-        if known is None:
-            known = self._locate(dictionary)
+            location = self._locations.get(key)
+        if location is None:
+            subject = subject_of(dictionary, self._model, self._model_names)
+            location = locate_store(dictionary.source, subject, self._dictionary_dirs, self._allowed_dirs)
             with self._lock:
-                self._locations[key] = known
-        return known
+                self._locations[key] = location
+        return location
 
     def labels(self, dictionary: Dictionary, features: Iterable[int]) -> dict[int, str]:
-        """Return the labels of those features that have one. An event loop may call it: it hardly waits there."""
+        """Return the labels of those features that have one. On an event loop it waits only for an instant."""
         store = self._find(dictionary, GLANCE_S if _is_on_event_loop() else BUSY_S)
         return store.labels(features) if store is not None else {}
 
     def label(self, dictionary: Dictionary, feature: int) -> str | None:
-        """Return a feature's label, as `labels` does."""
+        """Return a feature's label, as `labels` does; None if it has none."""
         return self.labels(dictionary, [feature]).get(feature)
 
     def statistics(self, dictionary: Dictionary) -> dict[str, Any]:
-        """Return what the dictionary object says of its features. Not for an event loop."""
+        """Return the fields of the dictionary object that are about its features. Not for an event loop."""
         store = self.find(dictionary)
         if store is None:
             return {"interpreted": False}
@@ -127,95 +130,87 @@ class FeatureStores:
 
     def _find(self, dictionary: Dictionary, timeout_s: float) -> FeatureStore | None:
         key, location = _key(dictionary), self.location(dictionary)
-        inodes, changes = _seen(location)
+        inodes, modified = _file_states(location.paths)
         with self._lock:
-            known = self._found.get(key)
-        if known is not None and known.holds(inodes, changes):
-            return known.store
+            last = self._look_ups.get(key)
+        if last is not None and last.is_current(inodes, modified):
+            return last.store
         try:
             store = location.find(timeout_s=timeout_s)
         except StoreUnreachableError as error:  # the next call may find it
             if timeout_s < BUSY_S:
-                self._look_elsewhere(dictionary)
+                self._find_in_background(dictionary)
             else:
-                self._tell(dictionary, error)
-            return known.store if known is not None else None
+                self._log_once(dictionary, error)
+            return last.store if last is not None else None
         except FeatureStoreError as error:
-            self._tell(dictionary, error)
+            self._log_once(dictionary, error)
             store = None
-        if store is not None and known is not None and known.store is not None and known.store.path == store.path:
-            store = known.store  # knows what its labels were
+        if store is not None and last is not None and last.store is not None and last.store.path == store.path:
+            store = last.store  # keeps the labels that it has in memory
         with self._lock:
-            self._found[key] = _Found(inodes, changes, store)
+            self._look_ups[key] = _LookUp(inodes, modified, store)
         return store
 
-    def _look_elsewhere(self, dictionary: Dictionary) -> None:
-        """Look at a dictionary's files in a thread, with all the time that it takes."""
+    def _find_in_background(self, dictionary: Dictionary) -> None:
+        """Look for a dictionary's store in a thread, which may wait as long as it takes."""
         key = _key(dictionary)
 
-        def look() -> None:
+        def find() -> None:
             try:
                 self._find(dictionary, BUSY_S)
             finally:
                 with self._lock:
-                    self._looking.discard(key)
+                    self._searched.discard(key)
 
         with self._lock:
-            if key in self._looking:
+            if key in self._searched:
                 return
-            self._looking.add(key)
-        threading.Thread(target=look, name="feature-store", daemon=True).start()
+            self._searched.add(key)
+        threading.Thread(target=find, name="feature-store", daemon=True).start()
 
-    def _tell(self, dictionary: Dictionary, error: FeatureStoreError) -> None:
-        """Log once why a file is not used."""
+    def _log_once(self, dictionary: Dictionary, error: FeatureStoreError) -> None:
         with self._lock:
-            is_new = error.message not in self._told
-            self._told.add(error.message)
+            is_new = error.message not in self._logged
+            self._logged.add(error.message)
         if is_new:
-            _log.warning("dictionary %s: nothing is known of its features: %s", dictionary.id, error.message)
-
-    def _locate(self, dictionary: Dictionary) -> StoreLocation:
-        subject = subject_of(dictionary, self._model, self._names)
-        try:
-            return locate_store(dictionary.source, subject, self._dictionary_dirs, self._allowed_dirs)
-        except DictionarySourceError:  # its folder has gone since it was loaded
-            return own_location(subject, self._dictionary_dirs)
+            _log.warning("dictionary %s is used without its feature store: %s", dictionary.id, error.message)
 
 
 def subject_of(dictionary: Dictionary, model: str, names: Sequence[str] = ()) -> Subject:
-    """Return what the store of a dictionary that `model` is used with has to be about.
+    """Return what the store of a dictionary that `model` is used with has to describe.
 
     Args:
-        dictionary: One that was loaded.
-        model: The model's id; empty where it is not known.
-        names: What it is called as well.
+        dictionary: A loaded dictionary.
+        model: Id of the model; empty if unknown.
+        names: Other names of the model.
     """
     made_for = dictionary.sae.cfg.metadata.model_name
-    known = [model, *names] if model else []
-    # The loader held it against the model's names; unlike the id, it does not depend on where the model is.
-    if known and made_for and not any(_FORCED in warning for warning in dictionary.warnings):
-        known.insert(0, str(made_for))
-    spelled = dict.fromkeys([*known, *map(official_name, known)])
-    return Subject(dictionary.sha256, known[0] if known else "", tuple(spelled), dictionary.contents)
+    all_names = [model, *names] if model else []
+    # The loader has compared this name with the model's. Unlike the id, it does not depend on where the model lies.
+    if all_names and made_for and not any(_OTHER_MODEL in warning for warning in dictionary.warnings):
+        all_names.insert(0, str(made_for))
+    spellings = dict.fromkeys([*all_names, *map(official_name, all_names)])
+    return Subject(dictionary.sha256, all_names[0] if all_names else "", tuple(spellings), dictionary.contents)
 
 
 def _key(dictionary: Dictionary) -> Key:
     return dictionary.source, dictionary.sha256, dictionary.contents
 
 
-def _seen(location: StoreLocation) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Return the inodes and times of what lies in a store's places; 0 for nothing."""
-    inodes, changes = list[int](), list[int]()
-    for place in location.places:
+def _file_states(paths: Iterable[Path]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return inodes and modification times of files; 0 for one that does not exist."""
+    inodes, modified = list[int](), list[int]()
+    for path in paths:
         try:
-            status = place.stat()
+            status = path.stat()
         except OSError:
             inodes.append(0)
-            changes.append(0)
+            modified.append(0)
         else:
             inodes.append(status.st_ino)
-            changes.append(status.st_mtime_ns)
-    return tuple(inodes), tuple(changes)
+            modified.append(status.st_mtime_ns)
+    return tuple(inodes), tuple(modified)
 
 
 def _is_on_event_loop() -> bool:

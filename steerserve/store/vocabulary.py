@@ -1,4 +1,4 @@
-"""The tokens that a feature store names: numbers, which are smaller than the model's ids, ids and bytes."""
+"""The tokens that occur in a feature store, numbered: small numbers take few bytes in the details of features."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ if TYPE_CHECKING:
 
 
 class Vocabulary:
-    """Numbers tokens while features are written: the frequent ones first, so that their numbers take one byte."""
+    """Numbers tokens while features are written, frequent tokens first."""
 
     def __init__(self, connection: sqlite3.Connection, token_bytes: Callable[[int], bytes]) -> None:
-        """Read what the store has; `token_bytes` gives what a token id stands for."""
+        """Read the tokens that the store has; `token_bytes` returns the bytes of a token id."""
         self._connection = connection
         self._token_bytes = token_bytes
         rows = connection.execute("SELECT number, token_id, bytes FROM tokens").fetchall()

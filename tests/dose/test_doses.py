@@ -77,7 +77,9 @@ def test_what_was_measured_is_kept_in_the_store(served: Runtime, dictionary: Dic
 def test_where_the_store_cannot_be_written_doses_are_kept_in_memory(
     served: Runtime, dictionary: Dictionary, caplog: pytest.LogCaptureFixture
 ) -> None:
-    served.stores.location(dictionary).own.mkdir(parents=True)  # a folder where the file should be
+    path = served.stores.location(dictionary).beside
+    assert path is not None
+    path.mkdir(parents=True)  # a folder where the file should be
     target = FeatureTarget(dictionary, 5)
     doses = doses_of(served, Pieces(served))
     wait(doses.measure([target]))

@@ -237,7 +237,7 @@ async def test_a_file_that_is_no_store_leaves_the_server_without_one(
         refused = await asked.patch(f"{ADMIN}/broken/0", json={"label": "x"})
         assert (refused.status_code, refused.json()["error"]["code"]) == (500, "feature_store_unusable")
     assert [record.message for record in caplog.records].count(caplog.records[-1].message) == 1
-    assert sum("nothing is known of its features" in record.message for record in caplog.records) == 1
+    assert sum("is used without its feature store" in record.message for record in caplog.records) == 1
     known.dictionary_library.unload("broken")
 
 

@@ -10,8 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from steerserve.store.details import Details, details_of, pack_details, unpack_details
+from steerserve.store.details_v1 import unpack_details_v1
 from steerserve.store.records import TextSnippet
 from tests.interpret.known import feature
+from tests.store.version_1 import pack_details_v1
 
 TOKENS = st.integers(0, 500_000)
 HALVES = st.floats(0, 65504, width=16)
@@ -53,15 +55,27 @@ def test_what_is_split_can_be_put_together_again(details: Details) -> None:
     assert unpack_details(pack_details(rest)).with_head(unpack_details(pack_details(head))) == details
 
 
+@settings(deadline=None)
+@given(DETAILS)
+def test_details_of_version_1_are_read(details: Details) -> None:
+    assert unpack_details_v1(pack_details_v1(details)) == details
+
+
 @pytest.mark.parametrize("token", [0, 207, 208, 10_447, 10_448, 75_983, 75_984, 534_735])
-def test_tokens_come_back_at_the_edges_of_one_two_and_three_bytes(token: int) -> None:
+def test_tokens_of_version_1_are_read_at_the_edges_of_one_two_and_three_bytes(token: int) -> None:
+    details = Details(peak_tokens=((token, 1),))
+    assert unpack_details_v1(pack_details_v1(details)) == details
+
+
+@pytest.mark.parametrize("token", [0, 255, 256, 65_535, 65_536, 2**32 - 1])
+def test_tokens_come_back_at_the_edges_of_one_two_and_four_bytes(token: int) -> None:
     details = Details(peak_tokens=((token, 1),))
     assert unpack_details(pack_details(details)) == details
 
 
-def test_a_number_beyond_three_bytes_is_refused() -> None:
-    with pytest.raises(ValueError, match="534736 is too large"):
-        pack_details(Details(peak_tokens=((534_736, 1),)))
+def test_a_number_beyond_four_bytes_is_refused() -> None:
+    with pytest.raises(OverflowError, match=str(2**32)):
+        pack_details(Details(peak_tokens=((2**32, 1),)))
 
 
 def test_activations_beyond_float16_are_kept_to_its_precision() -> None:
@@ -72,8 +86,9 @@ def test_activations_beyond_float16_are_kept_to_its_precision() -> None:
 
 @pytest.mark.parametrize("blob", [b"", b"not zlib", zlib.compress(b""), zlib.compress(b"\xff" * 100)])
 def test_what_is_no_blob_is_refused(blob: bytes) -> None:
-    with pytest.raises(ValueError):  # noqa: PT011 what numpy, struct or zlib say
-        unpack_details(blob)
+    for unpack in (unpack_details, unpack_details_v1):
+        with pytest.raises(ValueError):  # noqa: PT011 what numpy, struct or zlib say
+            unpack(blob)
 
 
 def test_a_blob_that_was_cut_off_is_refused() -> None:
@@ -90,8 +105,8 @@ def test_a_blob_that_would_fill_the_memory_is_refused() -> None:
         unpack_details(pack_details(details_of(feature(0)))[:-1])
 
 
-def test_tokens_are_renamed_everywhere() -> None:
+def test_tokens_are_renumbered_everywhere() -> None:
     details = details_of(feature(0, promoted="xy"))
-    renamed = details.renamed({token: token + 1000 for token in details.tokens()})
-    assert sorted(renamed.tokens()) == sorted(token + 1000 for token in details.tokens())
-    assert renamed.renamed({token: token - 1000 for token in renamed.tokens()}) == details
+    renumbered = details.renumbered({token: token + 1000 for token in details.tokens()})
+    assert sorted(renumbered.tokens()) == sorted(token + 1000 for token in details.tokens())
+    assert renumbered.renumbered({token: token - 1000 for token in renumbered.tokens()}) == details

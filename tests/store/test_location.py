@@ -16,9 +16,11 @@ from steerserve.runtime import Runtime, build_runtime
 from steerserve.store import schema, stores
 from steerserve.store.location import StoreLocation, locate_store
 from steerserve.store.records import Calibration, Label
+from steerserve.store.schema import StoreUnreachableError
 from steerserve.store.store import FeatureStore
 from steerserve.store.stored import StoreMeta, Subject
 from tests.interpret.known import byte_of, feature
+from tests.store.version_1 import downgrade
 from tests.tiny import tiny_sae_folder, tiny_settings
 
 if TYPE_CHECKING:
@@ -43,7 +45,7 @@ def harvest(runtime: Runtime, dictionary: Dictionary, label: str) -> None:
     meta = StoreMeta(
         dictionary.sha256, dictionary.d_sae, location.subject.model, 1000, contents=location.subject.contents
     )
-    location.prepare(for_interpretation=True)
+    location.prepare()
     with location.replacing(meta) as fresh:
         fresh.write_features([feature(0, label=label), feature(1)], byte_of)
 
@@ -91,7 +93,7 @@ def test_a_harvest_of_weights_that_lie_there_no_longer_leaves_the_place_to_those
     harvest(served, old, "old words")
     assert FeatureStore.open(folder / "features.sqlite3").labels([0]) == {0: "new words"}
     assert (label_of(served, old), label_of(served, new)) == ("old words", "new words")
-    assert served.stores.location(old).apart.is_file()
+    assert served.stores.location(old).own.is_file()
 
 
 def test_what_made_room_is_never_written_over(served: Runtime, tmp_path: Path) -> None:
@@ -212,20 +214,40 @@ def test_a_store_among_our_own_files_is_used_on_when_the_folder_can_be_written_a
     subject = Subject("a" * 64, "tiny", contents="c")
     meta = StoreMeta("a" * 64, 96, "tiny", contents="c")
     location = locate_store(f"path:{folder}", subject, [tmp_path / "own"], [tmp_path])
-    locked = StoreLocation(subject, location.apart, location.apart, location.own)
+    locked = StoreLocation(subject, location.own, shipped=location.beside)
     locked.store(meta).set_label(0, MINE)
     location.store(meta).set_label(1, MINE)
-    assert not location.own.exists()
+    assert location.beside is not None
+    assert not location.beside.exists()
     found = location.find()
     assert found is not None
     assert found.labels([0, 1]) == {0: "mine", 1: "mine"}
 
 
+def test_a_shipped_store_of_an_older_version_is_copied_and_not_written(tmp_path: Path) -> None:
+    subject = Subject("a" * 64, "tiny", contents="c")
+    location = StoreLocation(subject, tmp_path / "own" / "x.sqlite3", shipped=tmp_path / "shipped" / "features.sqlite3")
+    assert location.shipped is not None
+    location.shipped.parent.mkdir()
+    shipped = FeatureStore.create(location.shipped, StoreMeta("a" * 64, 16, "tiny", contents="c"))
+    shipped.write_features([feature(3, label="words")], byte_of)
+    downgrade(shipped.path)
+    before = shipped.path.read_bytes()
+    with pytest.raises(StoreUnreachableError):
+        location.find(timeout_s=0.05)
+    store = location.find()
+    assert store is not None
+    assert (store.path, store.labels([3])) == (location.own, {3: "words"})
+    assert store.feature(3) is not None
+    assert shipped.path.read_bytes() == before
+
+
 def test_what_is_broken_is_told_before_a_harvest_begins(served: Runtime) -> None:
     location = served.stores.location(served.dictionaries()[0])
-    location.own.write_bytes(b"no database at all")
+    assert location.beside is not None
+    location.beside.write_bytes(b"no database at all")
     with pytest.raises(FeatureStoreError, match="not a database"):
-        location.prepare(for_interpretation=True)
+        location.prepare()
 
 
 def test_an_error_that_passes_is_not_remembered(served: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -43,13 +43,13 @@ def test_labels_are_read(tmp_path: Path, form: str) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "no label"),
+        (b"", "has no label"),
         (b"[1]", "entry 1"),
         (b'{"index": 9, "description": "a"}', "0 to 7, and not 9"),
         (b'{"index": true, "description": "a"}', "entry 1"),
         (b'{"index": 1, "description": 3}', "entry 1"),
         (b'{"index": 1, "description": "a"}\n{"index":', "line 2"),
-        (b"[" * 100_000, "no JSON"),
+        (b"[" * 100_000, "not JSON"),
         (b"\xff\xfe", "cannot be read"),
         (b'{"index": 1}', "entry 1"),
         (b"\x1f\x8bnot packed", "cannot be read"),

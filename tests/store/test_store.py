@@ -15,10 +15,11 @@ import pytest
 
 from steerserve.core.errors import FeatureStoreError
 from steerserve.store import schema
-from steerserve.store.placement import copy_store, place_copy, replacing
+from steerserve.store.placement import copy_store, install_copy, replacing
 from steerserve.store.records import Calibration, Label
 from steerserve.store.store import FeatureStore
 from tests.interpret.known import META, SHA, byte_of, feature
+from tests.store.version_1 import downgrade
 
 PERSON = Label("bridges", "person", created=5.0)
 LLM = Label("things that cross water", "llm", 0.9, 4.0, "some-model")
@@ -156,12 +157,12 @@ def test_a_whole_store_takes_the_place_of_another_and_keeps_what_people_said_her
     store.set_labels({2: replace(PERSON, text="later here", created=9.0), 5: PERSON})
     copy.set_labels({0: replace(PERSON, text="later there", created=9.0), 6: PERSON})
     copy.write_calibrations({0: Calibration(2.0, 0.5)})
-    place_copy(copy.path, store.path, META.subject)
+    install_copy(copy.path, store.path, META.subject)
     assert store.labels(range(16)) == {0: "later there", 2: "later here", 5: "bridges", 6: "bridges"}
     assert store.calibrations() == {0: Calibration(2.0, 0.5)}
     assert [label.text for label in store.label_history(2)] == ["later here", "bridges"]
     before = store.label_histories()
-    place_copy(copy.path, store.path, META.subject)
+    install_copy(copy.path, store.path, META.subject)
     assert store.label_histories() == before
     with pytest.raises(FileExistsError):
         copy_store(store.path, copy.path)
@@ -170,7 +171,7 @@ def test_a_whole_store_takes_the_place_of_another_and_keeps_what_people_said_her
 def test_labels_are_looked_up_one_by_one_and_once(store: FeatureStore, monkeypatch: pytest.MonkeyPatch) -> None:
     store.set_labels(dict.fromkeys(range(16), PERSON))
     assert store.labels([1, 2]) == {1: "bridges", 2: "bridges"}
-    assert store._labels._known.keys() == {1, 2}
+    assert store._labels._labels.keys() == {1, 2}
     monkeypatch.setattr(store._labels, "_read", None)
     assert store.labels([2, 1]) == {1: "bridges", 2: "bridges"}
 
@@ -392,7 +393,7 @@ def test_a_store_that_does_not_say_what_it_is_about_is_refused(store: FeatureSto
     with sqlite3.connect(store.path) as connection:
         connection.execute(change)
     connection.close()
-    with pytest.raises(FeatureStoreError, match="does not say what it is about"):
+    with pytest.raises(FeatureStoreError, match="does not say which dictionary it is about"):
         FeatureStore.open(store.path)
 
 
@@ -401,8 +402,23 @@ def test_an_older_version_is_brought_up_to_date(store: FeatureStore, monkeypatch
     again = FeatureStore.open(store.path)
     assert again.feature(3) is not None
     with sqlite3.connect(store.path) as connection:
-        assert connection.execute("PRAGMA user_version").fetchone() == (2,)
+        assert connection.execute("PRAGMA user_version").fetchone() == (len(schema.MIGRATIONS),)
         assert connection.execute("SELECT mood FROM features").fetchall() == [(None,), (None,)]
+    connection.close()
+
+
+def test_a_store_of_version_1_is_read_as_it_was_written(store: FeatureStore) -> None:
+    store.set_label(3, PERSON)
+    before = [store.feature(number) for number in (0, 3)]
+    rows = store.search("bridge")
+    downgrade(store.path)
+    with pytest.raises(FeatureStoreError, match="a feature in it cannot be read"):
+        store.feature(3)
+    again = FeatureStore.open(store.path)
+    assert [again.feature(number) for number in (0, 3)] == before
+    assert again.search("bridge") == rows
+    with sqlite3.connect(store.path) as connection:
+        assert connection.execute("PRAGMA user_version").fetchone() == (2,)
     connection.close()
 
 
