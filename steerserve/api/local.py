@@ -7,7 +7,6 @@ whose own event loop is busy.
 from __future__ import annotations
 
 import asyncio
-import json
 import queue
 import threading
 from pathlib import Path
@@ -95,7 +94,7 @@ class LocalBackend:
 
     def compare(self, body: Json) -> dict[str, Any]:
         """Return what `/v1/compare` answers; kept in the data folder only if the body says `store`."""
-        request = parse_body(ComparisonRequest, _plain({"store": False, **body}))
+        request = parse_body(ComparisonRequest, {"store": False, **body})
 
         async def answer() -> dict[str, Any]:
             prepared = await prepare_comparison(self._runtime, request)
@@ -120,12 +119,12 @@ class LocalBackend:
 
     def inspect(self, body: Json) -> dict[str, Any]:
         """Return what `/v1/features/inspect` answers."""
-        request = parse_body(InspectRequest, _plain(body))
+        request = parse_body(InspectRequest, body)
         return self._wait(inspect(self._runtime, request)).model_dump(mode="json")
 
     def contrast(self, body: Json) -> dict[str, Any]:
         """Return what `/v1/features/contrast` answers."""
-        request = parse_body(ContrastRequest, _plain(body))
+        request = parse_body(ContrastRequest, body)
         return self._wait(contrast(self._runtime, request)).model_dump(mode="json")
 
     def search(self, query: str, *, dictionary: str | None, sort: Sort, limit: int) -> dict[str, Any]:
@@ -190,10 +189,10 @@ class LocalBackend:
         body = {**body, "corpus": _corpus(body["corpus"])} if "corpus" in body else body
         with jobs.admission:
             if kind == "train":
-                request = parse_body(TrainRequest, _plain(body))
+                request = parse_body(TrainRequest, body)
                 spec = training_spec(request, self._runtime, promised_bytes=jobs.promised_bytes())
                 return jobs.submit("train", request.id, spec).as_json()
-            asked = parse_body(InterpretRequest, _plain(body))
+            asked = parse_body(InterpretRequest, body)
             spec = interpretation_spec(asked, self._runtime, promised_bytes=jobs.promised_bytes())
             return jobs.submit("interpret", spec["claims"][0], spec).as_json()
 
@@ -217,7 +216,7 @@ class LocalBackend:
         self._loop.close()
 
     async def _started(self, kind: Kind, body: Json) -> tuple[Generation, AnswerWriter[Any, Any]]:
-        named = _plain({"model": self.model_id, **body})
+        named = {"model": self.model_id, **body}
         if kind == "chat":
             chat = parse_body(ChatCompletionRequest, named)
             prepared = await prepare_chat(self._runtime, chat)
@@ -292,15 +291,3 @@ def _corpus(entry: object) -> object:
     if isinstance(entry, Path) or (isinstance(entry, str) and ":" not in entry and Path(entry).exists()):
         return f"path:{Path(entry).absolute()}"
     return [_corpus(part) for part in entry] if isinstance(entry, list) else entry
-
-
-def _plain(body: Json) -> Any:  # noqa: ANN401 JSON is anything
-    """Return the body as JSON would arrive over HTTP: lists for tuples, and nothing that JSON cannot say.
-
-    Raises:
-        InvalidRequestError: it holds something else.
-    """
-    try:
-        return json.loads(json.dumps(body, allow_nan=False))
-    except (TypeError, ValueError) as error:
-        raise InvalidRequestError(f"The request cannot be written as JSON: {error}.") from error

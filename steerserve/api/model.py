@@ -1,6 +1,7 @@
 """`SteeredModel`: a model whose features can be turned up and down, from Python.
 
-The same checks, engine and results as over HTTP, in this process.
+The same checks, engine and results as over HTTP: `SteeredModel.load` runs them in this process, `SteeredModel.connect`
+asks a running server.
 """
 
 from __future__ import annotations
@@ -8,43 +9,36 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any, Literal, Self
 
+from steerserve.api.bodies import generation_body, messages_of, plain_json, steering_of
 from steerserve.api.job import JobHandle
 from steerserve.api.results import (
     Answer,
+    AnswerStream,
     ContrastResult,
     FeatureHits,
     FeaturePage,
     InspectedText,
     SteeredComparison,
-    StreamedToken,
 )
 from steerserve.wire.chat import ChatCompletion
 from steerserve.wire.completions import Completion
-from steerserve.wire.edits import Edit
-from steerserve.wire.receipt import Receipt
-from steerserve.wire.watching import WatchedToken
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from torch import Tensor
 
-    from steerserve.api.backend import Backend, Chunks
-    from steerserve.presets.preset import Preset
+    from steerserve.api.backend import Backend
+    from steerserve.api.bodies import Messages, Steering
     from steerserve.store.search import Sort
-
-    Messages = str | Sequence[Mapping[str, Any]]
-    """A conversation, or the text of one user message."""
-    Steering = str | Edit | Preset | Mapping[str, Any] | Sequence[str | Edit | Preset | Mapping[str, Any]] | None
-    """As in a request (docs/steering.md), with `Edit` and `Preset` objects besides."""
 
 
 class SteeredModel:
     """One model with its dictionaries and presets. A context manager; any thread."""
 
     def __init__(self, backend: Backend) -> None:
-        """Use `load`."""
+        """Use `load` or `connect`."""
         self._backend = backend
 
     @classmethod
@@ -78,6 +72,21 @@ class SteeredModel:
             sources = [f"{name}={source}" for name, source in dictionaries.items()]
             flags.append(Flag("dictionaries", ("dictionaries",), sources))
         return cls(LocalBackend(load_settings(config, environ=os.environ, flags=flags)))
+
+    @classmethod
+    def connect(cls, url: str = "http://127.0.0.1:8000", *, key: str | None = None) -> Self:
+        """Use the model of a running server.
+
+        Args:
+            url: The server's address, with or without `/v1`.
+            key: An API key; the variable STEERSERVE_API_KEY if absent.
+
+        Raises:
+            SteerserveError: no steerserve answers there, or it refuses the key.
+        """
+        from steerserve.api.remote import RemoteBackend  # noqa: PLC0415 it loads an HTTP client, which load does not need
+
+        return cls(RemoteBackend(url, key))
 
     def __enter__(self) -> Self:
         """Return the model itself."""
@@ -115,7 +124,7 @@ class SteeredModel:
         Raises:
             InvalidRequestError: something cannot be honoured; `param` names the field.
         """
-        body = _body(steering, features, options, messages=_messages(messages))
+        body = generation_body(steering, features, options, messages=messages_of(messages))
         return Answer(ChatCompletion.model_validate(self._backend.generate("chat", body)))
 
     def complete(
@@ -127,7 +136,7 @@ class SteeredModel:
         **options: Any,  # noqa: ANN401 the fields of a completion request
     ) -> Answer:
         """Continue a text as it stands, without the chat template; arguments as for `chat`."""
-        body = _body(steering, features, options, prompt=prompt)
+        body = generation_body(steering, features, options, prompt=prompt)
         return Answer(Completion.model_validate(self._backend.generate("completions", body)))
 
     def stream(
@@ -142,7 +151,7 @@ class SteeredModel:
 
         Iterate over what it returns. Closing it (or leaving its `with` block) ends the generation.
         """
-        body = _body(steering, features, options, messages=_messages(messages), stream=True)
+        body = generation_body(steering, features, options, messages=messages_of(messages), stream=True)
         return AnswerStream(self._backend.stream("chat", body))
 
     def compare(
@@ -161,8 +170,8 @@ class SteeredModel:
             features: As for `chat`.
             options: Other fields of a comparison: n, seed, max_tokens, metrics, by_token and so on.
         """
-        plain = [{**arm, **({"steering": _steering(arm["steering"])} if "steering" in arm else {})} for arm in arms]
-        body = _body(None, features, options, messages=_messages(messages), arms=plain)
+        plain = [{**arm, **({"steering": steering_of(arm["steering"])} if "steering" in arm else {})} for arm in arms]
+        body = generation_body(None, features, options, messages=messages_of(messages), arms=plain)
         return SteeredComparison.model_validate(self._backend.compare(body))
 
     def search(
@@ -185,7 +194,7 @@ class SteeredModel:
             options: `top`, `watch`, `dictionaries`.
         """
         body = {"text": text} if isinstance(text, str) else {"messages": list(text)}
-        return InspectedText.model_validate(self._backend.inspect({**body, **options}))
+        return InspectedText.model_validate(self._backend.inspect(plain_json({**body, **options})))
 
     def contrast(
         self,
@@ -201,7 +210,7 @@ class SteeredModel:
             options: `dictionary`, `limit`, `max_edits`.
         """
         body = {"positive": list(positive), "negative": list(negative), **options}
-        return ContrastResult.model_validate(self._backend.contrast(body))
+        return ContrastResult.model_validate(self._backend.contrast(plain_json(body)))
 
     @property
     def presets(self) -> list[str]:
@@ -229,7 +238,7 @@ class SteeredModel:
     def activations(self, text: str, hook_names: str | Sequence[str]) -> Tensor | dict[str, Tensor]:
         """Return the activations of a text (after the model's BOS token) at a hook point, `[pos, width]` in float32.
 
-        With several hook points, a dict by hook point. Only for a model that was loaded, not for a server's.
+        With several hook points, a dict by hook point. A server gives none: only for a model that `load` gave.
         """
         names = [hook_names] if isinstance(hook_names, str) else list(hook_names)
         values = self._backend.activations(text, names)
@@ -250,87 +259,7 @@ class SteeredModel:
         return self._job("interpret", options)
 
     def _job(self, kind: Literal["train", "interpret"], body: Mapping[str, Any]) -> JobHandle:
-        return JobHandle(self._backend, self._backend.start_job(kind, body)["id"])
+        return JobHandle(self._backend, self._backend.start_job(kind, plain_json(body))["id"])
 
     def _default_dictionary(self) -> str:
         return next((str(entry["id"]) for entry in self.dictionaries if entry.get("default")), "")
-
-
-class AnswerStream:
-    """A streamed answer: iterate over it for `StreamedToken` items; close it to end the generation early."""
-
-    def __init__(self, chunks: Chunks) -> None:
-        """Read `chunks`."""
-        self._chunks = chunks
-        self.text = ""
-        """The text of the first choice so far."""
-        self.receipt: Receipt | None = None
-        """The receipt, once the first choice has ended."""
-
-    def __enter__(self) -> Self:
-        """Return the stream itself."""
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """End the generation."""
-        self.close()
-
-    def __iter__(self) -> Iterator[StreamedToken]:
-        """Yield what each step added.
-
-        Raises:
-            SteerserveError: the generation failed.
-        """
-        for chunk in self._chunks:
-            for choice in chunk["choices"]:
-                token = _streamed(choice, chunk.get("steering"))
-                if not (token.text or token.features or token.finish_reason):
-                    continue
-                if token.index == 0:
-                    self.text += token.text
-                    self.receipt = token.receipt or self.receipt
-                yield token
-
-    def close(self) -> None:
-        """End the generation if it still runs. Any number of times."""
-        self._chunks.close()
-
-
-def _streamed(choice: Mapping[str, Any], receipt: Mapping[str, Any] | None) -> StreamedToken:
-    return StreamedToken(
-        text=choice["delta"].get("content") or "",
-        index=choice["index"],
-        features=tuple(map(WatchedToken.model_validate, choice.get("features") or ())),
-        finish_reason=choice.get("finish_reason"),
-        receipt=Receipt.model_validate(receipt) if receipt is not None else None,
-    )
-
-
-def _messages(messages: Messages) -> list[Mapping[str, Any]]:
-    return [{"role": "user", "content": messages}] if isinstance(messages, str) else list(messages)
-
-
-def _body(
-    steering: Steering,
-    features: bool | Mapping[str, Any],  # noqa: FBT001 as the wire's own field
-    options: Mapping[str, Any],
-    **fields: Any,  # noqa: ANN401 JSON is anything
-) -> dict[str, Any]:
-    body = {**fields, **options}
-    if steering is not None:
-        body["steering"] = _steering(steering)
-    if features:
-        body["features"] = features if isinstance(features, bool) else dict(features)
-    return body
-
-
-def _steering(value: Any) -> Any:  # noqa: ANN401 whatever a request may say, and objects for parts of it
-    """Write steering as JSON: edits as their fields, a preset object as its edits."""
-    if isinstance(value, Edit):
-        return [value.model_dump(mode="json", exclude_unset=True)]
-    if hasattr(value, "edits") and not isinstance(value, dict):  # a Preset, whose module need not be loaded here
-        return [part for edit in value.edits for part in _steering(edit)]
-    if isinstance(value, (list, tuple)):
-        parts = [_steering(part) for part in value]
-        return [item for part in parts for item in (part if isinstance(part, list) else [part])]
-    return value

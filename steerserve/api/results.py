@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from steerserve.api import notebook
 from steerserve.wire.chat import ChatCompletion
@@ -12,10 +12,13 @@ from steerserve.wire.completions import Completion
 from steerserve.wire.features import FeatureList, FeatureObject
 from steerserve.wire.receipt import Receipt
 from steerserve.wire.texts import ContrastObject, InspectionObject
+from steerserve.wire.watching import WatchedToken
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from steerserve.api.backend import Chunks
     from steerserve.wire.generation import Usage
-    from steerserve.wire.watching import WatchedToken
 
 
 @dataclass(frozen=True)
@@ -157,3 +160,53 @@ class FeaturePage(FeatureObject):
 
     def _repr_html_(self) -> str:
         return notebook.feature_page(self)
+
+
+class AnswerStream:
+    """A streamed answer: iterate over it for `StreamedToken` items; close it to end the generation early."""
+
+    def __init__(self, chunks: Chunks) -> None:
+        """Read `chunks`."""
+        self._chunks = chunks
+        self.text = ""
+        """The text of the first choice so far."""
+        self.receipt: Receipt | None = None
+        """The receipt, once the first choice has ended."""
+
+    def __enter__(self) -> Self:
+        """Return the stream itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """End the generation."""
+        self.close()
+
+    def __iter__(self) -> Iterator[StreamedToken]:
+        """Yield what each step added.
+
+        Raises:
+            SteerserveError: the generation failed.
+        """
+        for chunk in self._chunks:
+            for choice in chunk["choices"]:
+                token = _streamed(choice, chunk.get("steering"))
+                if not (token.text or token.features or token.finish_reason):
+                    continue
+                if token.index == 0:
+                    self.text += token.text
+                    self.receipt = token.receipt or self.receipt
+                yield token
+
+    def close(self) -> None:
+        """End the generation if it still runs. Any number of times."""
+        self._chunks.close()
+
+
+def _streamed(choice: Mapping[str, Any], receipt: Mapping[str, Any] | None) -> StreamedToken:
+    return StreamedToken(
+        text=choice["delta"].get("content") or "",
+        index=choice["index"],
+        features=tuple(map(WatchedToken.model_validate, choice.get("features") or ())),
+        finish_reason=choice.get("finish_reason"),
+        receipt=Receipt.model_validate(receipt) if receipt is not None else None,
+    )

@@ -14,7 +14,7 @@ from starlette.testclient import TestClient
 
 import steerserve
 from steerserve import Edit, Receipt, SteeredModel
-from steerserve.core.errors import ConfigError, InvalidRequestError, UnavailableError
+from steerserve.core.errors import ConfigError, InvalidRequestError, StartupError, UnavailableError
 from steerserve.presets.preset import parse_preset
 from steerserve.server.app import create_app
 
@@ -50,8 +50,8 @@ def test_the_package_names_what_it_offers() -> None:
         _ = steerserve.SteerdModel
 
 
-def test_a_chat_is_that_of_the_route(local: SteeredModel, llama: Runtime) -> None:
-    answer = local.chat("Hi", steering=[EDIT], features=True, logprobs=True, top_logprobs=2, n=2, **GREEDY)
+def test_a_chat_is_that_of_the_route(model: SteeredModel, llama: Runtime) -> None:
+    answer = model.chat("Hi", steering=[EDIT], features=True, logprobs=True, top_logprobs=2, n=2, **GREEDY)
     body = {
         "model": llama.model_id,
         "messages": [{"role": "user", "content": "Hi"}],
@@ -74,16 +74,16 @@ def test_a_chat_is_that_of_the_route(local: SteeredModel, llama: Runtime) -> Non
     ]
 
 
-def test_a_text_is_continued_as_the_route_continues_it(local: SteeredModel, llama: Runtime) -> None:
-    answer = local.complete("Tell me", steering=[EDIT], **GREEDY)
+def test_a_text_is_continued_as_the_route_continues_it(model: SteeredModel, llama: Runtime) -> None:
+    answer = model.complete("Tell me", steering=[EDIT], **GREEDY)
     body = {"model": llama.model_id, "prompt": "Tell me", "steering": [EDIT], **GREEDY}
     with TestClient(create_app(llama), base_url="http://127.0.0.1") as client:
         same(answer.completion.model_dump(mode="json"), client.post("/v1/completions", json=body).json())
 
 
-def test_a_stream_adds_up_to_the_answer(local: SteeredModel) -> None:
-    answer = local.chat("Hi", steering=[EDIT], features={"top": 2}, **GREEDY)
-    stream = local.stream("Hi", steering=[EDIT], features={"top": 2}, **GREEDY)
+def test_a_stream_adds_up_to_the_answer(model: SteeredModel) -> None:
+    answer = model.chat("Hi", steering=[EDIT], features={"top": 2}, **GREEDY)
+    stream = model.stream("Hi", steering=[EDIT], features={"top": 2}, **GREEDY)
     tokens = list(stream)
     assert "".join(map(str, tokens)) == answer.text == stream.text
     assert [entry for token in tokens for entry in token.features] == answer.features
@@ -101,15 +101,15 @@ def test_leaving_a_stream_gives_its_slot_back(local: SteeredModel) -> None:
     assert runtime.stats().num_running == 0
 
 
-def test_steering_takes_edits_and_presets_as_objects(local: SteeredModel) -> None:
-    plain = local.chat("Hi", steering=[EDIT, {"feature": 5, "mode": "ablate"}], **GREEDY)
+def test_steering_takes_edits_and_presets_as_objects(model: SteeredModel) -> None:
+    plain = model.chat("Hi", steering=[EDIT, {"feature": 5, "mode": "ablate"}], **GREEDY)
     preset = parse_preset("name: two\nedits:\n  - {feature: 3, scale: 4.0}\n", file="two.yaml")
-    objects = local.chat("Hi", steering=[preset, Edit(feature=5, mode="ablate")], **GREEDY)
+    objects = model.chat("Hi", steering=[preset, Edit(feature=5, mode="ablate")], **GREEDY)
     assert objects.text == plain.text
     assert objects.receipt is not None
     assert plain.receipt is not None
     assert objects.receipt.fingerprint == plain.receipt.fingerprint
-    assert local.chat("Hi", steering=Edit(feature=3, scale=4.0), **GREEDY).receipt is not None
+    assert model.chat("Hi", steering=Edit(feature=3, scale=4.0), **GREEDY).receipt is not None
 
 
 @pytest.mark.parametrize(
@@ -124,16 +124,16 @@ def test_steering_takes_edits_and_presets_as_objects(local: SteeredModel) -> Non
     ],
 )
 def test_mistakes_are_refused_as_over_http(
-    local: SteeredModel, options: dict[str, Any], param: str | None, message: str
+    model: SteeredModel, options: dict[str, Any], param: str | None, message: str
 ) -> None:
     with pytest.raises(Exception, match=message) as caught:
-        local.chat("Hi", **options)
+        model.chat("Hi", **options)
     assert getattr(caught.value, "param", "none") == param
 
 
-def test_a_comparison_is_that_of_the_route(local: SteeredModel, llama: Runtime) -> None:
+def test_a_comparison_is_that_of_the_route(model: SteeredModel, llama: Runtime) -> None:
     arms: list[dict[str, Any]] = [{"name": "base"}, {"name": "pushed", "steering": [EDIT]}]
-    comparison = local.compare("Hi", arms=arms, **GREEDY)
+    comparison = model.compare("Hi", arms=arms, **GREEDY)
     body = {"messages": [{"role": "user", "content": "Hi"}], "arms": arms, "store": False, **GREEDY}
     with TestClient(create_app(llama), base_url="http://127.0.0.1") as client:
         same(comparison.model_dump(mode="json"), client.post("/v1/compare", json=body).json())
@@ -141,14 +141,14 @@ def test_a_comparison_is_that_of_the_route(local: SteeredModel, llama: Runtime) 
     assert comparison.arms[1].samples[0].metrics is not None
 
 
-def test_texts_are_read_as_over_http(local: SteeredModel, llama: Runtime) -> None:
+def test_texts_are_read_as_over_http(model: SteeredModel, llama: Runtime) -> None:
     sets = {"positive": ["aaaa b", "aaab"], "negative": ["cccc", "dddd"]}
     with TestClient(create_app(llama), base_url="http://127.0.0.1") as client:
         inspected = client.post("/v1/features/inspect", json={"text": "Hello", "top": 3}).json()
         contrasted = client.post("/v1/features/contrast", json=sets).json()
-    assert local.inspect("Hello", top=3).model_dump(mode="json") == inspected
-    assert local.contrast(**sets).model_dump(mode="json") == contrasted
-    assert local.inspect([{"role": "user", "content": "Hello"}]).tokens
+    assert model.inspect("Hello", top=3).model_dump(mode="json") == inspected
+    assert model.contrast(**sets).model_dump(mode="json") == contrasted
+    assert model.inspect([{"role": "user", "content": "Hello"}]).tokens
 
 
 def test_activations_are_those_of_the_model(local: SteeredModel, llama: Runtime) -> None:
@@ -213,3 +213,27 @@ def test_a_receipt_reads_its_json(local: SteeredModel) -> None:
     assert receipt is not None
     assert Receipt.model_validate(receipt.as_json()) == receipt
     assert receipt.edits[0].raw_scale == 4.0
+
+
+def test_a_server_lists_what_it_serves(remote: SteeredModel, llama: Runtime) -> None:
+    assert remote.id == llama.model_id
+    assert [entry["id"] for entry in remote.dictionaries] == [entry.id for entry in llama.dictionaries()]
+    assert remote.presets == []
+    with pytest.raises(InvalidRequestError, match=r"SteeredModel\.load"):
+        remote.activations("Hello", "blocks.0.hook_resid_post")
+
+
+def test_leaving_a_servers_stream_frees_its_slot(remote: SteeredModel, llama: Runtime) -> None:
+    with remote.stream("Hi", temperature=0, ignore_eos=True) as stream:
+        next(iter(stream))
+    deadline = time.monotonic() + 30
+    while llama.stats().num_running and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert llama.stats().num_running == 0
+
+
+def test_connecting_to_nothing_says_how_to_start_a_server() -> None:
+    with pytest.raises(StartupError, match="steerserve serve"):
+        SteeredModel.connect("http://127.0.0.1:9")
+    with pytest.raises(StartupError, match="not the URL"):
+        SteeredModel.connect("nowhere")
