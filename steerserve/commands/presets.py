@@ -1,4 +1,4 @@
-"""The commands `steerserve presets ...`. Nothing heavy is imported before one runs."""
+"""The commands `steerserve presets ...`; heavy imports wait until a command runs."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ _SHOWN_CHARS = 60
 
 Name = Annotated[str, typer.Argument(help="The preset's name.", show_default=False)]
 
-presets_app = typer.Typer(help="List, check, try and make presets.", no_args_is_help=True)
+presets_app = typer.Typer(help="List, check, test and make presets.", no_args_is_help=True)
 
 
 @presets_app.command("list")
 def presets_list() -> None:
-    """List the presets that a server would have, broken ones too."""
+    """List the presets that a server would have, including broken ones."""
     snapshot = _library().snapshot()
     table = Table("name", "version", "model", "edits", "checks", "from", "description", box=None)
     for name in sorted({*snapshot.presets, *snapshot.broken}):
@@ -44,9 +44,9 @@ def presets_list() -> None:
             table.add_row(escape(name), "", "", "", "", origin, escape(f"cannot be used: {problem}"))
             continue
         content = preset.content
-        said = f"the file cannot be used now: {problem}" if problem is not None else content.description
+        description = f"the file cannot be used now: {problem}" if problem is not None else content.description
         counts = (str(len(content.edits)), str(len(content.checks)))
-        table.add_row(name, str(content.version), content.model or "any", *counts, origin, escape(said))
+        table.add_row(name, str(content.version), content.model or "any", *counts, origin, escape(description))
     print_table(table)
 
 
@@ -54,13 +54,13 @@ def presets_list() -> None:
 def presets_show(
     name: Name,
     *,
-    previous: Annotated[bool, typer.Option("--previous", help="The version before the present one.")] = False,
+    previous: Annotated[bool, typer.Option("--previous", help="Print the previous version.")] = False,
 ) -> None:
     """Print a preset's file."""
     library = _library()
     text = library.previous(name) if previous else library.text(name)
     if text is None and previous:
-        raise PresetError(f"No version before the present one is kept of the preset {name!r}.", param="name")
+        raise PresetError(f"No previous version of the preset {name!r} is kept.", param="name")
     if text is None:
         raise PresetError(library.snapshot().unknown(name).message, param="name")
     typer.echo(text, nl=False)
@@ -70,10 +70,10 @@ def presets_show(
 def presets_check(
     files: Annotated[
         list[Path] | None,
-        typer.Argument(help="Files to check; all that a server would read if not given.", show_default=False),
+        typer.Argument(help="Files to check; by default all that a server would read.", show_default=False),
     ] = None,
 ) -> None:
-    """Check preset files; what is wrong is printed as file:line:column, and the exit code is then 1."""
+    """Check preset files; problems are printed as file:line:column, and the exit code is then 1."""
     if files:
         problems = [problem for file in files if (problem := _problem(file)) is not None]
         num_good = len(files) - len(problems)
@@ -91,7 +91,9 @@ def presets_check(
 
 @presets_app.command("test")
 def presets_test(
-    names: Annotated[list[str] | None, typer.Argument(help="Presets; all if not given.", show_default=False)] = None,
+    names: Annotated[
+        list[str] | None, typer.Argument(help="Names of presets; all by default.", show_default=False)
+    ] = None,
     *,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Print the generated texts too.")] = False,
 ) -> None:
@@ -107,12 +109,16 @@ def presets_test(
 @presets_app.command("new")
 def presets_new(
     name: Name,
-    positive: Annotated[Path, typer.Option(help="Texts that the preset leads to, one a line.", show_default=False)],
-    negative: Annotated[Path, typer.Option(help="Texts that it leads away from, one a line.", show_default=False)],
+    positive: Annotated[
+        Path, typer.Option(help="File of texts that the preset steers to, one a line.", show_default=False)
+    ],
+    negative: Annotated[
+        Path, typer.Option(help="File of texts that it steers away from, one a line.", show_default=False)
+    ],
     dictionary: Annotated[
-        str | None, typer.Option(help="Dictionary id; the default dictionary if not given.", show_default=False)
+        str | None, typer.Option(help="Dictionary id; the default dictionary if absent.", show_default=False)
     ] = None,
-    max_edits: Annotated[int, typer.Option(min=1, max=16, help="Features to push, at most.")] = 3,
+    max_edits: Annotated[int, typer.Option(min=1, max=16, help="Largest number of edited features.")] = 3,
     *,
     replace: Annotated[bool, typer.Option("--replace", help="Replace a preset of the same name.")] = False,
 ) -> None:
@@ -147,7 +153,7 @@ def presets_new(
         raise ConfigError(error.message) from error
     _print_edits(made)
     typer.echo(f"{library.folder / name}{SUFFIX}")
-    typer.echo(f'Use it with: "steering": "{name}", or behind the model\'s name: @{name}')
+    typer.echo(f'Use it with: "steering": "{name}", or after the model\'s name: @{name}')
 
 
 @presets_app.command("schema")
@@ -166,11 +172,11 @@ def _problem(file: Path) -> str | None:
     if file.suffix != SUFFIX:
         return f"{file}:1:1: a preset's file ends in {SUFFIX}; rename it to {file.stem}{SUFFIX}."
     try:
-        # Links are followed here, where somebody names the file; a pipe would keep the command waiting.
+        # The user named this file, so links are followed; a pipe would keep the command waiting.
         text = decode_preset(read_plain(Path(os.path.realpath(file)), MAX_FILE_BYTES + 1), file=str(file))
         parse_preset(text, file=str(file), name=file.stem)
     except OSError as error:
-        return f"{file}:1:1: it cannot be read: {error.strerror}."
+        return f"{file}:1:1: the file cannot be read: {error.strerror}."
     except PresetError as error:
         return error.message
     return None
@@ -179,7 +185,7 @@ def _problem(file: Path) -> str | None:
 def _library() -> PresetLibrary:
     from steerserve.presets.library import open_library
 
-    # The commands say themselves what is wrong with a file; without a handler Python would print the warning too.
+    # The commands report broken files themselves; without a handler Python would print the log's warnings too.
     logging.getLogger("steerserve.presets").addHandler(logging.NullHandler())
     return open_library(environment_settings())
 

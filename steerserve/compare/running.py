@@ -1,4 +1,4 @@
-"""Scoring beside generation: one text after the other, each in pieces between the engine's steps."""
+"""Scoring beside generation: one text after the other, each in pieces between two steps of the engine."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from steerserve.engine.background import RunExclusive
 
 _MAX_IN_TURN = 16
-"""Texts of one comparison after another while others wait: each change of comparison reads its prompts again."""
+"""Most texts of one comparison in a row while others wait; after a change of comparison its prompts are read again."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -28,7 +28,7 @@ class _Text:
     scorer: Scorer
     arm: Arm
     token_ids: Sequence[int]
-    is_wanted: Callable[[], bool]
+    is_needed: Callable[[], bool]
     future: Future[SampleScore] = field(default_factory=Future)
 
 
@@ -41,30 +41,30 @@ class ScoringQueue:
         self._lock = threading.Lock()
         self._worker: ThreadPoolExecutor | None = None
         self._texts: list[_Text] = []
-        """Those that wait, in the order in which they came."""
+        """Texts that wait, in order of arrival."""
         self._current: Scorer | None = None
         self._num_in_turn = 0
-        """Texts of the current comparison since it became that."""
+        """Number of texts of `_current` that were scored since it became the current comparison."""
         self._is_stopped = False
 
     def submit(
-        self, scorer: Scorer, arm: Arm, token_ids: Sequence[int], is_wanted: Callable[[], bool]
+        self, scorer: Scorer, arm: Arm, token_ids: Sequence[int], is_needed: Callable[[], bool]
     ) -> Future[SampleScore]:
-        """Queue a text; it is given up between two pieces once it is not wanted any more.
+        """Queue a text; its scoring ends between two pieces once `is_needed` returns false.
 
         Raises:
-            UnavailableError: the server is stopping; the future raises it too, or EngineError.
+            UnavailableError: the server is stopping; the future may raise it too, or EngineError.
         """
-        text = _Text(scorer, arm, token_ids, is_wanted)
+        text = _Text(scorer, arm, token_ids, is_needed)
         with self._lock:
             self._queue(self._score_next)
             self._texts.append(text)
         return text.future
 
     def release(self, scorer: Scorer) -> None:
-        """Forget a comparison's prompts, once its texts are scored or not wanted."""
-        with self._lock, contextlib.suppress(UnavailableError):  # the thread has ended, and what it knew with it
-            self._queue(lambda: self._leave(scorer))
+        """Free the memory of a comparison's prompts, once its texts are scored or no longer needed."""
+        with self._lock, contextlib.suppress(UnavailableError):  # the thread has ended, and its memory is free
+            self._queue(lambda: self._forget(scorer))
 
     def stop(self) -> None:
         """End the thread; call it once the engine takes no more work. Any number of times."""
@@ -79,7 +79,7 @@ class ScoringQueue:
         self._current = None
 
     def _queue(self, work: Callable[[], None]) -> Future[None]:
-        """Let the thread do something after what it has been given already; the lock is held."""
+        """Let the thread do `work` after what is queued already. The caller holds the lock."""
         if self._is_stopped:
             message = "The server is stopping."
             raise UnavailableError(message)
@@ -92,22 +92,22 @@ class ScoringQueue:
             return
         try:
             score = self._score(text)
-        except BaseException as error:  # noqa: BLE001 raised again by who waits for it
+        except BaseException as error:  # noqa: BLE001 raised again by whoever waits for the future
             text.future.set_exception(error)
         else:
             text.future.set_result(score)
 
     def _next_text(self) -> _Text | None:
-        """Take the text that waits longest, of the current comparison for as long as it has a turn."""
+        """Take the text that waits longest, one of the current comparison as long as its turn lasts."""
         with self._lock:
             if not self._texts:
                 return None
             stays = self._num_in_turn < _MAX_IN_TURN
-            wanted = (place for place, text in enumerate(self._texts) if (text.scorer is self._current) == stays)
-            return self._texts.pop(next(wanted, 0))
+            matches = (index for index, text in enumerate(self._texts) if (text.scorer is self._current) == stays)
+            return self._texts.pop(next(matches, 0))
 
     def _score(self, text: _Text) -> SampleScore:
-        if not text.is_wanted():  # its comparison may have been released
+        if not text.is_needed():  # its comparison may have been released
             raise CancelledError
         if text.scorer is not self._current:
             if self._current is not None:
@@ -117,11 +117,11 @@ class ScoringQueue:
         return drive(
             self._run_exclusive,
             text.scorer.read(text.arm, text.token_ids),
-            is_cancelled=lambda: not text.is_wanted(),
+            is_cancelled=lambda: not text.is_needed(),
             should_retry=lambda: not self._is_stopped,
         )
 
-    def _leave(self, scorer: Scorer) -> None:
+    def _forget(self, scorer: Scorer) -> None:
         scorer.forget()
         if self._current is scorer:
             self._current = None

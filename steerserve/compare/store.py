@@ -1,7 +1,7 @@
-"""Comparisons that are kept: one SQLite file, the oldest dropped when there are too many or they are too large.
+"""Kept comparisons: one SQLite file, from which the oldest are dropped beyond a number and a size.
 
-Any thread but that of an event loop, several processes: every call opens the file for itself and is one transaction,
-so that what was kept is there after any crash of the process. The file is made with the first comparison.
+Any thread but that of an event loop, and several processes, may use it: every call opens the file for itself and is one
+transaction, so kept comparisons survive any crash of the process. The first comparison creates the file.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 FOLDER = ".comparisons"
 MAX_KEPT = 1000
 MAX_BYTES = 256 * 1024 * 1024
-"""Of all that is kept, as JSON."""
+"""Largest size of all kept comparisons together, as JSON."""
 MAX_ONE_BYTES = 64 * 1024 * 1024
-"""A comparison that is larger is not kept: it would push out too many others."""
+"""Largest size of one comparison; a larger one is not kept, since it would push out too many others."""
 _BUSY_S = 10.0
 _RETRY_AFTER_S = 5
 _MIGRATIONS = (
@@ -43,28 +43,28 @@ _MIGRATIONS = (
 
 @dataclass(frozen=True, slots=True)
 class KeptPage:
-    """Some of the comparisons, newest first."""
+    """Summaries of some comparisons, newest first."""
 
     summaries: list[dict[str, Any]]
     has_more: bool
 
 
 class ComparisonStore:
-    """The file. Every method raises UnavailableError where it cannot be read or written now."""
+    """The file of kept comparisons. Every method raises UnavailableError if the file cannot be read or written now."""
 
     def __init__(self, folder: Path, *, max_kept: int = MAX_KEPT, max_bytes: int = MAX_BYTES) -> None:
-        """Keep at most so many comparisons, of so many bytes together, in `folder`."""
+        """Keep at most `max_kept` comparisons, of at most `max_bytes` together, in `folder`."""
         self.path = folder.absolute() / "comparisons.sqlite3"
         self._max_kept = max_kept
         self._max_bytes = max_bytes
 
     def add(self, comparison_id: str, summary: Mapping[str, Any], content: str) -> bool:
-        """Keep a comparison, and drop the oldest beyond the bounds; False where it is too large to be kept.
+        """Keep a comparison and drop the oldest ones beyond the limits; return false if it is too large to be kept.
 
         Args:
-            comparison_id: Its id, which is new.
-            summary: What lists show of it.
-            content: The whole, as JSON.
+            comparison_id: The new comparison's id.
+            summary: What lists show of the comparison.
+            content: The whole comparison, as JSON.
         """
         listed = json.dumps(summary)
         num_bytes = len(content.encode()) + len(listed)
@@ -77,14 +77,14 @@ class ComparisonStore:
             )
             connection.execute(
                 "DELETE FROM comparisons WHERE number IN (SELECT number FROM (SELECT number, "
-                "row_number() OVER newest AS place, sum(num_bytes) OVER newest AS size FROM comparisons "
-                "WINDOW newest AS (ORDER BY number DESC)) WHERE place > ? OR size > ?)",
+                "row_number() OVER newest AS rank, sum(num_bytes) OVER newest AS size FROM comparisons "
+                "WINDOW newest AS (ORDER BY number DESC)) WHERE rank > ? OR size > ?)",
                 (self._max_kept, self._max_bytes),
             )
         return True
 
     def page(self, *, limit: int, offset: int) -> KeptPage:
-        """Return the summaries of some, the newest first."""
+        """Return the summaries of `limit` comparisons, newest first, after skipping `offset`."""
         with self._opened() as connection:
             rows = connection.execute(
                 "SELECT summary FROM comparisons ORDER BY number DESC LIMIT ? OFFSET ?", (limit + 1, offset)
@@ -92,10 +92,10 @@ class ComparisonStore:
         return KeptPage([json.loads(summary) for (summary,) in rows[:limit]], len(rows) > limit)
 
     def find(self, comparison_id: str) -> str:
-        """Return a comparison as the JSON that was kept.
+        """Return a kept comparison as JSON.
 
         Raises:
-            NotFoundError: there is none of that id.
+            NotFoundError: no comparison has that id.
         """
         with self._opened() as connection:
             row = connection.execute("SELECT content FROM comparisons WHERE id = ?", (comparison_id,)).fetchone()
@@ -104,10 +104,10 @@ class ComparisonStore:
         return str(row[0])
 
     def delete(self, comparison_id: str) -> None:
-        """Forget a comparison.
+        """Delete a comparison.
 
         Raises:
-            NotFoundError: there is none of that id.
+            NotFoundError: no comparison has that id.
         """
         with self._opened() as connection:
             deleted = connection.execute("DELETE FROM comparisons WHERE id = ?", (comparison_id,)).rowcount
@@ -140,7 +140,7 @@ class ComparisonStore:
 
 def _unknown(comparison_id: str) -> NotFoundError:
     message = (
-        f"There is no comparison {comparison_id[:100]!r}. GET /v1/comparisons lists those that are kept; the oldest "
-        "are dropped when there are too many."
+        f"There is no comparison {comparison_id[:100]!r}. GET /v1/comparisons lists the kept ones; the oldest are "
+        "dropped when there are too many."
     )
     return NotFoundError(message, param="comparison_id", code="comparison_not_found")

@@ -1,4 +1,4 @@
-"""One folder of preset files, read again where a file has changed; what a broken change had before is kept."""
+"""One folder of preset files: a changed file is read again, and if it is broken its last good version stays in use."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _SETTLED_NS = 2_000_000_000
-"""A file that changed a shorter time ago is read again: its next change could fall into the same tick of the clock."""
+"""Age from which a change is trusted to be the last one: two quick changes can have the same time stamp."""
 _MISNAMED = frozenset({".yml"})
 
 _log = logging.getLogger(__name__)
@@ -27,14 +27,14 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """What is known of one file."""
+    """The state of one preset file."""
 
     preset: Preset | None
-    """As it was when it could last be used; None where it never could."""
+    """The last version that could be used; None if there was no such version."""
     problem: str | None
-    """Why the file cannot be used as it is now: its name without the folder, line, column and a sentence."""
+    """Why the present file cannot be used, as `NAME.yaml:line:column: sentence`; None if it can."""
     text: str | None = None
-    """What is in the file now; None where it may not or cannot be read."""
+    """The present text of the file; None if it may not or cannot be read."""
 
 
 class _Stamp(NamedTuple):
@@ -45,11 +45,11 @@ class _Stamp(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class _Seen:
+class _SeenFile:
     stamp: _Stamp | None
     is_settled: bool
     content: str
-    """The file's text, or why it could not be read."""
+    """The file's text, or the message that says why it could not be read."""
     entry: Entry
 
 
@@ -57,28 +57,28 @@ class PresetFolder:
     """A folder whose files `NAME.yaml` are presets. Any thread."""
 
     def __init__(self, path: Path) -> None:
-        """Read `path`, which need not be there."""
+        """Read `path`, which need not exist."""
         self.path = path
         self._lock = threading.Lock()
-        self._seen: dict[str, _Seen] = {}
+        self._seen: dict[str, _SeenFile] = {}
         self._unreadable: str | None = None
 
     def scan(self) -> tuple[dict[str, Entry], str | None]:
-        """Return the files as they are now, by name, and why the folder itself cannot be read."""
+        """Return the present state of each file by name, and why the folder itself cannot be read, if so."""
         with self._lock:
             try:
                 files = self._files()
             except OSError as error:
-                self._tell_unreadable(f"The folder of presets cannot be read: {error.strerror}.")
+                self._log_unreadable(f"The folder of presets cannot be read: {error.strerror}.")
                 return {name: seen.entry for name, seen in self._seen.items()}, self._unreadable
             self._unreadable = None
             for name in self._seen.keys() - files.keys():
-                _log.info("preset %s: its file is gone", name)
-            self._seen = {name: self._look(name, file) for name, file in sorted(files.items())}
+                _log.info("preset %s: its file was removed", name)
+            self._seen = {name: self._checked(name, file) for name, file in sorted(files.items())}
             return {name: seen.entry for name, seen in self._seen.items()}, None
 
     def text(self, name: str) -> tuple[bool, str | None]:
-        """Return whether there is a file of that name, and its text where it can be read; parses nothing."""
+        """Return whether a file of that name exists, and its text if it can be read; parses nothing."""
         file = self.path / f"{name}{SUFFIX}"
         if not re.fullmatch(PRESET_NAME, name) or not os.path.lexists(file):
             return False, None
@@ -89,38 +89,37 @@ class PresetFolder:
             files = [file for file in self.path.iterdir() if not file.name.startswith(".")]
         except FileNotFoundError:
             return {}
-        found = {file.stem: file for file in files if file.suffix == SUFFIX}
-        misnamed = (file for file in files if file.suffix in _MISNAMED)
-        return found | {file.name: file for file in misnamed}
+        presets = {file.stem: file for file in files if file.suffix == SUFFIX}
+        return presets | {file.name: file for file in files if file.suffix in _MISNAMED}
 
-    def _tell_unreadable(self, message: str) -> None:
+    def _log_unreadable(self, message: str) -> None:
         if message != self._unreadable:
-            _log.warning("%s: %s Those that were read stay in use.", self.path, message)
+            _log.warning("%s: %s The presets that were read before stay in use.", self.path, message)
         self._unreadable = message
 
-    def _look(self, name: str, file: Path) -> _Seen:
-        """Return what is known of a file, read again where it may have changed."""
-        known = self._seen.get(name)
+    def _checked(self, name: str, file: Path) -> _SeenFile:
+        """Return the state of a file, which is read again if it may have changed."""
+        seen = self._seen.get(name)
         stamp = _stamp(file)
-        if known is not None and known.is_settled and known.stamp == stamp is not None:
-            return known
+        if seen is not None and seen.is_settled and seen.stamp == stamp is not None:
+            return seen
         now = time.time_ns()
         is_settled = stamp is not None and max(stamp.changed_ns, stamp.modified_ns) + _SETTLED_NS < now
         text, content = self._read(name, file)
-        if known is not None and known.content == content:
-            return _Seen(stamp, is_settled, content, known.entry)
-        last = known.entry.preset if known is not None else None
+        if seen is not None and seen.content == content:
+            return _SeenFile(stamp, is_settled, content, seen.entry)
+        last = seen.entry.preset if seen is not None else None
         entry = _parsed(name, file, text) if text is not None else Entry(None, content)
         if entry.problem is not None:
-            kept = " The version before stays in use." if last is not None else ""
+            kept = " Its last good version stays in use." if last is not None else ""
             _log.warning("preset %s cannot be used: %s%s", name, self.path / entry.problem, kept)
             entry = Entry(last, entry.problem, text)
-        elif known is not None:
-            _log.info("preset %s: read again, as its file has changed", name)
-        return _Seen(stamp, is_settled, content, entry)
+        elif seen is not None:
+            _log.info("preset %s: its file has changed and was read again", name)
+        return _SeenFile(stamp, is_settled, content, entry)
 
     def _read(self, name: str, file: Path) -> tuple[str | None, str]:
-        """Return a file's text, None where it cannot be read, and beside it the text or else why that is so."""
+        """Return a file's text twice; if it cannot be read, None and the message that says why."""
         try:
             text = self._read_text(name, file)
         except PresetError as error:
@@ -131,22 +130,22 @@ class PresetFolder:
         """Return a file's text.
 
         Raises:
-            PresetError: it has no fit name, leaves the folder, or cannot be read.
+            PresetError: the file has no name for a preset, is a link out of the folder, or cannot be read.
         """
         where = f"{file.name}:1:1"
         if file.suffix != SUFFIX:
             raise PresetError(f"{where}: a preset's file ends in {SUFFIX}; rename it to {file.stem}{SUFFIX}.")
         if not re.fullmatch(PRESET_NAME, name):
-            raise PresetError(f"{where}: {name!r} is no name for a preset: {NAME_RULE}; rename the file.")
+            raise PresetError(f"{where}: {name!r} is not a name for a preset ({NAME_RULE}); rename the file.")
         try:
-            # A link within the folder is fine, as Kubernetes makes them; elsewhere could be anything.
+            # Kubernetes makes links within the folder; a link that leaves it could lead to any file.
             target = file.resolve(strict=True)
             if not target.is_relative_to(self.path.resolve()):
-                raise PresetError(f"{where}: it is a link that leaves the folder; put the file itself there.")
+                raise PresetError(f"{where}: the file is a link that leaves the folder; put the file itself there.")
             data = read_plain(target, MAX_FILE_BYTES + 1)
-        except (OSError, RuntimeError) as error:  # a loop of links is a RuntimeError before Python 3.13
+        except (OSError, RuntimeError) as error:  # links in a circle are a RuntimeError before Python 3.13
             reason = error.strerror if isinstance(error, OSError) else "its links go in a circle"
-            raise PresetError(f"{where}: it cannot be read: {reason}.") from error
+            raise PresetError(f"{where}: the file cannot be read: {reason}.") from error
         return decode_preset(data, file=file.name)
 
 

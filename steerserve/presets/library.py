@@ -1,8 +1,7 @@
-"""The presets that a server knows: those of its folder over those that come with the package."""
+"""The presets of a server: those in its own folder, and those of the package that the folder does not replace."""
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 import stat
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING
 from steerserve.core.config import DEFAULT_MODEL
 from steerserve.core.errors import InvalidRequestError, NotFoundError, PresetError, PresetFolderError
 from steerserve.core.files import atomic_file, read_plain, write_text
+from steerserve.core.names import did_you_mean
 from steerserve.presets.folder import PresetFolder
 from steerserve.presets.preset import MAX_FILE_BYTES, SUFFIX, Preset, PresetDefaults, defaults_of
 from steerserve.presets.schema import NAME_RULE, PRESET_NAME
@@ -30,22 +30,23 @@ _NUM_SHOWN = 20
 
 @dataclass(frozen=True, slots=True)
 class PresetSnapshot:
-    """All presets at one moment: what a request finds, it finds from beginning to end. A `PresetLookup`."""
+    """All presets at one moment, so that a request sees the same ones from beginning to end. A `PresetLookup`."""
 
     presets: Mapping[str, Preset]
-    """As they were when they could last be used."""
+    """The last good version of each preset, by name."""
     broken: Mapping[str, str]
-    """Why files cannot be used as they are now, by name."""
+    """Why the present file cannot be used, by name; `.` is the folder itself."""
     bundled: frozenset[str] = frozenset()
-    """Names of those that come with the package."""
+    """Names of the presets that come with the package."""
     model_id: str | None = None
+    """Id of the served model; None takes presets of all models."""
 
     def find(self, name: str) -> Preset:
         """Return a preset that the served model can use.
 
         Raises:
-            NotFoundError: there is none of that name; the message says which is nearest.
-            PresetError: its file never could be used, or it was made for another model.
+            NotFoundError: no preset has that name; the message suggests the nearest.
+            PresetError: its file has no good version, or it was made for another model.
         """
         preset = self.presets.get(name)
         if preset is None:
@@ -57,43 +58,41 @@ class PresetSnapshot:
         return preset
 
     def usable(self) -> list[str]:
-        """Return the names of those that the served model can use."""
+        """Return the names of the presets that the served model can use."""
         return [name for name, preset in self.presets.items() if preset.misfit(self.model_id) is None]
 
     def defaults(self, names: Iterable[str]) -> PresetDefaults:
-        """Return what presets give a request beside their edits; names that nobody knows give nothing."""
+        """Return the defaults that presets give a request beside their edits; unknown names give nothing."""
         return defaults_of([self.presets[name] for name in names if name in self.presets])
 
     def unknown(self, name: str) -> NotFoundError:
-        """Return the error that says which presets there are."""
-        known = self.usable()
-        near = difflib.get_close_matches(name.lower()[:100], known, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        more = f" and {len(known) - _NUM_SHOWN} more" if len(known) > _NUM_SHOWN else ""
-        shown = ", ".join(known[:_NUM_SHOWN]) or "none yet"
-        message = f"There is no preset {name[:100]!r}.{hint} There are: {shown}{more}."
+        """Return the error for a name that no preset has; it lists the presets."""
+        usable = self.usable()
+        more = f" and {len(usable) - _NUM_SHOWN} more" if len(usable) > _NUM_SHOWN else ""
+        listed = f"The presets are: {', '.join(usable[:_NUM_SHOWN])}{more}." if usable else "There are no presets yet."
+        message = f"There is no preset {name[:100]!r}.{did_you_mean(name.lower(), usable)} {listed}"
         return NotFoundError(message, param="name", code="preset_not_found")
 
 
 @dataclass(slots=True)
 class PresetLibrary:
-    """Presets in files, as they are at each look: a folder of one's own, over what the package brings. Any thread."""
+    """Presets in files, read as they are at each call: a server's own folder over the package's presets. Any thread."""
 
     folder: Path
     bundled: Path | None = None
     model_id: str | None = None
-    """The served model; None takes presets of all models."""
+    """Id of the served model; None takes presets of all models."""
     _own: PresetFolder = field(init=False, repr=False)
     _base: PresetFolder | None = field(init=False, repr=False)
     _writing: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)
 
     def __post_init__(self) -> None:
-        """Read nothing yet."""
+        """Prepare the folders; nothing is read yet."""
         self._own = PresetFolder(self.folder)
         self._base = PresetFolder(self.bundled) if self.bundled is not None else None
 
     def snapshot(self) -> PresetSnapshot:
-        """Return the presets as they are now; reads what has changed. Not for an event loop."""
+        """Return the presets as they are now; changed files are read. Not for an event loop."""
         own, unreadable = self._own.scan()
         base = self._base.scan()[0] if self._base is not None else {}
         presets = {name: entry.preset for name, entry in base.items() if entry.preset is not None}
@@ -113,11 +112,11 @@ class PresetLibrary:
         return self.snapshot().find(name)
 
     def put(self, name: str, text: str) -> bool:
-        """Write a preset's file, whole or not at all, and keep the version before; tell whether it is a new preset.
+        """Write a preset's file, whole or not at all, and keep the previous version; return whether the preset is new.
 
         Raises:
-            InvalidRequestError: that is no name for a preset.
-            PresetError: a folder of that name is in the way.
+            InvalidRequestError: a preset cannot have that name.
+            PresetError: a folder has the name of the file.
             PresetFolderError: the folder cannot be written.
         """
         check_name(name)
@@ -126,22 +125,22 @@ class PresetLibrary:
             _check_no_folder(file)
             try:
                 self.folder.mkdir(parents=True, exist_ok=True)
-                # In this order: where the disk is full, the version that was kept before is not lost for nothing.
-                with atomic_file(file, text) as aside:
+                # In this order, so that a full disk does not cost the previous version for nothing.
+                with atomic_file(file, text) as written:
                     if before is not None and before != text:
                         self._keep(name, before)
-                    aside.replace(file)
+                    written.replace(file)
             except OSError as error:
                 raise _unwritable(name, error) from error
         return before is None
 
     def delete(self, name: str) -> None:
-        """Remove a preset's file, and keep its text as the version before.
+        """Remove a preset's file, and keep its text as the previous version.
 
         Raises:
-            NotFoundError: there is none of that name.
-            InvalidRequestError: it comes with the package.
-            PresetError: what has that name is a folder.
+            NotFoundError: no preset has that name.
+            InvalidRequestError: the preset comes with the package.
+            PresetError: a folder has the name of the file.
             PresetFolderError: the folder cannot be written.
         """
         with self._writing:
@@ -153,18 +152,18 @@ class PresetLibrary:
                 if (text := self.text(name)) is not None:
                     self._keep(name, text)
                 file.unlink()
-            except FileNotFoundError as error:  # somebody was quicker
+            except FileNotFoundError as error:  # another process removed it first
                 raise self._undeletable(name) from error
             except OSError as error:
                 raise _unwritable(name, error) from error
 
     def text(self, name: str) -> str | None:
-        """Return what is in a preset's file now, broken or not; None where there is none that can be read."""
+        """Return the present text of a preset's file, broken or not; None if no such file can be read."""
         is_own, text = self._own.text(name)
         return self._base.text(name)[1] if not is_own and self._base is not None else text
 
     def previous(self, name: str) -> str | None:
-        """Return the version before the present one; None where none was kept."""
+        """Return the text of the previous version; None if none was kept."""
         file = self._previous_file(name)
         try:
             return read_plain(file, MAX_FILE_BYTES).decode("utf-8", errors="replace") if file is not None else None
@@ -172,7 +171,7 @@ class PresetLibrary:
             return None
 
     def has_previous(self, name: str) -> bool:
-        """Return whether a version before the present one was kept; reads none."""
+        """Return whether a previous version was kept; reads no file."""
         file = self._previous_file(name)
         try:
             return file is not None and stat.S_ISREG(file.lstat().st_mode)
@@ -180,7 +179,7 @@ class PresetLibrary:
             return False
 
     def _previous_file(self, name: str) -> Path | None:
-        """Return where the version before is kept; None where no such place is to be trusted."""
+        """Return the file of the previous version; None if the name or the folder cannot be trusted."""
         folder = self.folder / PREVIOUS_FOLDER
         is_fit = re.fullmatch(PRESET_NAME, name) is not None and not folder.is_symlink()
         return folder / f"{name}{SUFFIX}" if is_fit else None
@@ -188,9 +187,7 @@ class PresetLibrary:
     def _keep(self, name: str, text: str) -> None:
         folder = self.folder / PREVIOUS_FOLDER
         if folder.is_symlink():
-            message = (
-                f"{PREVIOUS_FOLDER} in the folder of presets is a link, which could lead anywhere; make it a folder."
-            )
+            message = f"{PREVIOUS_FOLDER} in the folder of presets is a link and could lead anywhere; make it a folder."
             raise PresetFolderError(message)
         folder.mkdir(exist_ok=True)
         write_text(folder / f"{name}{SUFFIX}", text)
@@ -203,26 +200,26 @@ class PresetLibrary:
         if name not in snapshot.bundled:
             return snapshot.unknown(name)
         message = (
-            f"The preset {name!r} comes with steerserve and cannot be deleted. Put one of your own in its place, or "
-            "set presets_dir: then only that folder's presets are served."
+            f"The preset {name!r} comes with steerserve and cannot be deleted. Write a preset of the same name, "
+            "which replaces it, or set presets_dir: then only that folder's presets are served."
         )
         return InvalidRequestError(message, param="name")
 
 
 def check_name(name: str) -> None:
-    """Check that a preset can be called so.
+    """Check that a preset can have that name.
 
     Raises:
         InvalidRequestError: it cannot.
     """
     if not re.fullmatch(PRESET_NAME, name):
-        raise InvalidRequestError(f"{name[:100]!r} is no name for a preset: {NAME_RULE}.", param="name")
+        raise InvalidRequestError(f"{name[:100]!r} is not a name for a preset: {NAME_RULE}.", param="name")
 
 
 def open_library(settings: Settings, model_id: str | None = None) -> PresetLibrary:
     """Return the presets of a server with these settings.
 
-    Those of the package are among them where the default model is served and nobody has said where presets are.
+    The package's presets are among them if the default model is served and `presets_dir` is not set.
     """
     folder, bundled = settings.presets_dir, None
     if settings.model.source == DEFAULT_MODEL and "presets_dir" not in settings.model_fields_set:
@@ -233,7 +230,7 @@ def open_library(settings: Settings, model_id: str | None = None) -> PresetLibra
 
 
 def bundled_folder() -> Path | None:
-    """Return the folder of presets that come with the package: in it, or beside it in a checkout."""
+    """Return the folder of the package's presets: inside the package, or beside it in a checkout."""
     package = Path(__file__).parent
     checkout = package.parents[1]
     if (inside := package / "bundled").is_dir():
@@ -243,10 +240,12 @@ def bundled_folder() -> Path | None:
 
 def _check_no_folder(file: Path) -> None:
     if file.is_dir() and not file.is_symlink():
-        message = f"{file.name} in the folder of presets is a folder itself, and not a file; move it away."
+        message = f"{file.name} in the folder of presets is itself a folder, not a file; move it away."
         raise PresetError(message, param="name")
 
 
 def _unwritable(name: str, error: OSError) -> PresetFolderError:
-    message = f"The preset {name!r} cannot be written: the folder of presets says {error.strerror!r}."
+    message = (
+        f"The preset {name!r} cannot be written: {error.strerror}. Check the folder of presets and its permissions."
+    )
     return PresetFolderError(message)

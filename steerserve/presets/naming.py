@@ -1,4 +1,4 @@
-"""How requests name presets: behind the model's name, and in `steering`."""
+"""How requests name presets: after the model's name, and in `steering`."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ def model_with(model_id: str, names: Sequence[str]) -> str:
 
 
 def split_model(name: str, model_id: str) -> tuple[str, ...] | None:
-    """Return the presets that a model's name carries; None where it is another model's.
+    """Return the presets in a model's name; None if it is another model's name.
 
     Raises:
-        InvalidRequestError: it has an @ with nothing behind it, or a + too many.
+        InvalidRequestError: nothing follows the `@` or a `+`.
     """
     if name == model_id:
         return ()
@@ -30,8 +30,8 @@ def split_model(name: str, model_id: str) -> tuple[str, ...] | None:
     presets = tuple(name.removeprefix(model_id + _AT).split(_AND))
     if not all(presets):
         message = (
-            f"The model {name[:200]!r} names a preset without a name. Write {model_with(model_id, ['formal'])!r}, or "
-            f"{model_with(model_id, ['formal', 'short'])!r} for two of them."
+            f"The model {name[:200]!r} has an empty preset name. Write {model_with(model_id, ['formal'])!r}, or "
+            f"{model_with(model_id, ['formal', 'short'])!r} for two presets."
         )
         raise InvalidRequestError(message, param="model")
     return presets

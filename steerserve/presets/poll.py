@@ -1,4 +1,4 @@
-"""A look at the presets every few seconds, so that a file that broke is in the log before anybody asks for it."""
+"""Checks the preset files every few seconds, so that a broken file is logged before a request needs it."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ _log = logging.getLogger(__name__)
 
 
 class PresetPoll:
-    """A thread that looks, and sleeps in between. Starting and stopping any number of times is fine; it runs once."""
+    """A thread that checks and sleeps in turn. It can be started and stopped any number of times, and runs once."""
 
-    def __init__(self, look: Callable[[], object], interval_s: float = INTERVAL_S) -> None:
-        """Call `look` every `interval_s` seconds."""
-        self._look = look
+    def __init__(self, check: Callable[[], object], interval_s: float = INTERVAL_S) -> None:
+        """Call `check` every `interval_s` seconds."""
+        self._check = check
         self._interval_s = interval_s
         self._stopped = threading.Event()
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
-        """Begin with the first look, which is made at once."""
+        """Start the thread; its first check is made at once."""
         if self._thread is None and not self._stopped.is_set():
             self._thread = threading.Thread(target=self._run, name="presets", daemon=True)
             self._thread.start()
@@ -39,8 +39,8 @@ class PresetPoll:
     def _run(self) -> None:
         while True:
             try:
-                self._look()
-            except Exception:  # noqa: BLE001 one look's failure must not end the thread
-                _log.exception("looking at the presets failed")
+                self._check()
+            except Exception:  # noqa: BLE001 one failure must not end the thread
+                _log.exception("checking the presets failed")
             if self._stopped.wait(self._interval_s):
                 return

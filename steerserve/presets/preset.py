@@ -1,4 +1,4 @@
-"""A preset: read from text, checked in full, and where everything in it stands."""
+"""A preset: its file read from text and checked completely, with the position of every value."""
 
 from __future__ import annotations
 
@@ -26,25 +26,25 @@ SUFFIX = ".yaml"
 
 @dataclass(frozen=True, slots=True)
 class Preset:
-    """What a file says. Its contents never change."""
+    """The content of one preset file. It never changes."""
 
     content: PresetFile
     text: str
-    """As it stands in the file."""
+    """The file's text."""
     document: YamlDocument = field(repr=False)
 
     @property
     def name(self) -> str:
-        """What requests call it."""
+        """The name that requests use."""
         return self.content.name
 
     @property
     def edits(self) -> tuple[Edit, ...]:
-        """What it does."""
+        """The preset's edits."""
         return self.content.edits
 
     def misfit(self, model_id: str | None) -> str | None:
-        """Say in a sentence why it cannot be used with that model; None where it can."""
+        """Say in a sentence why the preset cannot be used with that model; None if it can."""
         model = self.content.model
         if model is None or model_id is None or plain_name(model) == plain_name(model_id):
             return None
@@ -57,7 +57,7 @@ class Preset:
 
 @dataclass(frozen=True, slots=True)
 class PresetDefaults:
-    """What the presets of a request give it beside their edits."""
+    """What the presets of a request add to it beside their edits."""
 
     system: str | None = None
     sampling: PresetSampling = field(default_factory=PresetSampling)
@@ -67,7 +67,7 @@ NO_DEFAULTS = PresetDefaults()
 
 
 def defaults_of(presets: Sequence[Preset]) -> PresetDefaults:
-    """Put presets together: system prompts one after the other, and of sampling what the last of them says."""
+    """Combine presets: system prompts follow each other, and the last preset decides a sampling parameter."""
     prompts = [preset.content.system for preset in presets if preset.content.system is not None]
     merged: dict[str, object] = {}
     for preset in presets:
@@ -79,10 +79,12 @@ def decode_preset(data: bytes, *, file: str) -> str:
     """Read a file's bytes as text.
 
     Raises:
-        PresetError: it is no UTF-8, or too large.
+        PresetError: the file is not UTF-8, or too large.
     """
     if len(data) > MAX_FILE_BYTES:
-        raise PresetError(f"{file}:1:1: a preset's file has at most {MAX_FILE_BYTES} bytes, and this one has more.")
+        raise PresetError(
+            f"{file}:1:1: a preset's file may have at most {MAX_FILE_BYTES} bytes, and this file has more."
+        )
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -94,12 +96,12 @@ def parse_preset(text: str, *, file: str, name: str | None = None) -> Preset:
     """Read a preset from YAML.
 
     Args:
-        text: The file's.
-        file: What messages call it.
-        name: What it must call itself, where that is known.
+        text: The file's text.
+        file: Name of the file in messages.
+        name: Name that the preset must have; any name if absent.
 
     Raises:
-        PresetError: something is wrong with it; the message says where, and `param` is a path inside.
+        PresetError: the preset is wrong; the message has the line and column, and `param` is the path of the value.
     """
     try:
         document = parse_placed(text, name=file)
@@ -111,13 +113,13 @@ def parse_preset(text: str, *, file: str, name: str | None = None) -> Preset:
 
 
 def check_preset(document: YamlDocument, text: str, *, name: str | None = None) -> Preset:
-    """Check what was read.
+    """Check the data of a preset's file.
 
     Raises:
         PresetError: as for `parse_preset`.
     """
     if not isinstance(document.data, dict):
-        what = "the file is empty" if document.data is None else "this is something else"
+        what = "the file is empty" if document.data is None else "this file holds something else"
         sentence = f"a preset is a mapping of names to values, such as name: {name or 'formal'}; {what}"
         raise _error(document, Finding((), sentence))
     try:
@@ -151,17 +153,17 @@ def _wrong_name(content: PresetFile, name: str | None) -> Finding | None:
 
 def _contradiction(content: PresetFile, document: YamlDocument) -> Finding | None:
     setters: dict[tuple[str | None, int], int] = {}
-    for place, edit in enumerate(content.edits):
+    for index, edit in enumerate(content.edits):
         if edit.feature is None or edit.mode not in SETTING_MODES:
             continue
-        first = setters.setdefault((edit.dictionary, edit.feature), place)
-        if first != place:
+        first = setters.setdefault((edit.dictionary, edit.feature), index)
+        if first != index:
             line = document.where(("edits", first)).rpartition(":")[0].rpartition(":")[2]
             sentence = (
-                f"edits[{first}] (line {line}) and edits[{place}] both set feature {edit.feature} (clamp, ablate, "
+                f"edits[{first}] (line {line}) and edits[{index}] both set feature {edit.feature} (clamp, ablate, "
                 "floor and ceiling set); keep one of them"
             )
-            return Finding(("edits", place), sentence)
+            return Finding(("edits", index), sentence)
     return None
 
 

@@ -1,4 +1,4 @@
-"""Presets written as YAML: from JSON, or from data."""
+"""Presets written as YAML, from JSON or from data."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ _WIDTH = 110
 _ODD_BREAKS = frozenset("\x85\u2028\u2029")
 
 
-def schema_line(folder: Path) -> str:
-    """Return the comment by which editors find the schema, for files in `folder`."""
-    return f"# yaml-language-server: $schema={os.path.relpath(SCHEMA_FILE, folder.resolve())}\n"
+def schema_line(folder: Path, schema_file: Path = SCHEMA_FILE) -> str:
+    """Return the comment by which editors find the JSON Schema of a YAML file in `folder`."""
+    return f"# yaml-language-server: $schema={os.path.relpath(schema_file, folder.resolve())}\n"
 
 
 def dump_preset(data: Mapping[str, object], folder: Path) -> str:
-    """Write data as the YAML of a preset that will lie in `folder`: a key a line, small lists and mappings on one."""
+    """Write data as the YAML of a preset in `folder`: one line a key; small lists and mappings stay on one line."""
     return schema_line(folder) + "".join(_dumped(key, value) for key, value in data.items())
 
 
@@ -51,7 +51,7 @@ def _dumped(key: str, value: object) -> str:
 
 
 class _Dumper(yaml.SafeDumper):
-    """Puts texts with line breaks that only Unicode knows in double quotes: bare ones are read as other breaks."""
+    """Puts texts with Unicode's own line breaks in double quotes; without quotes they are read as other breaks."""
 
 
 def _text_node(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
@@ -63,27 +63,27 @@ _Dumper.add_representer(str, _text_node)
 
 
 def parse_json_preset(value: object, text: str, *, folder: Path, file: str, name: str) -> Preset:
-    """Read a preset from JSON, where null means left out; its text is YAML for `folder`.
+    """Read a preset from JSON, in which null means left out; the result's text is YAML for `folder`.
 
     Args:
-        value: What the JSON says.
-        text: The JSON itself, in which places are found.
-        folder: Where the preset will lie.
-        file: What messages call it.
-        name: What it must call itself.
+        value: The JSON's value.
+        text: The JSON's text, to which positions in messages refer.
+        folder: Folder of the preset's file.
+        file: Name of the file in messages.
+        name: Name that the preset must have.
 
     Raises:
-        PresetError: something is wrong with it.
+        PresetError: the preset is wrong.
     """
     try:
         marks = parse_yaml(text, name=file).marks
-    except ConfigError:  # JSON that is no YAML, such as one with a tab
+    except ConfigError:  # JSON that is not YAML, such as one with a tab
         marks = {(): (1, 1)}
     data = _without_nulls(value)
     preset = check_preset(YamlDocument(file, data, marks), text, name=name)
-    dumped = dump_preset(cast("Mapping[str, object]", data), folder)  # check_preset has found a mapping
+    dumped = dump_preset(cast("Mapping[str, object]", data), folder)  # check_preset refuses anything but a mapping
     if parse_preset(dumped, file=file, name=name).document.data != data:
-        raise PresetError(f"{file}:1:1: this cannot be written as YAML without a change; send it as YAML.")
+        raise PresetError(f"{file}:1:1: this preset cannot be written as YAML without a change; send it as YAML.")
     return replace(preset, text=decode_preset(dumped.encode(), file=file))
 
 

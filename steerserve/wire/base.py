@@ -42,6 +42,12 @@ def refuse_unknown_key(data: object, names: Collection[str], prefix: str = "") -
         raise InvalidRequestError(f"Unknown parameter: '{param}'. {hint}", param=param, code="unknown_parameter")
 
 
+class StrictModel(BaseModel):
+    """Data whose unknown keys and other types are refused, nulls included: edits, and the files that hold them."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
 class StrictRequestModel(RequestModel):
     """A body whose unknown keys are refused: with a typo ignored, the server would do other work than was meant."""
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
 from steerserve.core.errors import InvalidRequestError
 from steerserve.core.findings import JSON_WORDS, MISSING, UNKNOWN_KEY, explain, show_value, spell_path
+from steerserve.wire.base import StrictModel
 
 Mode = Literal["add", "clamp", "multiply", "ablate", "floor", "ceiling", "remove"]
 Unit = Literal["raw", "max", "norm", "dose"]
@@ -54,11 +55,7 @@ def _problem_error(problem: Problem) -> PydanticCustomError:
     return PydanticCustomError("edit", "{problem}", context)
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-
-class InlineVector(_Strict):
+class InlineVector(StrictModel):
     """A direction that the request itself brings."""
 
     hook: str = Field(description="Hook point, such as blocks.17.hook_resid_post.")
@@ -83,7 +80,7 @@ class InlineVector(_Strict):
         return self
 
 
-class Gate(_Strict):
+class Gate(StrictModel):
     """A condition on another feature, token by token."""
 
     feature: int = Field(description="Index of the gate's feature in the dictionary.")
@@ -103,7 +100,7 @@ class Gate(_Strict):
         return self
 
 
-class Edit(_Strict):
+class Edit(StrictModel):
     """One change of one feature (or along one vector) for the tokens of one request."""
 
     feature: int | None = Field(default=None, description="Index of the feature in the dictionary.")
@@ -148,7 +145,7 @@ class Edit(_Strict):
         return self
 
 
-class Steering(_Strict):
+class Steering(StrictModel):
     """The full form of `steering`."""
 
     edits: list[Edit] = Field(

@@ -71,11 +71,11 @@ def test_presets_are_listed_and_shown(
     (folder / "bad.yaml").write_text("name: bad\n")
     lines = ran("list").stdout.splitlines()
     assert [line.split()[0] for line in lines] == ["name", "bad", "formal", "strong"]
-    assert "cannot be used: bad.yaml:1:1: a preset does something" in lines[1]
+    assert "cannot be used: bad.yaml:1:1: a preset must do something" in lines[1]
     assert lines[2].split()[1:6] == ["2", "tiny", "4", "2", "folder"]
     assert ran("show", "strong").stdout == STRONG
     assert "Did you mean 'strong'?" in refused(capsys, monkeypatch, "show", "stron")
-    assert "No version before" in refused(capsys, monkeypatch, "show", "strong", "--previous")
+    assert "No previous version" in refused(capsys, monkeypatch, "show", "strong", "--previous")
 
 
 def test_files_are_checked_with_places_and_an_exit_code(folder: Path, tmp_path: Path) -> None:
@@ -98,7 +98,7 @@ def test_a_pipe_is_no_preset_and_nobody_waits_for_it(folder: Path, tmp_path: Pat
     (folder / "formal.yaml").write_text(GOOD)
     found = ran("check", tmp_path / "pipe.yaml", tmp_path / "formal.yaml")
     assert (found.exit_code, found.stdout) == (1, "1 good, 1 broken\n")
-    assert "it cannot be read: it is no plain file" in found.stderr
+    assert "the file cannot be read: it is no plain file" in found.stderr
 
 
 def test_the_schema_is_printed() -> None:
@@ -154,11 +154,11 @@ def test_a_preset_is_made_of_what_tells_texts_apart(
     assert preset.content.model == "tiny"
     assert all(str(edit.feature) in made.stdout for edit in preset.edits)
     assert f"{folder}/capital.yaml" in made.stdout
-    assert "already" in refused(capsys, monkeypatch, *new)
+    assert "exists already" in refused(capsys, monkeypatch, *new)
     assert ran(*new, "--replace").exit_code == 0
     few = ("--positive", capital, "--negative", tmp_path / "absent.txt")
     assert "cannot be read" in refused(capsys, monkeypatch, "new", "x", *few)
-    assert "no name for a preset" in refused(
+    assert "not a name for a preset" in refused(
         capsys, monkeypatch, "new", "../x", "--positive", capital, "--negative", small
     )
     (tmp_path / "one.txt").write_text("one\n")

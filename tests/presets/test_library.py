@@ -69,7 +69,7 @@ def test_a_broken_change_keeps_the_last_good_version_and_is_told_once(
         assert [scale_of(library) for _ in range(3)] == [2.0] * 3
     (warning,) = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert f"{file}:" in warning
-    assert "The version before stays in use." in warning
+    assert "Its last good version stays in use." in warning
     assert set(library.snapshot().broken) == {"formal"}
     file.write_text(text("formal", 3.0))
     assert scale_of(library) == 3.0
@@ -78,17 +78,17 @@ def test_a_broken_change_keeps_the_last_good_version_and_is_told_once(
 
 def test_a_file_that_never_was_good_says_why(folder: Path, library: PresetLibrary) -> None:
     (folder / "formal.yaml").write_text("name: formal\n")
-    with pytest.raises(PresetError, match=r"formal\.yaml:1:1: a preset does something"):
+    with pytest.raises(PresetError, match=r"formal\.yaml:1:1: a preset must do something"):
         library.find("formal")
     assert "formal" not in library.snapshot().presets
 
 
 def test_an_unknown_name_comes_with_the_nearest(folder: Path, library: PresetLibrary) -> None:
-    with pytest.raises(NotFoundError, match="There are: none yet"):
+    with pytest.raises(NotFoundError, match="There are no presets yet"):
         library.find("formal")
     for name in ("formal", "golden-gate"):
         (folder / f"{name}.yaml").write_text(text(name))
-    with pytest.raises(NotFoundError, match=r"Did you mean 'golden-gate'\? There are: formal, golden-gate\."):
+    with pytest.raises(NotFoundError, match=r"Did you mean 'golden-gate'\? The presets are: formal, golden-gate\."):
         library.find("Golden-Gat")
 
 
@@ -169,7 +169,7 @@ def test_what_is_put_is_there_and_the_version_before_is_kept(library: PresetLibr
 
 @pytest.mark.parametrize("name", ["../up", "a/b", "..", ".", "", "/etc/passwd", "A", ".hidden", "a\0b", "a\n"])
 def test_names_that_leave_the_folder_are_refused(library: PresetLibrary, name: str) -> None:
-    with pytest.raises(InvalidRequestError, match="no name for a preset"):
+    with pytest.raises(InvalidRequestError, match="not a name for a preset"):
         library.put(name, text("formal"))
     with pytest.raises(NotFoundError):
         library.delete(name)
@@ -248,7 +248,7 @@ def test_a_folder_in_place_of_a_file_is_said_and_costs_no_descriptor(folder: Pat
         assert "it is a folder" in PresetLibrary(folder).snapshot().broken["formal"]
     assert len(list(descriptors.iterdir())) == before
     for call in (lambda: library.put("formal", text("formal")), lambda: library.delete("formal")):
-        with pytest.raises(PresetError, match=r"^formal\.yaml in the folder of presets is a folder itself"):
+        with pytest.raises(PresetError, match=r"^formal\.yaml in the folder of presets is itself a folder"):
             call()
     assert [file.name for file in folder.iterdir()] == ["formal.yaml"]
 
@@ -283,4 +283,4 @@ def test_a_poll_looks_until_it_is_stopped_whatever_goes_wrong(caplog: pytest.Log
     assert all(looks.acquire(timeout=10) for _ in range(3))
     poll.stop()
     poll.stop()
-    assert "looking at the presets failed" in caplog.text
+    assert "checking the presets failed" in caplog.text

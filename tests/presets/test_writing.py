@@ -37,7 +37,7 @@ def test_an_edit_on_one_line_is_the_edit(dictionary: str) -> None:
         ({"system": "\ud800"}, "system must be text of whole characters, not "),
         ({"edits": [None]}, "edits[0] must be a mapping of names to values, not null."),
         ({"edits": [True]}, "edits[0] must be a mapping of names to values, not true."),
-        ({"sampling": {"stop": []}}, "a preset does something"),
+        ({"sampling": {"stop": []}}, "a preset must do something"),
     ],
 )
 def test_what_is_wrong_is_said_in_plain_words(fields: dict[str, object], said: str) -> None:

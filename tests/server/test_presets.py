@@ -129,7 +129,7 @@ async def test_presets_that_there_are_not_are_refused_with_the_nearest(client: h
     assert error["param"] == "steering.presets[1]"
     assert "Did you mean 'strong'?" in error["message"]
     for model in ("tiny@", "tiny@strong+", "tiny@+strong", "tiny@+"):
-        assert "without a name" in (await refused(client, model=model))["message"]
+        assert "has an empty preset name" in (await refused(client, model=model))["message"]
     assert (await refused(client, 404, model="other@strong"))["code"] == "model_not_found"
     error = await refused(client, steering=["strong"] * 65)
     assert (error["param"], "at most 64 presets" in error["message"]) == ("steering.presets", True)
@@ -536,7 +536,7 @@ async def test_a_folder_in_place_of_a_preset_is_said_without_its_path(client: ht
     (folder / "mine.yaml").mkdir()
     for answer in (await put(client, "mine", "name: mine\nsystem: x\n"), await client.delete(f"{ADMIN}/mine")):
         assert (answer.status_code, answer.json()["error"]["param"]) == (400, "name")
-        assert answer.json()["error"]["message"].startswith("mine.yaml in the folder of presets is a folder itself")
+        assert answer.json()["error"]["message"].startswith("mine.yaml in the folder of presets is itself a folder")
     (folder / "mine.yaml").rmdir()
 
 
@@ -551,6 +551,6 @@ async def test_a_name_that_ends_in_a_line_break_is_not_the_name_without_it(
         await client.delete(url),
     ):
         assert (answer.status_code, answer.json()["error"]["param"]) == (400, "name")
-        assert "no name for a preset" in answer.json()["error"]["message"]
+        assert "not a name for a preset" in answer.json()["error"]["message"]
     assert files_in(folder) == ["a.yaml"]
     assert "9.0" in (folder / "a.yaml").read_text()
