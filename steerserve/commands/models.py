@@ -1,4 +1,4 @@
-"""The commands `steerserve models ...` and `steerserve version`. Nothing heavy is imported before one runs."""
+"""The commands `steerserve models ...` and `steerserve version`. Slow modules are imported only when one runs."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from steerserve.commands.shared import environment_settings, print_table, read_c
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-models_app = typer.Typer(help="Fetch and list models.", no_args_is_help=True)
+models_app = typer.Typer(help="List, fetch and show models.", no_args_is_help=True)
 
 
 @models_app.command("fetch")
-def models_fetch(name: Annotated[str, typer.Argument(help="What `serve --model` takes.")]) -> None:
-    """Fetch a model's files, check them, and print their folder."""
+def models_fetch(name: Annotated[str, typer.Argument(help="Model, as in `steerserve serve --model`.")]) -> None:
+    """Fetch and check a model's files, and print their folder."""
     from steerserve.model.source import fetch_model
 
     typer.echo(fetch_model(name, cache_dir=environment_settings().cache_dir).path)
@@ -40,8 +40,8 @@ def models_list() -> None:
 
 
 @models_app.command("show")
-def models_show(name: Annotated[str, typer.Argument(help="What `serve --model` takes.")]) -> None:
-    """Show what a model's configuration says; fetches it first where needed."""
+def models_show(name: Annotated[str, typer.Argument(help="Model, as in `steerserve serve --model`.")]) -> None:
+    """Show a model's configuration; fetch the model first if needed."""
     from steerserve.model.source import fetch_model
 
     files = fetch_model(name, cache_dir=environment_settings().cache_dir)
@@ -64,7 +64,7 @@ def _first_of(config: Mapping[str, object], *names: str) -> object:
 
 
 def version_command() -> None:
-    """Print the versions of steerserve and of what it stands on."""
+    """Print the versions of steerserve and of the libraries that it uses."""
     typer.echo(f"steerserve {steerserve.__version__}")
     typer.echo(f"python {platform.python_version()}")
     for library in ("torch", "transformers", "transformer-lens", "sae-lens"):

@@ -1,4 +1,4 @@
-"""The command `steerserve serve`. Nothing heavy is imported before it runs, so that `--help` answers at once."""
+"""The command `steerserve serve`. Slow modules are imported only when it runs, so that `--help` is quick."""
 
 from __future__ import annotations
 
@@ -24,32 +24,36 @@ if TYPE_CHECKING:
 
 
 def serve_command(
-    config: Annotated[Path | None, typer.Option(help="YAML file of settings.", show_default=False)] = None,
+    config: Annotated[Path | None, typer.Option(help="YAML file with settings.", show_default=False)] = None,
     model: Annotated[
-        str | None, typer.Option(help="A built-in name, a hub repository, a folder or a .gguf file.")
+        str | None, typer.Option(help="Model to serve: a built-in name, a hub repository, a folder or a .gguf file.")
     ] = None,
     dictionary: Annotated[
         list[str] | None,
-        typer.Option(metavar="ID=SOURCE", help="A dictionary to load. Repeatable; replaces those configured."),
+        typer.Option(metavar="ID=SOURCE", help="Dictionary to load. Repeatable; replaces the configured dictionaries."),
     ] = None,
-    host: Annotated[str | None, typer.Option(help="Address to bind; 127.0.0.1 if not given.")] = None,
-    port: Annotated[int | None, typer.Option(help="Port to bind; 8000 if not given, 0 for a free one.")] = None,
-    slots: Annotated[int | None, typer.Option(help="Sequences that generate at the same time.")] = None,
-    context: Annotated[int | None, typer.Option(help="Tokens of prompt and answer together.")] = None,
-    queue: Annotated[int | None, typer.Option(help="Sequences that may wait.")] = None,
-    threads: Annotated[int | None, typer.Option(help="CPU threads of the model.")] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.")] = None,
-    dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16 or float16.")] = None,
+    host: Annotated[str | None, typer.Option(help="Address to bind. Default: 127.0.0.1.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to bind; 0 takes a free port. Default: 8000.")] = None,
+    slots: Annotated[int | None, typer.Option(help="Number of sequences that generate at the same time.")] = None,
+    context: Annotated[int | None, typer.Option(help="Largest number of tokens of prompt and answer together.")] = None,
+    queue: Annotated[int | None, typer.Option(help="Number of sequences that may wait.")] = None,
+    threads: Annotated[int | None, typer.Option(help="Number of CPU threads of the model.")] = None,
+    device: Annotated[str | None, typer.Option(help="Device: auto, cpu, cuda or cuda:N.")] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="Number format of the weights: auto, float32, bfloat16 or float16.")
+    ] = None,
     backend: Annotated[str | None, typer.Option(help="What runs the model: bridge or hooked_transformer.")] = None,
-    presets_dir: Annotated[str | None, typer.Option(help="Folder of preset files.")] = None,
+    presets_dir: Annotated[str | None, typer.Option(help="Folder with preset files.")] = None,
     keys_file: Annotated[str | None, typer.Option(help="YAML file with the lists api_keys and admin_keys.")] = None,
-    log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error.")] = None,
+    log_level: Annotated[
+        str | None, typer.Option(help="Least severe level that is logged: debug, info, warning or error.")
+    ] = None,
 ) -> None:
-    """Serve a model over HTTP, in the way of OpenAI's API."""
+    """Serve a model over HTTP with OpenAI's API."""
     from steerserve.core.log import set_up_logging
     from steerserve.core.settings_sources import Flag, load_settings
 
-    given = [
+    flags = [
         Flag("--model", ("model", "source"), model),
         Flag("--dictionary", ("dictionaries",), dictionary or None),
         Flag("--host", ("server", "host"), host),
@@ -65,19 +69,19 @@ def serve_command(
         Flag("--keys-file", ("server", "keys_file"), keys_file),
         Flag("--log-level", ("log_level",), log_level),
     ]
-    settings = load_settings(config, environ=os.environ, flags=[flag for flag in given if flag.value is not None])
+    settings = load_settings(config, environ=os.environ, flags=[flag for flag in flags if flag.value is not None])
     set_up_logging(settings.log_level)
-    # A stop is a stop also while the model loads; uvicorn takes this signal over and gives it back after draining.
+    # SIGTERM also stops the command while the model loads; uvicorn handles the signal while it serves.
     signal.signal(signal.SIGTERM, _leave)
     with bind(settings.server.host, settings.server.port) as listener:
         _serve_on(listener, settings)
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """Take the address before the model loads, so that a port in use costs no minute.
+    """Bind the address before the model loads, so that a port in use is reported at once.
 
     Raises:
-        ConfigError: the address is in use, not of this machine, or not allowed.
+        ConfigError: the address is in use, does not belong to this machine, or is not allowed.
     """
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
@@ -96,9 +100,7 @@ def bind(host: str, port: int) -> socket.socket:
 
 
 def _cannot_bind(host: str, port: int, error: OSError) -> ConfigError:
-    message = (
-        f"{host}:{port} cannot be bound: {error.strerror}. Choose another with --host or --port (0 takes a free one)."
-    )
+    message = f"{host}:{port} cannot be bound: {error.strerror}. Choose another address with --host or --port (0 takes a free port)."
     return ConfigError(message)
 
 
@@ -122,7 +124,7 @@ def _serve_on(listener: socket.socket, settings: Settings) -> None:
 
 
 class _Server(uvicorn.Server):
-    """Says where it listens once it does."""
+    """Prints its address once it listens."""
 
     def __init__(self, config: uvicorn.Config, runtime: Runtime) -> None:
         super().__init__(config)
@@ -139,7 +141,7 @@ class _Server(uvicorn.Server):
 
 
 def announce(runtime: Runtime, url: str) -> None:
-    """Print where the server is, and a request to try."""
+    """Print the server's address, and a request to try."""
     dictionaries = ", ".join(dictionary.id for dictionary in runtime.dictionaries()) or "none"
     typer.echo(f"steerserve {steerserve.__version__} serves {runtime.model_id} at {url} (dictionaries: {dictionaries})")
     body = json.dumps({"model": runtime.model_id, "messages": [{"role": "user", "content": "Hello!"}]})

@@ -1,4 +1,4 @@
-"""How a watched answer looks in a terminal: coloured tokens, and the features of the last one beside them."""
+"""The picture of a watched answer in a terminal: coloured tokens, and the features of the last one beside them."""
 
 from __future__ import annotations
 
@@ -17,44 +17,44 @@ if TYPE_CHECKING:
     from steerserve.commands.watch_stream import FeatureInfo, SeenToken
 
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
-"""C0 and C1 but for the tab and the line feed: a terminal would obey them, and the model writes what it likes."""
+"""Control characters except tab and line feed: a terminal would obey those that a model generates."""
 _STEPS = 12
-"""Shades; more cannot be told apart."""
+"""Number of shades; more cannot be distinguished."""
 _STRONGEST = (214, 93, 14)
-_INK_AT = 0.45
-"""From this share of the largest activation on, the background asks for dark ink."""
+_BLACK_TEXT_FROM = 0.45
+"""Share of the largest activation from which the text is black, to stay readable on its background."""
 _PLAIN_TOP = 3
 _TEXT_SHARE, _SIDE_SHARE = 3, 2
-"""Of the terminal's width."""
+"""Parts of the terminal's width."""
 _BORDER = 4
-"""Columns, and lines with one to spare, that are not text."""
+"""Columns, and at most lines, that the borders take."""
 
 
 class WatchView:
     """Collects tokens and draws them."""
 
     def __init__(self, feature: int | None, info: FeatureInfo, *, title: str) -> None:
-        """Colour tokens by `feature`, or without one by the strongest feature of each."""
+        """Colour tokens by the activation of `feature`, or of each token's strongest feature if it is None."""
         self._feature = feature
         self._info = info
         self._title = _on_one_line(title)
         self.is_live = False
-        """Whether only as much is drawn as the terminal has lines: the newest."""
+        """Whether to draw only the newest lines, as many as the terminal has."""
         self._tokens: list[SeenToken] = []
         self._largest = 0.0
 
     def add(self, token: SeenToken) -> None:
-        """Take the next token."""
+        """Add the next token."""
         self._tokens.append(token)
         self._largest = max(self._largest, self.activation(token))
 
     @property
     def has_tokens(self) -> bool:
-        """Whether there is anything to see."""
+        """Whether there are tokens to draw."""
         return bool(self._tokens)
 
     def activation(self, token: SeenToken) -> float:
-        """Return what colours a token."""
+        """Return the activation that colours a token."""
         if token.watched is not None:
             return token.watched
         return token.top[0].activation if token.top else 0.0
@@ -83,8 +83,8 @@ class WatchView:
     def line(self, token: SeenToken) -> str:
         """Write a token and its features as one line of plain text."""
         top = [
-            f"{one.feature} {_on_one_line(one.label or '')}".strip() + f" {one.activation:.3g}"
-            for one in token.top[:_PLAIN_TOP]
+            f"{seen.feature} {_on_one_line(seen.label or '')}".strip() + f" {seen.activation:.3g}"
+            for seen in token.top[:_PLAIN_TOP]
         ]
         return f"{token.text!r}\t{self.activation(token):.4g}\t{_on_one_line(token.skipped or ', '.join(top))}"
 
@@ -94,11 +94,14 @@ class WatchView:
         table.add_column("act", justify="right")
         table.add_column("label", ratio=1, no_wrap=True, overflow="ellipsis")
         last = self._tokens[-1] if self._tokens else None
-        for one in last.top if last is not None else ():
-            is_chosen = one.feature == self._feature
-            act = f"{one.activation:.3g}{_after(last, one.feature)}"
+        for seen in last.top if last is not None else ():
+            is_watched = seen.feature == self._feature
+            act = f"{seen.activation:.3g}{_after(last, seen.feature)}"
             table.add_row(
-                str(one.feature), act, Text(_on_one_line(one.label or ""), end=""), style="bold" if is_chosen else None
+                str(seen.feature),
+                act,
+                Text(_on_one_line(seen.label or ""), end=""),
+                style="bold" if is_watched else None,
             )
         about = Text(no_wrap=True, overflow="ellipsis")
         if last is not None:
@@ -110,12 +113,12 @@ class WatchView:
 
 
 def _after(token: SeenToken | None, feature: int) -> str:
-    """Return what steering made of a feature's activation, nothing where it left it."""
+    """Return a feature's activation after steering, behind an arrow; empty if steering did not edit it."""
     return f" → {token.edited[feature]:.3g}" if token is not None and feature in token.edited else ""
 
 
 def _on_one_line(text: str) -> str:
-    """Return text whose only white space is single spaces, without control characters."""
+    """Return text without control characters, each run of white space as one space."""
     return " ".join(_CONTROLS.sub("", text).split())
 
 
@@ -124,4 +127,6 @@ def _style(share: float, *, is_prompt: bool) -> Style:
     if step <= 0:
         return Style(dim=is_prompt)
     red, green, blue = (round(40 + (channel - 40) * step) for channel in _STRONGEST)
-    return Style(color="black" if step >= _INK_AT else "white", bgcolor=f"rgb({red},{green},{blue})", dim=is_prompt)
+    return Style(
+        color="black" if step >= _BLACK_TEXT_FROM else "white", bgcolor=f"rgb({red},{green},{blue})", dim=is_prompt
+    )

@@ -1,6 +1,6 @@
 """The settings of a server: every field, its bounds and its default.
 
-`core/layers.py` reads them from a file, the environment and flags; this module knows none of these.
+`core/settings_sources.py` reads them from a file, the environment and flags; this module knows none of these.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ DEFAULT_DICTIONARY_SOURCE = f"bundled:{DEFAULT_MODEL}/res17"
 
 
 def default_cache_dir() -> Path:
-    """Return the folder for fetched and converted files: `STEERSERVE_CACHE_DIR`, or the user's cache."""
+    """Return the folder for fetched and converted files: `STEERSERVE_CACHE_DIR`, or the user's cache folder."""
     if configured := os.environ.get("STEERSERVE_CACHE_DIR"):
         return expand_home(Path(configured))
     return expand_home(Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache")) / "steerserve"
 
 
 def expand_home(path: Path) -> Path:
-    """Replace a leading `~` by the home folder; that of a user who is unknown stays as it is, as in a shell."""
+    """Replace a leading `~` by the home folder; `~name` of an unknown user stays as it is, as in a shell."""
     try:
         return path.expanduser()
     except RuntimeError:
@@ -45,7 +45,7 @@ def expand_home(path: Path) -> Path:
 
 
 def is_loopback(host: str) -> bool:
-    """Tell whether only this machine can reach a server bound to `host`."""
+    """Return whether only this machine can reach a server bound to `host`."""
     if host == "localhost":
         return True
     try:
@@ -57,7 +57,7 @@ def is_loopback(host: str) -> bool:
 def _refuse_bool(value: object) -> object:
     # In YAML `on`, `yes` and `true` are booleans, and pydantic would take them for 1.
     if isinstance(value, bool):
-        message = f"a number is needed, not {str(value).lower()}"
+        message = f"the value must be a number, not {str(value).lower()}"
         raise ValueError(message)  # noqa: TRY004 pydantic reports ValueError alone
     return value
 
@@ -67,12 +67,12 @@ def _split_commas(value: object) -> object:
 
 
 def _split_id(value: object) -> object:
-    """Read `ID=SOURCE`, as flags spell a dictionary."""
+    """Parse `ID=SOURCE`, which is how flags write a dictionary."""
     if not isinstance(value, str):
         return value
     name, equals, source = value.partition("=")
     if not equals:
-        message = f"{value!r} is no ID=SOURCE, such as {DEFAULT_DICTIONARY_ID}={DEFAULT_DICTIONARY_SOURCE}"
+        message = f"{value!r} is not ID=SOURCE, such as {DEFAULT_DICTIONARY_ID}={DEFAULT_DICTIONARY_SOURCE}"
         raise ValueError(message)
     return {"id": name.strip(), "source": source.strip()}
 
@@ -94,21 +94,24 @@ class ModelSettings(_Section):
     """Which model is served, and how it is loaded."""
 
     source: str = Field(
-        DEFAULT_MODEL, min_length=1, description="A built-in name, a hub repository, a folder or a .gguf file."
+        DEFAULT_MODEL,
+        min_length=1,
+        description="Model to serve: a built-in name, a hub repository, a folder or a .gguf file.",
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="Number format of the weights; auto is bfloat16 on CUDA and float32 on a CPU."
     )
-    device: str = Field("auto", description="auto, cpu, cuda or cuda:N; auto prefers CUDA.")
+    device: str = Field("auto", description="Device that computes: auto, cpu, cuda or cuda:N; auto prefers CUDA.")
     backend: Backend = Field(
         "bridge",
-        description="bridge runs transformers' own blocks; hooked_transformer TransformerLens' HookedTransformer.",
+        description="What runs the model: bridge (transformers' own blocks) or hooked_transformer (TransformerLens').",
     )
     process_weights: bool = Field(
-        default=True, description="With hooked_transformer: fold norms into weights and centre them, as it does itself."
+        default=True,
+        description="With hooked_transformer: fold norms into weights and centre them, which is its default.",
     )
     trust_remote_code: bool = Field(
-        default=False, description="Run Python code that comes with a model. Off: such models are refused."
+        default=False, description="Run Python code that comes with a model; if false, such models are refused."
     )
 
     @field_validator("device")
@@ -121,30 +124,37 @@ class ModelSettings(_Section):
 
 
 class DictionarySettings(_Section):
-    """A dictionary to load at the start."""
+    """A dictionary to load when the server starts."""
 
     id: str = Field(
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", description="The short name that requests use for it."
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", description="Short name that requests use for the dictionary."
     )
     source: str = Field(
-        min_length=1, description="Where it is: bundled:MODEL/NAME, path:FOLDER, hf:REPO[/FOLDER], sae_lens:RELEASE/ID."
+        min_length=1,
+        description="Source of the dictionary: bundled:MODEL/NAME, path:FOLDER, hf:REPO[/FOLDER], sae_lens:RELEASE/ID.",
     )
-    force: bool = Field(default=False, description="Use it also where it was made for a model of another name.")
+    force: bool = Field(
+        default=False, description="Load the dictionary even if it was trained on a model of another name."
+    )
 
 
 class EngineSettings(_Section):
-    """How much is generated at once."""
+    """How much the engine generates at once."""
 
-    slots: Whole = Field(16, ge=1, le=1024, description="Sequences that generate at the same time.")
-    context: Whole = Field(2048, ge=16, le=1_048_576, description="Tokens of prompt and answer together, per slot.")
-    queue: Whole = Field(256, ge=1, le=100_000, description="Sequences that may wait; one more is answered 503.")
+    slots: Whole = Field(16, ge=1, le=1024, description="Number of sequences that generate at the same time.")
+    context: Whole = Field(
+        2048, ge=16, le=1_048_576, description="Largest number of tokens of prompt and answer together, per slot."
+    )
+    queue: Whole = Field(
+        256, ge=1, le=100_000, description="Number of sequences that may wait; one more is answered 503."
+    )
     prefill_chunk: Literal["auto"] | Whole = Field(
-        "auto", description="Prompt tokens read between two decode steps: auto or 1 to 65536."
+        "auto", description="Prompt tokens computed between two decode steps: auto or 1 to 65536."
     )
     threads: Whole | None = Field(
-        None, ge=1, le=1024, description="CPU threads of the model; by default what torch chooses."
+        None, ge=1, le=1024, description="Number of CPU threads of the model; torch chooses if not set."
     )
-    max_edits: Whole = Field(64, ge=0, le=4096, description="Edits that one request may carry.")
+    max_edits: Whole = Field(64, ge=0, le=4096, description="Largest number of edits in one request.")
 
     @field_validator("prefill_chunk")
     @classmethod
@@ -157,10 +167,10 @@ class EngineSettings(_Section):
 
 
 class ServerSettings(_Section):
-    """Where and for whom the server listens."""
+    """Where the server listens, and who may use it."""
 
-    # Keys stand before the host, whose check reads them.
-    keys_file: HomePath | None = Field(None, description="A YAML file with the lists api_keys and admin_keys.")
+    # Keys are declared before the host, because its validator reads them.
+    keys_file: HomePath | None = Field(None, description="YAML file with the lists api_keys and admin_keys.")
     api_keys: tuple[SecretStr, ...] = Field(
         (), description="Inference keys. Only from STEERSERVE_API_KEY, STEERSERVE_API_KEYS or the keys file."
     )
@@ -168,20 +178,22 @@ class ServerSettings(_Section):
         (), description="Admin keys. Only from STEERSERVE_ADMIN_KEY, STEERSERVE_ADMIN_KEYS or the keys file."
     )
     host: str = Field(
-        "127.0.0.1", min_length=1, description="Address to bind. Any but loopback needs at least one inference key."
+        "127.0.0.1",
+        min_length=1,
+        description="Address to bind; any but a loopback address needs at least one inference key.",
     )
-    port: Whole = Field(8000, ge=0, le=65_535, description="Port to bind; 0 takes a free one and prints it.")
+    port: Whole = Field(8000, ge=0, le=65_535, description="Port to bind; 0 takes a free port and prints it.")
     max_body_bytes: Whole = Field(
-        4 * 1024 * 1024, ge=1024, le=1024**3, description="Largest request body; a larger one is answered 413."
+        4 * 1024 * 1024, ge=1024, le=1024**3, description="Largest request body in bytes; a larger one is answered 413."
     )
     cors_origins: Annotated[tuple[str, ...], BeforeValidator(_split_commas)] = Field(
-        (), description="Origins of web pages that may call the server; * for any."
+        (), description="Origins of web pages that may call the server; * allows any."
     )
     keep_alive_s: Real = Field(
         15.0, ge=1, le=3600, description="Seconds of silence after which a stream gets a comment line."
     )
     drain_s: Real = Field(
-        30.0, ge=0, le=3600, description="Seconds that requests under way may take to finish when the server stops."
+        30.0, ge=0, le=3600, description="Seconds that running requests may take to finish when the server stops."
     )
 
     @field_validator("host")
@@ -197,22 +209,36 @@ class ServerSettings(_Section):
 
 
 class JobSettings(_Section):
-    """Work beside serving: training and interpreting dictionaries."""
+    """Jobs that run beside serving: training and interpreting dictionaries."""
 
-    max_running: Whole = Field(1, ge=1, le=64, description="Jobs that run at the same time; the others wait.")
-    threads: Whole = Field(1, ge=1, le=1024, description="CPU threads of each job, which has low priority besides.")
+    max_running: Whole = Field(
+        1, ge=1, le=64, description="Number of jobs that run at the same time; further jobs wait."
+    )
+    threads: Whole = Field(
+        1, ge=1, le=1024, description="Number of CPU threads of each job; jobs also have low priority."
+    )
     max_attempts: Whole = Field(
-        3, ge=1, le=100, description="How often a job that dies without an error is started before it counts as failed."
+        3,
+        ge=1,
+        le=100,
+        description="How often a job is started that dies without an error, before it counts as failed.",
     )
 
 
 class SamplingSettings(_Section):
-    """What a request gets for a sampling parameter it leaves out; unset means OpenAI's default."""
+    """Sampling parameters of requests that leave them out; OpenAI's defaults if not set."""
 
     temperature: Real | None = Field(None, ge=0, le=2, description="Default temperature; 0 is greedy.")
-    top_p: Real | None = Field(None, gt=0, le=1, description="Default nucleus.")
-    top_k: Whole | None = Field(None, ge=0, le=1_000_000, description="Default number of candidates; 0 is all.")
-    min_p: Real | None = Field(None, ge=0, le=1, description="Default least share of the likeliest token.")
+    top_p: Real | None = Field(
+        None, gt=0, le=1, description="Default nucleus: the likeliest tokens with this total probability."
+    )
+    top_k: Whole | None = Field(None, ge=0, le=1_000_000, description="Default number of candidate tokens; 0 is all.")
+    min_p: Real | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="Default smallest probability of a candidate, as a fraction of the likeliest token's.",
+    )
     repetition_penalty: Real | None = Field(None, gt=0, le=10, description="Default repetition penalty; 1 is none.")
 
 
@@ -233,35 +259,41 @@ LogLevel = Annotated[
 
 
 class Settings(_Section):
-    """Everything that `steerserve serve` can be told."""
+    """All settings of `steerserve serve`."""
 
-    model: ModelSettings = Field(default_factory=ModelSettings, description="The model.")
+    model: ModelSettings = Field(default_factory=ModelSettings, description="Which model is served, and how.")
     dictionaries: Annotated[tuple[NamedSource, ...], BeforeValidator(_split_commas)] = Field(
         default_factory=_default_dictionaries,
-        description="Dictionaries loaded at start, each an id and a source, or ID=SOURCE; the first is the default.",
+        description="Dictionaries to load at start, each an id and a source, or ID=SOURCE; the first is the default.",
     )
     presets_dir: HomePath = Field(
         Path("presets"),
-        description="Folder of preset files. Not set, presets of the package for the default model are there too.",
+        description="Folder of preset files; if not set, the package's presets for the default model are served too.",
     )
     dictionary_dirs: Annotated[tuple[HomePath, ...], BeforeValidator(_split_commas)] = Field(
         (Path("dictionaries"),),
-        description="Folders that path: sources may lie in; jobs keep their state and results in the first.",
+        description="Folders that may hold path: sources; jobs keep their state and results in the first.",
     )
     corpus_dirs: Annotated[tuple[HomePath, ...], BeforeValidator(_split_commas)] = Field(
-        (Path("corpus"),), description="Folders that the corpus of a job may lie in."
+        (Path("corpus"),), description="Folders that may hold the corpus of a job."
     )
     max_dictionary_bytes: Whole = Field(
-        8 * 1024**3, ge=1024**2, le=1024**4, description="Largest dictionary that is loaded, as float32."
+        8 * 1024**3, ge=1024**2, le=1024**4, description="Largest size of a loaded dictionary in bytes, as float32."
     )
-    engine: EngineSettings = Field(default_factory=EngineSettings, description="The engine.")
-    server: ServerSettings = Field(default_factory=ServerSettings, description="The HTTP server.")
-    jobs: JobSettings = Field(default_factory=JobSettings, description="Training and interpreting beside serving.")
-    sampling: SamplingSettings = Field(default_factory=SamplingSettings, description="Defaults of sampling.")
+    engine: EngineSettings = Field(default_factory=EngineSettings, description="How much is generated at once.")
+    server: ServerSettings = Field(
+        default_factory=ServerSettings, description="Where the server listens, and who may use it."
+    )
+    jobs: JobSettings = Field(
+        default_factory=JobSettings, description="Jobs beside serving: training and interpreting dictionaries."
+    )
+    sampling: SamplingSettings = Field(
+        default_factory=SamplingSettings, description="Sampling parameters of requests that leave them out."
+    )
     cache_dir: HomePath = Field(
         default_factory=default_cache_dir, description="Folder for fetched and converted files."
     )
-    log_level: LogLevel = Field("info", description="Least severe messages that are logged.")
+    log_level: LogLevel = Field("info", description="Least severe level that is logged.")
 
     @field_validator("dictionaries")
     @classmethod
@@ -274,13 +306,13 @@ class Settings(_Section):
 
     @property
     def allowed_dictionary_dirs(self) -> tuple[Path, ...]:
-        """Folders that `path:` sources may lie in: those configured, and those of the configured dictionaries."""
+        """Folders that may hold `path:` sources: the configured ones, and those of the configured dictionaries."""
         named = (d.source.removeprefix("path:") for d in self.dictionaries if d.source.startswith("path:"))
         return (*self.dictionary_dirs, *(expand_home(Path(folder)) for folder in named))
 
 
 def setting_names(section: type[BaseModel] = Settings, prefix: str = "") -> list[str]:
-    """Return the dotted name of every setting and section; items of a list are named as if they were the list."""
+    """Return the dotted name of every setting and section; the fields of a list's items follow the list's name."""
     names: list[str] = []
     for name, described in section.model_fields.items():
         names.append(prefix + name)

@@ -1,6 +1,6 @@
 """The tree of errors that steerserve raises on purpose.
 
-An error knows what went wrong (`message`, which must stand alone), a stable `code` and the `param` it speaks of.
+An error knows what went wrong (`message`, which must be understood alone), a stable `code` and the `param` it is about.
 It does not know HTTP: `server/errors.py` holds the only table from these classes to statuses.
 """
 
@@ -11,7 +11,7 @@ class SteerserveError(Exception):
     default_code: str | None = None
 
     def __init__(self, message: str, *, param: str | None = None, code: str | None = None) -> None:
-        """Keep the message, and the parameter and code that clients read beside it."""
+        """Keep the message, and the parameter and code that clients read with it."""
         super().__init__(message)
         self.message = message
         self.param = param
@@ -19,7 +19,7 @@ class SteerserveError(Exception):
 
 
 class InvalidRequestError(SteerserveError):
-    """The client asked for something that cannot be honoured; the message says what would be right."""
+    """A request that cannot be honoured; the message says what would be right."""
 
     default_code = "invalid_value"
 
@@ -31,19 +31,19 @@ class ContextLengthError(InvalidRequestError):
 
 
 class UnsupportedParameterError(InvalidRequestError):
-    """A documented field that this server does not support."""
+    """A field of OpenAI's API that this server does not support."""
 
     default_code = "unsupported_parameter"
 
 
 class AuthenticationError(SteerserveError):
-    """No key, or one that is not known."""
+    """A request without an API key, or with an unknown one."""
 
     default_code = "invalid_api_key"
 
 
 class PermissionDeniedError(SteerserveError):
-    """A known key without the scope that the route needs."""
+    """A valid API key without the scope that the route needs."""
 
     default_code = "insufficient_scope"
 
@@ -61,13 +61,13 @@ class NotFoundError(SteerserveError):
 
 
 class ConflictError(SteerserveError):
-    """What is under way now stands in the way: a dictionary that is busy, a folder that another server works in."""
+    """A request that running work prevents, such as a busy dictionary or a folder that another server uses."""
 
     default_code = "conflict"
 
 
 class DictionaryBusyError(ConflictError):
-    """A dictionary of that id is being loaded right now; the same request can be made again in a moment."""
+    """A dictionary with the same id is being loaded; the same request can be sent again in a moment."""
 
     default_code = "dictionary_busy"
 
@@ -79,12 +79,12 @@ class BodyTooLargeError(SteerserveError):
 
 
 class QueueFullError(SteerserveError):
-    """The waiting line is full; try again after `retry_after_s` seconds."""
+    """The queue is full; the same request can be sent again after `retry_after_s` seconds."""
 
     default_code = "service_unavailable"
 
     def __init__(self, message: str, *, retry_after_s: int = 1) -> None:
-        """Keep the number of seconds after which a place is likely to be free."""
+        """Keep the number of seconds after which the queue is likely to have room."""
         super().__init__(message)
         self.retry_after_s = retry_after_s
 
@@ -94,11 +94,11 @@ class UnavailableError(QueueFullError):
 
 
 class EngineError(SteerserveError):
-    """A forward pass failed; the request it belonged to is lost, the server goes on."""
+    """A forward pass failed; its requests are lost, and the server goes on."""
 
 
 class StartupError(SteerserveError):
-    """Something that keeps a command from starting; the command line prints it as one line and exits with 2."""
+    """An error that keeps a command from starting; the command line prints it as one line and exits with 2."""
 
 
 class ConfigError(StartupError):
@@ -115,7 +115,7 @@ class DictionarySourceError(StartupError):
     default_code = "invalid_dictionary"
 
     def __init__(self, message: str, *, param: str | None = "source", code: str | None = None) -> None:
-        """Speak of the source, which is what names a dictionary in a request."""
+        """Name `source` as the parameter, the field of a request that holds a dictionary's source."""
         super().__init__(message, param=param, code=code)
 
 
@@ -126,22 +126,22 @@ class VectorError(StartupError):
 
 
 class PresetError(StartupError):
-    """A preset's file that cannot be used."""
+    """A preset file that cannot be used."""
 
     default_code = "invalid_preset"
 
 
 class PresetFolderError(SteerserveError):
-    """The folder of presets cannot be written."""
+    """The folder of presets is not writable."""
 
     default_code = "presets_unwritable"
 
 
 class CorpusError(StartupError):
-    """Text for training or evaluation that cannot be found or read."""
+    """Text for training or evaluation that does not exist or cannot be read."""
 
 
 class FeatureStoreError(StartupError):
-    """A file of a dictionary's statistics, snippets and labels that cannot be read or written."""
+    """A feature store (statistics, snippets and labels of a dictionary) that cannot be read or written."""
 
     default_code = "feature_store_unusable"

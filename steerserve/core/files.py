@@ -1,4 +1,4 @@
-"""Files that are whole or absent: written aside and moved into place."""
+"""Files that are complete or absent: written under a temporary name, then moved."""
 
 from __future__ import annotations
 
@@ -18,45 +18,45 @@ _PLAIN = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 @contextlib.contextmanager
-def atomic_file(path: Path, content: str) -> Iterator[Path]:
-    """Write `content` beside `path`, for the caller to move it there; what was not moved is gone afterwards.
+def staged_file(path: Path, content: str) -> Iterator[Path]:
+    """Write `content` to a temporary file beside `path`, for the caller to move; delete it if it was not moved.
 
-    The content is on the disk before it can be moved, and no other process, in a container or not, writes the same
-    file: its name is drawn.
+    The content is flushed to the disk before the caller can move it. The name is random, so that no other process,
+    in this container or another, writes the same file.
     """
-    aside = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     try:
-        with aside.open("xb") as opened:
+        with temporary.open("xb") as opened:
             opened.write(content.encode())
             opened.flush()
             os.fsync(opened.fileno())
-        yield aside
+        yield temporary
     finally:
-        aside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
 def write_text(path: Path, content: str) -> None:
-    """Write `content` to `path`; a reader sees the old file or the new one, never half of it."""
-    with atomic_file(path, content) as aside:
-        aside.replace(path)
+    """Write `content` to `path`; a reader sees the old file or the new one, never a part of it."""
+    with staged_file(path, content) as temporary:
+        temporary.replace(path)
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write `content` to `path` as JSON, whole or not at all."""
+    """Write `content` to `path` as JSON; a reader sees the old file or the new one, never a part of it."""
     write_text(path, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def read_plain(path: Path, limit: int) -> bytes:
-    """Read the first `limit` bytes of a file that is no folder, pipe, device or link; never waits for a pipe's writer.
+    """Read the first `limit` bytes of a regular file; never follow a link or wait for the writer of a pipe.
 
     Raises:
-        OSError: it is one of those, or cannot be read.
+        OSError: `path` is a folder, pipe, device or link, or cannot be read.
     """
     descriptor = os.open(path, _PLAIN)
     try:
         mode = os.fstat(descriptor).st_mode
         if not stat.S_ISREG(mode):
-            raise OSError(errno.EINVAL, "it is a folder" if stat.S_ISDIR(mode) else "it is no plain file")
+            raise OSError(errno.EINVAL, "it is a folder" if stat.S_ISDIR(mode) else "it is not a regular file")
         with open(descriptor, "rb", closefd=False) as opened:
             return opened.read(limit)
     finally:
@@ -64,7 +64,7 @@ def read_plain(path: Path, limit: int) -> bytes:
 
 
 def opened_path(descriptor: int) -> Path | None:
-    """Return where an open file really lies, whatever its path has become since; None where nobody can say."""
+    """Return the real path of an open file, even if it was moved since; None if the system does not tell."""
     try:
         return Path(f"/proc/self/fd/{descriptor}").readlink()
     except OSError:  # not Linux
@@ -72,6 +72,6 @@ def opened_path(descriptor: int) -> Path | None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object that this program wrote."""
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return found
+    """Read a JSON object that steerserve wrote."""
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return content

@@ -1,4 +1,4 @@
-"""API keys: where they may come from, and that messages never show one."""
+"""API keys: which sources may hold them, and what they may consist of. Messages never show a key."""
 
 from __future__ import annotations
 
@@ -19,29 +19,29 @@ KEY_VARIABLES = {
     "STEERSERVE_ADMIN_KEY": "admin_keys",
     "STEERSERVE_ADMIN_KEYS": "admin_keys",
 }
-"""Each holds one key, or several with commas between them."""
+"""The setting of each variable, which holds one key or several separated by commas."""
 
 KEYS_ADVICE = (
-    "keys do not belong there. Set STEERSERVE_API_KEY and STEERSERVE_ADMIN_KEY in the environment, "
+    "keys do not belong here. Set STEERSERVE_API_KEY and STEERSERVE_ADMIN_KEY in the environment, "
     "or name a file that holds them in server.keys_file."
 )
 _KEY = re.compile(r"[!-~]+")
 
 
 def read_keys(environ: Mapping[str, str], keys_file: Path | None) -> dict[str, list[str]]:
-    """Return the keys of each scope that has any, from the environment and the file together.
+    """Return the keys of each scope that has any, from both the environment and the file.
 
     Raises:
         ConfigError: the file cannot be used, or a key could never be sent in a header.
     """
-    found: dict[str, list[str]] = {name: [] for name in KEY_FIELDS}
+    keys_by_field: dict[str, list[str]] = {name: [] for name in KEY_FIELDS}
     for variable, name in KEY_VARIABLES.items():
         keys = (key.strip() for key in environ.get(variable, "").split(","))
-        found[name] += [check_key(key, variable) for key in keys if key]
+        keys_by_field[name] += [check_key(key, variable) for key in keys if key]
     if keys_file is not None:
-        for name, keys_there in _read_file(keys_file).items():
-            found[name] += keys_there
-    return {name: list(dict.fromkeys(keys)) for name, keys in found.items() if keys}
+        for name, file_keys in _read_file(keys_file).items():
+            keys_by_field[name] += file_keys
+    return {name: list(dict.fromkeys(keys)) for name, keys in keys_by_field.items() if keys}
 
 
 def _read_file(path: Path) -> dict[str, list[str]]:
@@ -49,16 +49,16 @@ def _read_file(path: Path) -> dict[str, list[str]]:
     if not isinstance(document.data, dict):
         message = f"{document.where(())}: a keys file is a mapping with the lists api_keys and admin_keys."
         raise ConfigError(message)
-    found: dict[str, list[str]] = {}
+    keys_by_field: dict[str, list[str]] = {}
     for name, keys in document.data.items():
         if name not in KEY_FIELDS:
-            message = f"{document.where((name,))}: a keys file has the lists api_keys and admin_keys, nothing else."
+            message = f"{document.where((name,))}: a keys file has only the lists api_keys and admin_keys, not {name}."
             raise ConfigError(message)
         if not isinstance(keys, list):
             message = f"{document.where((name,))}: {name} must be a list of keys."
             raise ConfigError(message)
-        found[name] = [check_key(key, document.where((name, place))) for place, key in enumerate(keys)]
-    return found
+        keys_by_field[name] = [check_key(key, document.where((name, index))) for index, key in enumerate(keys)]
+    return keys_by_field
 
 
 def check_key(key: object, origin: str) -> str:

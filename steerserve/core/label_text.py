@@ -1,4 +1,4 @@
-"""What a label may consist of, wherever it comes from: files, models and people."""
+"""The characters that a label may have, whether it comes from a file, a model or a person."""
 
 from __future__ import annotations
 
@@ -6,41 +6,41 @@ import math
 import unicodedata
 
 MAX_LABEL_CHARS = 200
-"""Of what a person writes."""
+"""Largest length of a label that a person writes."""
 _JOINERS = "\u200c\u200d"
-"""Zero-width, but spelling: Persian and the scripts of India need them, and so do many emoji."""
+"""Zero-width characters that are part of the spelling in Persian, the scripts of India and many emoji."""
 
 
 def clean_label(text: str, max_chars: int) -> str:
-    """Return the words of a label on one line, without what cannot be shown or stored; empty where nothing is left.
+    """Return a label on one line, without characters that cannot be shown or stored; empty if nothing is left.
 
-    Control characters, which a terminal would obey, and whatever has no glyph part words; other format characters and
-    lone surrogates, which no file can hold, are taken out.
+    Control characters, which a terminal would obey, and characters without a glyph become spaces. Other format
+    characters, and lone surrogates, which no file can hold, are removed.
     """
     kept = "".join(map(_shown, text))
     return _trimmed(" ".join(kept.split())[:max_chars])
 
 
 def is_one_line(text: str) -> bool:
-    """Tell whether a label has nothing that `clean_label` would take out, spaces around it apart."""
+    """Return whether `clean_label` would change nothing in a label but the spaces around it."""
     trimmed = text.strip()
     return bool(_trimmed(trimmed)) and all(_shown(char) == char for char in trimmed)
 
 
 def finite_number(value: object) -> float:
-    """Return a number out of JSON as one that can be stored.
+    """Return a number from JSON as a float that can be stored.
 
     Raises:
-        ValueError: it is none, not finite, or larger than any.
+        ValueError: the value is not a number, not finite, or too large for a float.
     """
     try:
-        found = float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
+        number = float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
     except OverflowError:
-        found = math.inf
-    if not math.isfinite(found):
-        message = "no finite number"
+        number = math.inf
+    if not math.isfinite(number):
+        message = "not a finite number"
         raise ValueError(message)
-    return found
+    return number
 
 
 def _shown(char: str) -> str:

@@ -1,4 +1,4 @@
-"""Closed sets of words, and limits, that requests, files, jobs and the command line share. No torch."""
+"""Closed sets of words, and limits, that requests, files, jobs and the command line share."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SavedDtype = Literal["float32", "float16"]
 """Number formats in which a trained dictionary can be saved."""
 SAVED_DTYPES: tuple[SavedDtype, ...] = get_args(SavedDtype)
 Storage = Literal["disk", "buffer"]
-"""Where the activations of a training run are kept: all on disk, or some in memory."""
+"""How a training run keeps activations: all on disk, or some of them in memory."""
 STORAGES: tuple[Storage, ...] = get_args(Storage)
 
 JobKind = Literal["train", "interpret"]
@@ -29,11 +29,11 @@ Role = Literal["writes", "reads"]
 """Whether pushing a feature makes its own promoted tokens appear (`writes`) or not (`reads`)."""
 
 Pooling = Literal["mean", "last"]
-"""Tokens of a text that a difference of means uses: all but special tokens and sinks, or the last of these."""
+"""Tokens of a text that a difference of means uses: all but special tokens and attention sinks, or only the last."""
 MIN_TEXTS = 2
-"""Smallest number of different texts in each set of a contrast: one to learn from, one to hold out."""
+"""Smallest number of different texts in each set of a contrast: one to learn from, one to test on."""
 VECTOR_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
-"""Pattern that the name of a stored steering vector matches."""
+"""Pattern of the name of a stored steering vector."""
 
 DEFAULT_INTERPRET_TOKENS = 200_000
 MAX_INTERPRET_TOKENS = 10**9

@@ -1,4 +1,4 @@
-"""A lock on a file, held by one process at a time and given back by its death."""
+"""A lock on a file that one process holds at a time, and that the system releases when the process dies."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _POLL_S = 0.01
 
 
 class FileLock:
-    """An flock. The file stays when the lock is released: removing it would let two processes hold two files."""
+    """An flock. Releasing it keeps the file: deleting it would let two processes lock two files of the same name."""
 
     def __init__(self, path: Path) -> None:
-        """Name the file, which is made when the lock is first asked for."""
+        """Lock the file at `path`, which the first `acquire` creates."""
         self._path = path
         self._descriptor: int | None = None
 
@@ -29,7 +29,7 @@ class FileLock:
         return self._descriptor is not None
 
     def acquire(self) -> bool:
-        """Take the lock if nobody has it; returns whether it is held now."""
+        """Take the lock if no process holds it; return whether this object holds it now."""
         if self._descriptor is None:
             descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             try:
@@ -41,7 +41,7 @@ class FileLock:
         return True
 
     def acquire_within(self, timeout_s: float) -> bool:
-        """Take the lock, waiting for whoever has it; returns whether it is held now."""
+        """Take the lock, waiting up to `timeout_s` for its holder; return whether this object holds it now."""
         deadline = time.monotonic() + timeout_s
         while not self.acquire():
             if time.monotonic() >= deadline:
@@ -50,7 +50,7 @@ class FileLock:
         return True
 
     def release(self) -> None:
-        """Give the lock back; does nothing where it is not held."""
+        """Release the lock; does nothing if this object does not hold it."""
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None

@@ -1,4 +1,4 @@
-"""One line of log for one event, on stderr; uvicorn's own messages in the same form."""
+"""Logging to stderr, one line an event, uvicorn's messages in the same format."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ FORMAT = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"
 def set_up_logging(level: str = "info") -> None:
     """Send every logger of this process to stderr, from `level` (debug, info, warning or error) up.
 
-    Libraries speak from WARNING up, unless `level` is debug.
+    Libraries log from WARNING up, or from `level` if that is debug or error.
     """
     ours = level.upper()
     others = ours if ours in {"DEBUG", "ERROR"} else "WARNING"
@@ -23,9 +23,9 @@ def set_up_logging(level: str = "info") -> None:
             "root": {"handlers": ["stderr"], "level": others},
             "loggers": {
                 "steerserve": {"level": ours},
-                # uvicorn brings handlers of its own when it is given no configuration; folded in here.
+                # Without a configuration uvicorn adds its own handlers.
                 "uvicorn": {"handlers": [], "propagate": True, "level": others},
-                # One line for each request is logged by the server itself.
+                # The server itself logs one line for each request.
                 "uvicorn.access": {"handlers": [], "propagate": False},
             },
         }

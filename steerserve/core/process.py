@@ -1,4 +1,4 @@
-"""What the package sets in its own process: how CPU threads wait for each other, and freed memory given back."""
+"""Settings of this process: how CPU threads wait for each other, and returning freed memory to the system."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ two cores, a forward pass of 64 tokens beside a busy process, and a decode step 
 
 
 def limit_spinning(environ: MutableMapping[str, str]) -> None:
-    """Set a short spin unless the user chose how to wait. Has an effect only before torch is imported."""
+    """Make waiting CPU threads spin only briefly, unless the user chose otherwise. Call before torch is imported."""
     if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & environ.keys():
         environ["GOMP_SPINCOUNT"] = SPIN_COUNT
 
 
-def give_back_freed() -> None:
-    """Return memory that was freed to the system.
+def return_freed_memory() -> None:
+    """Return freed memory to the system.
 
-    glibc keeps what a thread has freed for that thread's next need. Each dictionary is loaded in whatever worker
-    thread is free, so that without this every such thread keeps a dictionary's worth.
+    glibc keeps memory that a thread freed for the same thread. Each dictionary is loaded in some worker thread, so
+    that without this call each of these threads would keep as much memory as a dictionary needs.
     """
     _trim()(0)
 
 
 @functools.cache
 def _trim() -> Callable[[int], object]:
-    """Return glibc's malloc_trim, or what does nothing where there is another C library."""
+    """Return glibc's malloc_trim, or a function that does nothing if the C library is another."""
     try:
         trim: Callable[[int], object] = ctypes.CDLL(None).malloc_trim
     except (AttributeError, OSError, TypeError):

@@ -1,4 +1,4 @@
-"""Progress on stderr: bars on a terminal, plain lines elsewhere."""
+"""Progress on stderr: bars if it is a terminal, plain lines if not."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _POLL_S = 0.2
 
 @contextlib.contextmanager
 def progress_line(text: str) -> Iterator[None]:
-    """Show that something without a known length is under way."""
+    """Show `text` while a step of unknown length runs."""
     console = Console(stderr=True)
     if not console.is_terminal:
         console.print(text, soft_wrap=True)
@@ -38,7 +38,7 @@ def progress_line(text: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def stage_bar(text: str, num_stages: int) -> Iterator[Callable[[str], None]]:
-    """Show a bar over stages; call what is yielded with the name of each as it begins."""
+    """Show a bar over stages; the caller calls the yielded function with the name of each stage as it begins."""
     console = Console(stderr=True)
     if not console.is_terminal:
         console.print(text, soft_wrap=True)
@@ -57,7 +57,7 @@ def stage_bar(text: str, num_stages: int) -> Iterator[Callable[[str], None]]:
 
 @contextlib.contextmanager
 def download_bar(text: str, folder: Path, total_bytes: int) -> Iterator[None]:
-    """Show a bar that follows the largest file below `folder`, for a downloader that keeps its own bar to itself."""
+    """Show a bar that follows the largest file below `folder`, for a downloader without a bar of its own."""
     console = Console(stderr=True)
     if not console.is_terminal:
         console.print(f"{text} ({total_bytes / 1e6:.0f} MB)", soft_wrap=True)

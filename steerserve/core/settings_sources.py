@@ -1,6 +1,6 @@
-"""Where settings come from: a YAML file, then the environment, then flags; the later wins.
+"""The sources of settings: a YAML file, then the environment, then flags; the later wins.
 
-Every complaint names the place of the value it is about: file, line and column, the variable, or the flag.
+Every error names the origin of the value that it is about: file, line and column, the variable, or the flag.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
 PREFIX = "STEERSERVE_"
 CONFIG_VARIABLE = "STEERSERVE_CONFIG"
-# What Kubernetes puts into the environment of every pod beside a service called steerserve or steerserve-something,
-# as `NAME=VALUE`.
+# Variables, as `NAME=VALUE`, that Kubernetes sets in every pod if a service is called steerserve or
+# steerserve-something.
 _KUBERNETES = re.compile(r"STEERSERVE_(\w+_)?(SERVICE_(HOST|PORT)(_\w+)?=.*|PORT_\d+_\w+=.*|(?<!__)PORT=\w+://.*)")
 
 
@@ -36,36 +36,38 @@ class Flag:
     """A flag that was given on the command line."""
 
     name: str
-    """As the person wrote it, `--port`."""
+    """The flag itself, such as `--port`."""
     path: DataPath
+    """Path of its setting."""
     value: object
+    """Its value."""
 
 
 def load_settings(config: Path | None = None, *, environ: Mapping[str, str], flags: Iterable[Flag] = ()) -> Settings:
-    """Merge the layers and check the result.
+    """Merge the sources and check the result.
 
     Args:
-        config: The YAML file; without one, what `STEERSERVE_CONFIG` names.
-        environ: The environment; only variables that begin with `STEERSERVE_` are read, and empty ones are not.
-        flags: What was given on the command line.
+        config: The YAML file; if None, the file that `STEERSERVE_CONFIG` names.
+        environ: The environment; only variables that begin with `STEERSERVE_` and are not empty are read.
+        flags: The flags of the command line.
 
     Raises:
-        ConfigError: something is unknown, wrong or out of bounds; the message says where.
+        ConfigError: a setting is unknown, wrong or out of bounds; the message names its origin.
     """
-    layers = _Layers()
+    merged = _MergedSettings()
     if config is None and environ.get(CONFIG_VARIABLE):
         config = Path(environ[CONFIG_VARIABLE])
     if config is not None:
-        layers.add_file(load_yaml(expand_home(config)))
-    layers.add_environment(environ)
+        merged.add_file(load_yaml(expand_home(config)))
+    merged.add_environment(environ)
     for flag in flags:
-        layers.put(flag.path, flag.value, flag.name)
-    layers.add_keys(environ)
-    return layers.settings()
+        merged.put(flag.path, flag.value, flag.name)
+    merged.add_keys(environ)
+    return merged.settings()
 
 
 @dataclass(slots=True)
-class _Layers:
+class _MergedSettings:
     """The merged data, and the origin of each of its values."""
 
     data: dict[str, Any] = field(default_factory=dict)
@@ -75,7 +77,7 @@ class _Layers:
         if not isinstance(document.data, dict | None):
             message = f"{document.where(())}: a configuration is a mapping of names to values."
             raise ConfigError(message)
-        # `engine:` with every line below it commented out is null, and means the defaults.
+        # A section whose lines are all commented out is null, and means the defaults.
         data = {k: v for k, v in (document.data or {}).items() if v is not None or k not in Settings.model_fields}
         server = data.get("server")
         for name in KEY_FIELDS:
@@ -99,14 +101,14 @@ class _Layers:
             self.put(path, parsed, name)
 
     def put(self, path: DataPath, value: object, origin: str) -> None:
-        """Set one value, over whatever an earlier layer put there."""
-        place: Any = self.data
+        """Set one value, replacing that of an earlier source."""
+        section: Any = self.data
         for key in path[:-1]:
-            if not isinstance(place.get(key), dict):
-                place[key] = {}
-            place = place[key]
-        place[path[-1]] = value
-        self.origins = {known: where for known, where in self.origins.items() if known[: len(path)] != path}
+            if not isinstance(section.get(key), dict):
+                section[key] = {}
+            section = section[key]
+        section[path[-1]] = value
+        self.origins = {other: kept for other, kept in self.origins.items() if other[: len(path)] != path}
         self.origins[path] = origin
 
     def add_keys(self, environ: Mapping[str, str]) -> None:
@@ -130,21 +132,21 @@ class _Layers:
         return f"{origin}: {finding.message}"
 
     def _origin(self, path: DataPath) -> str:
-        # A variable can name a place within something that must not have places: STEERSERVE_DICTIONARIES__0.
-        if within := next((known for known in self.origins if known[: len(path)] == path), None):
-            path = path if path in self.origins else within
+        # A variable can set a part of a value that must not have parts: STEERSERVE_DICTIONARIES__0.
+        if inner := next((other for other in self.origins if other[: len(path)] == path), None):
+            path = path if path in self.origins else inner
         while path and path not in self.origins:
             path = path[:-1]
         return self.origins.get(path, "settings")
 
 
 def _parse_variable(name: str, text: str) -> object:
-    """Read `[..]` and `{..}` as YAML; anything else stays text."""
+    """Parse `[..]` and `{..}` as YAML; any other value stays text."""
     return parse_yaml(text, name=name).data if text.startswith(("[", "{")) else text
 
 
 def _suggest(path: DataPath) -> str:
-    """Say which setting was probably meant, or which there are beside it."""
+    """Return the part of a message that names the setting that was probably meant, or all settings of its section."""
     names = setting_names()
     dotted = ".".join(str(part) for part in path if not isinstance(part, int))
     section, _, last = dotted.rpartition(".")

@@ -8,7 +8,7 @@ import threading
 from typing import TYPE_CHECKING
 
 from steerserve.core.errors import DictionaryBusyError
-from steerserve.core.process import give_back_freed
+from steerserve.core.process import return_freed_memory
 from steerserve.dictionaries.registry import DictionaryRegistry
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ class DictionaryLibrary:
         """
         with self._reserved(dictionary_id):
             dictionary = self.registry.add(self._loader.load(dictionary_id, source, force=force))
-        give_back_freed()
+        return_freed_memory()
         _log.info(
             "dictionary %s: %s features at %s, from %s", dictionary.id, dictionary.d_sae, dictionary.hook_name, source
         )
@@ -58,7 +58,7 @@ class DictionaryLibrary:
         """
         with self._reserved(dictionary_id):
             self.registry.remove(dictionary_id)
-        give_back_freed()
+        return_freed_memory()
         _log.info("dictionary %s: unloaded", dictionary_id)
 
     @contextlib.contextmanager

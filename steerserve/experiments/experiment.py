@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from steerserve.compare.control import NamedArm, control_sources
 from steerserve.core.errors import ConfigError, InvalidRequestError
 from steerserve.core.findings import YAML_WORDS, Finding, explain, find_null, parse_path, spell_path
-from steerserve.core.yaml_document import YamlDocument, line_and_column, parse_placed
+from steerserve.core.yaml_document import YamlDocument, parse_yaml, read_text
 from steerserve.experiments.schema import ExperimentFile, Sampling
 from steerserve.model.names import plain_name
 from steerserve.presets.schema import NAME_RULE, PRESET_NAME
@@ -97,20 +97,7 @@ def load_experiment(path: Path) -> Experiment:
     Raises:
         ConfigError: it cannot be read, or something is wrong with it; the message says where.
     """
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError as error:
-        raise ConfigError(f"There is no file {path}.") from error
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be read: {error.strerror}.") from error
-    if len(data) > MAX_FILE_BYTES:
-        raise ConfigError(f"{path}:1:1: an experiment has at most {MAX_FILE_BYTES} bytes, and this file has more.")
-    try:
-        text = data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        line, column = line_and_column(data[: error.start].decode("utf-8"))
-        raise ConfigError(f"{path}:{line}:{column}: the file is not UTF-8 text; save it as UTF-8.") from error
-    return parse_experiment(text, file=str(path))
+    return parse_experiment(read_text(path, MAX_FILE_BYTES), file=str(path))
 
 
 def parse_experiment(text: str, *, file: str) -> Experiment:
@@ -119,7 +106,7 @@ def parse_experiment(text: str, *, file: str) -> Experiment:
     Raises:
         ConfigError: something is wrong with it; the message says where.
     """
-    document = parse_placed(text, name=file)
+    document = parse_yaml(text, name=file)
     if not isinstance(document.data, dict):
         what = "the file is empty" if document.data is None else "this is something else"
         sentence = f"an experiment is a mapping of names to values, such as name: ocean; {what}"

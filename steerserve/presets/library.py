@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from steerserve.core.config import DEFAULT_MODEL
 from steerserve.core.errors import InvalidRequestError, NotFoundError, PresetError, PresetFolderError
-from steerserve.core.files import atomic_file, read_plain, write_text
+from steerserve.core.files import read_plain, staged_file, write_text
 from steerserve.core.names import did_you_mean
 from steerserve.presets.folder import PresetFolder
 from steerserve.presets.preset import MAX_FILE_BYTES, SUFFIX, Preset, PresetDefaults, defaults_of
@@ -126,7 +126,7 @@ class PresetLibrary:
             try:
                 self.folder.mkdir(parents=True, exist_ok=True)
                 # In this order, so that a full disk does not cost the previous version for nothing.
-                with atomic_file(file, text) as written:
+                with staged_file(file, text) as written:
                     if before is not None and before != text:
                         self._keep(name, before)
                     written.replace(file)

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from steerserve.core.errors import ConfigError, PresetError
 from steerserve.core.findings import MISSING, YAML_WORDS, Finding, explain, find_null, spell_path
-from steerserve.core.yaml_document import YamlDocument, line_and_column, parse_placed
+from steerserve.core.yaml_document import YamlDocument, decode_text, parse_yaml
 from steerserve.model.names import plain_name
 from steerserve.presets.schema import NAME_RULE, PRESET_NAME, PresetFile, PresetSampling
 from steerserve.wire.edits import SETTING_MODES
@@ -81,15 +81,10 @@ def decode_preset(data: bytes, *, file: str) -> str:
     Raises:
         PresetError: the file is not UTF-8, or too large.
     """
-    if len(data) > MAX_FILE_BYTES:
-        raise PresetError(
-            f"{file}:1:1: a preset's file may have at most {MAX_FILE_BYTES} bytes, and this file has more."
-        )
     try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        line, column = line_and_column(data[: error.start].decode("utf-8"))
-        raise PresetError(f"{file}:{line}:{column}: the file is not UTF-8 text; save it as UTF-8.") from error
+        return decode_text(data, name=file, max_bytes=MAX_FILE_BYTES)
+    except ConfigError as error:
+        raise PresetError(error.message) from error
 
 
 def parse_preset(text: str, *, file: str, name: str | None = None) -> Preset:
@@ -104,7 +99,7 @@ def parse_preset(text: str, *, file: str, name: str | None = None) -> Preset:
         PresetError: the preset is wrong; the message has the line and column, and `param` is the path of the value.
     """
     try:
-        document = parse_placed(text, name=file)
+        document = parse_yaml(text, name=file)
     except ConfigError as error:
         raise PresetError(error.message) from error
     if (null := find_null(document.data)) is not None and document.data is not None:

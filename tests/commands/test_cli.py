@@ -64,7 +64,7 @@ def test_a_bad_setting_is_one_line_and_exit_code_2(
     assert "--slots: engine.slots must be at least 1, not 0." in refused(capsys, monkeypatch, "serve", "--slots", "0")
     assert "There is no file" in refused(capsys, monkeypatch, "serve", "--config", str(tmp_path / "absent.yaml"))
     assert "set STEERSERVE_API_KEY" in refused(capsys, monkeypatch, "serve", "--host", "0.0.0.0")
-    assert "no ID=SOURCE" in refused(capsys, monkeypatch, "serve", "--dictionary", "nothing")
+    assert "is not ID=SOURCE" in refused(capsys, monkeypatch, "serve", "--dictionary", "nothing")
     assert "--dtype: model.dtype must be 'auto'" in refused(capsys, monkeypatch, "serve", "--dtype", "int8")
     assert "not 'tpu'" in refused(capsys, monkeypatch, "serve", "--device", "tpu")
     file = tmp_path / "steerserve.yaml"

@@ -98,7 +98,7 @@ def test_a_pipe_is_no_preset_and_nobody_waits_for_it(folder: Path, tmp_path: Pat
     (folder / "formal.yaml").write_text(GOOD)
     found = ran("check", tmp_path / "pipe.yaml", tmp_path / "formal.yaml")
     assert (found.exit_code, found.stdout) == (1, "1 good, 1 broken\n")
-    assert "the file cannot be read: it is no plain file" in found.stderr
+    assert "the file cannot be read: it is not a regular file" in found.stderr
 
 
 def test_the_schema_is_printed() -> None:

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from steerserve.core.files import atomic_file, read_plain, write_text
+from steerserve.core.files import read_plain, staged_file, write_text
 
 
 def test_what_was_written_aside_and_not_moved_is_gone(tmp_path: Path) -> None:
     file = tmp_path / "a.txt"
     write_text(file, "old\r\n")
-    with pytest.raises(RuntimeError), atomic_file(file, "new"):
+    with pytest.raises(RuntimeError), staged_file(file, "new"):
         raise RuntimeError
     assert [one.name for one in tmp_path.iterdir()] == ["a.txt"]
     assert file.read_bytes() == b"old\r\n"
@@ -27,7 +27,7 @@ def test_a_file_that_cannot_be_replaced_leaves_nothing_aside(tmp_path: Path) -> 
 
 
 def test_two_writers_of_one_process_id_write_different_files(tmp_path: Path) -> None:
-    with atomic_file(tmp_path / "a", "1") as one, atomic_file(tmp_path / "a", "2") as two:
+    with staged_file(tmp_path / "a", "1") as one, staged_file(tmp_path / "a", "2") as two:
         assert (one.read_text(), two.read_text()) == ("1", "2")
     assert list(tmp_path.iterdir()) == []
 
@@ -40,7 +40,7 @@ def test_what_is_no_plain_file_is_refused_without_waiting_and_without_losing_a_d
     before = len(list(Path("/proc/self/fd").iterdir()))
     for name, reason in (
         ("folder", "a folder"),
-        ("pipe", "no plain file"),
+        ("pipe", "not a regular file"),
         ("link", "symbolic links"),
         ("absent", "No such file"),
     ):

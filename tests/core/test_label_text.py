@@ -50,7 +50,7 @@ def test_what_cannot_be_seen_is_not(text: str) -> None:
 
 @pytest.mark.parametrize("value", [10**400, float("nan"), float("-inf"), True, "1", None])
 def test_a_number_that_cannot_be_stored_is_refused(value: object) -> None:
-    with pytest.raises(ValueError, match="no finite number"):
+    with pytest.raises(ValueError, match="not a finite number"):
         finite_number(value)
 
 

@@ -106,7 +106,7 @@ def test_the_home_of_an_unknown_user_is_a_folder_that_is_not_there() -> None:
         ("zzz: 4\n", ":1:1: there is no setting zzz; it must be one of model, "),
         ("zzz:\n", ":1:1: there is no setting zzz"),
         ("engine: {slots: 5000}\n", ":1:10: engine.slots must be at most 1024, not 5000."),
-        ("engine: {slots: on}\n", "engine.slots: a number is needed, not true."),
+        ("engine: {slots: on}\n", "engine.slots: the value must be a number, not true."),
         ("engine: {prefill_chunk: some}\n", "engine.prefill_chunk must be 'auto' or a whole number, not 'some'."),
         ("engine: {prefill_chunk: 0}\n", "auto or a number from 1 to 65536, not 0."),
         ("engine: {threads: many}\n", "engine.threads must be a whole number, not 'many'."),
@@ -114,7 +114,7 @@ def test_the_home_of_an_unknown_user_is_a_folder_that_is_not_there() -> None:
         ("dictionaries: 3\n", ":1:1: dictionaries must be a list, not 3."),
         ("dictionaries:\n- id: a\n  soruce: b\n", ":3:3: there is no setting dictionaries[0].soruce; did you mean "),
         ("dictionaries:\n- id: a\n", ":2:3: dictionaries[0].source is missing."),
-        ("dictionaries:\n- a=b\n- nothing\n", ":3:3: dictionaries[1]: 'nothing' is no ID=SOURCE"),
+        ("dictionaries:\n- a=b\n- nothing\n", ":3:3: dictionaries[1]: 'nothing' is not ID=SOURCE"),
         ("dictionaries: [a=b, a=c]\n", "two dictionaries have the id 'a'."),
         ("model: {device: tpu}\n", "model.device: it must be auto, cpu, cuda or cuda:N, not 'tpu'."),
         ("model: {dtype: int8}\n", "model.dtype must be 'auto', 'float32', 'bfloat16' or 'float16', not"),
@@ -173,10 +173,10 @@ def test_loopback_needs_no_key(host: str) -> None:
 
 def test_keys_in_the_wrong_place_are_refused_and_never_shown(tmp_path: Path) -> None:
     said = complaint(write(tmp_path, "server:\n  api_keys: [hush]\n"))
-    assert said.startswith(f"{tmp_path}/steerserve.yaml:2:3: keys do not belong there. Set STEERSERVE_API_KEY")
+    assert said.startswith(f"{tmp_path}/steerserve.yaml:2:3: keys do not belong here. Set STEERSERVE_API_KEY")
     assert "hush" not in said
-    assert "keys do not belong there" in complaint(STEERSERVE_SERVER__ADMIN_KEYS="hush")
-    assert "keys do not belong there" in complaint(STEERSERVE_SERVER="{api_keys: [hush]}")
+    assert "keys do not belong here" in complaint(STEERSERVE_SERVER__ADMIN_KEYS="hush")
+    assert "keys do not belong here" in complaint(STEERSERVE_SERVER="{api_keys: [hush]}")
     assert "hush" not in complaint(STEERSERVE_API_KEY="hush hush")
 
 
@@ -184,7 +184,7 @@ def test_keys_in_the_wrong_place_are_refused_and_never_shown(tmp_path: Path) -> 
     ("text", "expected"),
     [
         ("[a]\n", ":1:1: a keys file is a mapping"),
-        ("api_key: [a]\n", ":1:1: a keys file has the lists"),
+        ("api_key: [a]\n", ":1:1: a keys file has only the lists"),
         ("api_keys: hush\n", ":1:1: api_keys must be a list"),
         ("api_keys: [1234]\n", ":1:12: a key is text"),
         ("api_keys: ['hush hush']\n", ":1:12: a key is text"),

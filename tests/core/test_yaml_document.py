@@ -34,7 +34,7 @@ def test_an_empty_text_is_no_data() -> None:
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [
-        ("a: 1\nb: 2\na: 3\n", "f.yaml:3:1: not valid YAML: the key 'a' is there twice"),
+        ("a: 1\nb: 2\na: 3\n", "f.yaml:3:1: not valid YAML: the key 'a' appears twice"),
         ("a: &x [1]\nb: *x\n", "aliases"),
         ("a: &x [*x]\n", "aliases"),
         ("a: [1\nb: 2\n", "f.yaml:2:2: not valid YAML"),
@@ -44,18 +44,18 @@ def test_an_empty_text_is_no_data() -> None:
         ("a: 1\n---\nb: 2\n", "not valid YAML"),
         ("a: !!python/object/apply:os.system [ls]\n", "f.yaml:1:4: not valid YAML"),
         ("a: !!python/name:os.system\n", "f.yaml:1:4: not valid YAML"),
-        ("a: !!set {b}\n", "no plain value"),
+        ("a: !!set {b}\n", "not a plain value"),
         ("a: 2026-01-01\n", "in quotes"),
         ("a: 2026-13-45\n", "f.yaml:1:4: not valid YAML"),
-        ('a: !!int ""\n', "f.yaml:1:4: not valid YAML: '' is no int"),
-        ("a: !!bool maybe\n", "'maybe' is no bool"),
-        ("a: !!timestamp soon\n", "'soon' is no timestamp"),
-        ('!!int "": a\n', "f.yaml:1:1: not valid YAML: '' is no int"),
-        ("a: \x07\n", "not valid YAML"),
+        ('a: !!int ""\n', "f.yaml:1:4: not valid YAML: '' is not a valid int"),
+        ("a: !!bool maybe\n", "'maybe' is not a valid bool"),
+        ("a: !!timestamp soon\n", "'soon' is not a valid timestamp"),
+        ('!!int "": a\n', "f.yaml:1:1: not valid YAML: '' is not a valid int"),
+        ("a: \x07\n", "f.yaml:1:4: YAML does not allow the character '\\x07'"),
         ("<<: {a: 1}\n", "f.yaml:1:1"),
         ("[" * 5000, "f.yaml:1:22: not valid YAML: it is nested too deeply"),
         ("[" * 20 + "[1]" + "]" * 20, "nested too deeply"),
-        ("a: [" + "0," * 20_000 + "0]", "may have 20000 keys and values"),
+        ("a: [" + "0," * 20_000 + "0]", "has at most 20000 keys and values"),
         ("a:\n\t- b\n", "f.yaml:2:1"),
     ],
 )
@@ -86,13 +86,15 @@ def test_a_number_that_yaml_reads_in_its_own_way_is_refused(number: str, meant: 
     for text, place in ((f"a: {number}\n", "1:4"), (f"a:\n- [1, {number}]\n", "2:7")):
         with pytest.raises(ConfigError) as caught:
             parse_yaml(text, name="f.yaml")
-        said = f"f.yaml:{place}: not valid YAML: {number!r} is no plain number (YAML reads {meant}): write plain digits"
+        said = (
+            f"f.yaml:{place}: not valid YAML: {number!r} is not a plain number (YAML reads {meant}): write plain digits"
+        )
         assert caught.value.message.startswith(said)
     assert parse_yaml(f"a: '{number}'\n", name="f.yaml").data == {"a": number}
 
 
 def test_a_number_of_thousands_of_digits_is_refused_in_a_line() -> None:
-    with pytest.raises(ConfigError, match="is no plain number") as caught:
+    with pytest.raises(ConfigError, match="is not a plain number") as caught:
         parse_yaml("a: 0b" + "1" * 20_000 + "\n", name="f.yaml")
     assert len(caught.value.message) < 300
 
