@@ -39,15 +39,11 @@ def serve_command(
     queue: Annotated[int | None, typer.Option(help="Number of sequences that may wait.")] = None,
     threads: Annotated[int | None, typer.Option(help="Number of CPU threads of the model.")] = None,
     device: Annotated[str | None, typer.Option(help="Device: auto, cpu, cuda or cuda:N.")] = None,
-    dtype: Annotated[
-        str | None, typer.Option(help="Number format of the weights: auto, float32, bfloat16 or float16.")
-    ] = None,
+    dtype: Annotated[str | None, typer.Option(help="Number format: auto, float32, bfloat16 or float16.")] = None,
     backend: Annotated[str | None, typer.Option(help="What runs the model: bridge or hooked_transformer.")] = None,
     presets_dir: Annotated[str | None, typer.Option(help="Folder with preset files.")] = None,
     keys_file: Annotated[str | None, typer.Option(help="YAML file with the lists api_keys and admin_keys.")] = None,
-    log_level: Annotated[
-        str | None, typer.Option(help="Least severe level that is logged: debug, info, warning or error.")
-    ] = None,
+    log_level: Annotated[str | None, typer.Option(help="Least severe logs: debug, info, warning or error.")] = None,
 ) -> None:
     """Serve a model over HTTP with OpenAI's API."""
     from steerserve.core.log import set_up_logging
@@ -100,7 +96,8 @@ def bind(host: str, port: int) -> socket.socket:
 
 
 def _cannot_bind(host: str, port: int, error: OSError) -> ConfigError:
-    message = f"{host}:{port} cannot be bound: {error.strerror}. Choose another address with --host or --port (0 takes a free port)."
+    advice = "Choose another address with --host or --port (0 takes a free port)."
+    message = f"{host}:{port} cannot be bound: {error.strerror}. {advice}"
     return ConfigError(message)
 
 
