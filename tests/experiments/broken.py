@@ -57,7 +57,7 @@ CHANGES = [
     ("  - name: baseline", "  - name: pushed", 11, "both called"),
     ("  - name: baseline", "  - baseline", 10, "mapping"),
     ("  - name: baseline", "  - {name: ''}", 10, "at least 1"),
-    ("feature: 3, scale: 9.0", "feature: 3, scal: 9.0", 13, "Did you mean 'scale'?"),
+    ("feature: 3, scale: 9.0", "feature: 3, scal: 9.0", 13, "did you mean scale?"),
     ("feature: 3, scale: 9.0", "feature: 3", 13, "needs a scale"),
     ("feature: 3, scale: 9.0", "feature: three, scale: 9.0", 13, "integer"),
     ("feature: 3, scale: 9.0", "scale: 9.0", 13, "exactly one"),
