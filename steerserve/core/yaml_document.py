@@ -84,7 +84,7 @@ def decode_text(data: bytes, *, name: str, max_bytes: int | None = None) -> str:
         ConfigError: there are more than `max_bytes`, or they are not UTF-8; the message has line and column.
     """
     if max_bytes is not None and len(data) > max_bytes:
-        raise ConfigError(f"{name}:1:1: the file has {len(data)} bytes; it has at most {max_bytes} bytes to be read.")
+        raise ConfigError(f"{name}:1:1: the file may have at most {max_bytes} bytes, and it has {len(data)}.")
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
