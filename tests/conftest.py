@@ -151,7 +151,7 @@ def _oracle(runtime: Runtime, model: Path, dictionaries: dict[str, Path]) -> Ora
     from tests.oracle import Oracle
 
     medians = {name: median for name, (median, _) in measure_norms(runtime.lens).items()}
-    medians |= {found.id: found.median_norm for found in runtime.dictionaries()}
+    medians |= {dictionary.id: dictionary.median_norm for dictionary in runtime.dictionaries()}
     return Oracle(model, dictionaries, medians, special={256, 257, 258})
 
 

@@ -40,8 +40,19 @@ def connect(
     connection = sqlite3.connect(
         address, timeout=timeout_s, isolation_level=None, uri=True, check_same_thread=check_same_thread
     )
-    connection.execute("PRAGMA trusted_schema = OFF")
+    with closed_on_failure(connection):
+        connection.execute("PRAGMA trusted_schema = OFF")
     return connection
+
+
+@contextlib.contextmanager
+def closed_on_failure(connection: sqlite3.Connection) -> Iterator[None]:
+    """Close the connection if the block raises."""
+    try:
+        yield
+    except BaseException:
+        connection.close()
+        raise
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from steerserve.core.errors import ConfigError, UnavailableError
-from steerserve.core.sqlite import connect, migrate, transaction
+from steerserve.core.sqlite import closed_on_failure, connect, migrate, transaction
 from steerserve.jobs.job import ENDED, Job, JobEvent, Outcome
 
 if TYPE_CHECKING:
@@ -85,13 +85,14 @@ class JobStore:
         self._reading = threading.Lock()
         try:
             self._connection = connect(path, timeout_s=busy_s, check_same_thread=False)
-            self._connection.execute("PRAGMA foreign_keys = ON")
-            if self._connection.execute("PRAGMA journal_mode").fetchone() != ("wal",):
-                self._connection.execute("PRAGMA journal_mode = WAL")
-            self._connection.execute("PRAGMA synchronous = NORMAL")
-            migrate(self._connection, _MIGRATIONS)
-            # One of its own: who reads does not wait for a write, which may wait for another process.
-            self._reader = connect(path, timeout_s=busy_s, check_same_thread=False)
+            with closed_on_failure(self._connection):
+                self._connection.execute("PRAGMA foreign_keys = ON")
+                if self._connection.execute("PRAGMA journal_mode").fetchone() != ("wal",):
+                    self._connection.execute("PRAGMA journal_mode = WAL")
+                self._connection.execute("PRAGMA synchronous = NORMAL")
+                migrate(self._connection, _MIGRATIONS)
+                # One of its own: who reads does not wait for a write, which may wait for another process.
+                self._reader = connect(path, timeout_s=busy_s, check_same_thread=False)
             self._reader.execute("PRAGMA query_only = ON")
         except sqlite3.OperationalError as error:
             raise _unavailable(error) from error
