@@ -1,4 +1,4 @@
-"""Making the text of a run local: what comes from the hub, and what the model writes itself, become files."""
+"""Makes the text of a run local: data sets of the hub, the sample corpus and text that the model writes become files."""
 
 from __future__ import annotations
 
@@ -21,15 +21,17 @@ if TYPE_CHECKING:
     from steerserve.core.observer import Observer
 
 SELF = "self"
+"""The entry of a corpus for text that the model writes."""
 HUB = "hf:"
+"""How the entry of a corpus for a data set of the hub begins."""
 _MARGIN = 1.05
-"""For documents too short for a window, sinks, and a held-out share that chance makes larger."""
+"""Surplus of text for documents shorter than a context window, attention sinks and a held-out share above average."""
 _CHARS_PER_TOKEN = 5
-"""More than English has, so that rather too much is read than too little."""
+"""Characters that are read for one token: more than in English, so that the text suffices."""
 
 
 class TextOptions(ModelOptions, Protocol):
-    """What a run asks of its text."""
+    """Which text a run reads."""
 
     @property
     def corpus(self) -> tuple[str, ...]:
@@ -37,46 +39,51 @@ class TextOptions(ModelOptions, Protocol):
 
     @property
     def tokens(self) -> int:
-        """Tokens that are used."""
+        """Number of tokens that the run uses."""
 
     @property
     def seed(self) -> int:
-        """Of what is written, and of the order of a data set."""
+        """Seed of written text, and of the order of a data set."""
 
     @property
     def text_dir(self) -> Path:
-        """The folder for the files."""
+        """Folder for the files."""
+
+
+def is_local(entry: str) -> bool:
+    """Tell whether an entry of a corpus is a folder or file, and not text to be fetched or written first."""
+    return entry not in {SELF, SAMPLE} and not entry.startswith(HUB)
 
 
 def local_corpus(options: TextOptions, observer: Observer) -> tuple[str, ...]:
-    """Write what `hf:` and `self` stand for into `text_dir`, and fetch `sample` into the cache; return paths alone.
+    """Write the text of `hf:` and `self` entries into `text_dir`, fetch `sample` into the cache; return paths alone.
 
-    Each source gets an equal part of the tokens; folders and files are taken as they are. Called again after a stop or
-    a kill it goes on where it was, and does nothing where all is there.
+    Each entry gets an equal share of the tokens; folders and files are used as they are. A call after a stop or a kill
+    continues where the earlier one stopped, and does nothing if all files are complete.
 
     Raises:
         CorpusError: a path is missing, a data set cannot be read, or the model writes nothing worth keeping.
         ModelSourceError: the model that is to write cannot be loaded.
-        StoppedError: the observer asked for it; what was written is kept.
+        StoppedError: the observer requested a stop; what was written is kept.
     """
-    hub = {source: HubText.parse(source.removeprefix(HUB)) for source in options.corpus if source.startswith(HUB)}
-    for source in options.corpus:  # before hours of writing
-        if source not in {SELF, SAMPLE} and source not in hub:
-            corpus_files(source)
+    texts = {entry: HubText.parse(entry.removeprefix(HUB)) for entry in options.corpus if entry.startswith(HUB)}
+    for entry in options.corpus:  # a missing path is reported before hours of writing
+        if is_local(entry):
+            corpus_files(entry)
     num_tokens = math.ceil(options.tokens * _MARGIN / (1 - HELDOUT_SHARE) / len(options.corpus))
-    made = {SAMPLE: fetch_sample()} if SAMPLE in options.corpus else {}
-    for source, wanted in hub.items():
-        made[source] = _hub_text(wanted, options, num_tokens * _CHARS_PER_TOKEN, observer)
+    max_chars = num_tokens * _CHARS_PER_TOKEN
+    files = {SAMPLE: fetch_sample()} if SAMPLE in options.corpus else {}
+    files |= {entry: _hub_text(text, options, max_chars, observer) for entry, text in texts.items()}
     if SELF in options.corpus:
-        made[SELF] = _own_text(options, num_tokens, observer)
-    return tuple(str(made.get(source, source)) for source in options.corpus)
+        files[SELF] = _own_text(options, num_tokens, observer)
+    return tuple(str(files.get(entry, entry)) for entry in options.corpus)
 
 
-def _hub_text(wanted: HubText, options: TextOptions, max_chars: int, observer: Observer) -> Path:
-    name = wanted.name.replace("/", "--")
-    target = RecordFile(_path(options, name, str(wanted), options.seed, max_chars))
+def _hub_text(text: HubText, options: TextOptions, max_chars: int, observer: Observer) -> Path:
+    name = text.name.replace("/", "--")
+    target = RecordFile(_path(options, name, str(text), options.seed, max_chars))
     if not target.is_whole:
-        write_hub_text(wanted, target, seed=options.seed, max_chars=max_chars, observer=observer)
+        write_hub_text(text, target, seed=options.seed, max_chars=max_chars, observer=observer)
     return target.path
 
 
@@ -84,7 +91,7 @@ def _own_text(options: TextOptions, num_tokens: int, observer: Observer) -> Path
     target = RecordFile(_path(options, SELF, options.model, options.seed, num_tokens))
     if target.is_whole:
         return target.path
-    # Slow imports, not needed by a run whose text is there.
+    # Slow imports, not needed by a run whose text is complete.
     from steerserve.jobs.selfchat import write_own_text  # noqa: PLC0415
     from steerserve.model.opening import open_model  # noqa: PLC0415
 
@@ -92,19 +99,19 @@ def _own_text(options: TextOptions, num_tokens: int, observer: Observer) -> Path
     try:
         write_own_text(lens, target, seed=options.seed, num_tokens=num_tokens, observer=observer)
     finally:
-        # The run loads the model again, and two with a cache may not fit.
+        # The run loads the model again, and two models with a cache may not fit into memory.
         del lens
         gc.collect()
     return target.path
 
 
 def _path(options: TextOptions, name: str, *shape: str | int) -> Path:
-    """Return a file's path; another model, seed or amount has another name, so that no run takes up another's file."""
-    mark = hashlib.sha256(json.dumps(shape).encode()).hexdigest()[:8]
+    """Return the path of a file. Its name depends on model, seed and amount: no run continues another run's file."""
+    digest = hashlib.sha256(json.dumps(shape).encode()).hexdigest()[:8]
     folder = options.text_dir
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        message = f"{folder} cannot be made: {error.strerror}."
+        message = f"The folder {folder} cannot be created: {error.strerror}."
         raise CorpusError(message, param="out") from error
-    return folder / f"{name}-{mark}.jsonl"
+    return folder / f"{name}-{digest}.jsonl"

@@ -1,12 +1,12 @@
-"""How a worker keeps out of the server's way: the last to get a core, the first to be killed for memory.
+"""The priority of a worker: the last process to get a core, the first to be killed if memory runs out.
 
-Measured on two cores, a step of two threads (as a server that decodes without a pause) beside a process of one thread
+Measured on two cores, for a step of two threads (a server that decodes without a pause) beside a process of one thread
 that multiplies matrices without a pause:
 
-    the other process    none     as usual    nice 19    nice 19 and SCHED_IDLE
-    a step takes         91 ms    155 ms      91 ms      92 ms
+    the other process    none     usual priority    nice 19    nice 19 and SCHED_IDLE
+    duration of a step   91 ms    155 ms            91 ms      92 ms
 
-So SCHED_IDLE, under which a job could starve beside any other program, would buy nothing.
+SCHED_IDLE, under which a job could starve beside any other program, would therefore gain nothing.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ if TYPE_CHECKING:
 
 _NICENESS = 19
 _OOM_SCORE = "800"
-"""Of 1000: whoever must go when memory runs out, it is not the server."""
+"""Out of 1000: if memory runs out, the kernel kills the worker and not the server."""
 _SPIN_COUNT = "1000"
 
 
 def worker_environment(environ: Mapping[str, str], *, threads: int, cache_dir: Path) -> dict[str, str]:
-    """Return the environment of a worker, which is read before torch loads: few threads that wait without spinning.
+    """Return the environment of a worker: few threads that wait without spinning, and no keys of the server.
 
-    The keys of the server are left out.
+    OpenMP reads it when torch loads.
     """
     kept = {name: value for name, value in environ.items() if name not in {*KEY_VARIABLES, "OMP_WAIT_POLICY"}}
     return {
@@ -42,8 +42,8 @@ def worker_environment(environ: Mapping[str, str], *, threads: int, cache_dir: P
     }
 
 
-def step_aside() -> None:
-    """Give this process, and the threads it will make, the least claim to a core."""
+def lower_priority() -> None:
+    """Give this process, and the threads that it starts later, the lowest priority."""
     os.nice(_NICENESS)
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text(_OOM_SCORE, encoding="ascii")

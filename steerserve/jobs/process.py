@@ -1,4 +1,4 @@
-"""The process of a worker as its supervisor sees it: one it started, or one that an earlier server left behind."""
+"""A worker's process as the supervisor sees it: started by this server, or left behind by an earlier one."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ class Exit:
     """How a process ended."""
 
     status: int | None
-    """As in `subprocess`: negative is a signal. None where nobody saw it end."""
+    """Exit code, or the negative number of a signal, as in `subprocess`; None if no server saw the process end."""
 
     def __str__(self) -> str:
-        """Say it so that "its process ..." is a sentence."""
+        """Return the end of a sentence that begins with "The job's process"."""
         if self.status is None:
             return "ended together with the server"
         if self.status >= 0:
@@ -36,39 +36,39 @@ class Exit:
 
 
 class Process(Protocol):
-    """What the supervisor needs of either kind."""
+    """What the supervisor needs of either process."""
 
     def poll(self) -> Exit | None:
-        """Return how it ended; None while it runs."""
+        """Return how the process ended; None while it runs."""
 
     def stop(self) -> None:
-        """Ask it to save what it has and end, and see to it that it does."""
+        """Request that the process saves its work and ends; kill it if it does not in time."""
 
 
-class Worker:
-    """A process of this server's own."""
+class OwnProcess:
+    """A process that this server started."""
 
     def __init__(self, command: Sequence[str], environment: Mapping[str, str], log: Path, *, grace_s: float) -> None:
-        """Start it; it gets a pipe whose other end dies with this process, and `log` for what it prints.
+        """Start the process, with a pipe as input that this server's end closes, and `log` as output.
 
         Raises:
             OSError: it cannot be started.
         """
         self._grace_s = grace_s
         self._kill_at: float | None = None
-        with log.open("ab") as opened:
-            # A session of its own: Ctrl-C in a terminal is meant for the server.
-            self._process = subprocess.Popen(  # noqa: S603 our own command
+        with log.open("ab") as output:
+            # A session of its own, since Ctrl-C in a terminal is meant for the server.
+            self._process = subprocess.Popen(  # noqa: S603 a command of ours
                 command,
                 env=dict(environment),
                 stdin=subprocess.PIPE,
-                stdout=opened,
-                stderr=opened,
+                stdout=output,
+                stderr=output,
                 start_new_session=True,
             )
 
     def poll(self) -> Exit | None:
-        """Return how it ended; None while it runs. Kills it when it was asked to stop and its time is over."""
+        """Return how the process ended; None while it runs. Kills it `grace_s` after `stop`."""
         status = self._process.poll()
         if status is None:
             if self._kill_at is not None and time.monotonic() >= self._kill_at:
@@ -80,23 +80,23 @@ class Worker:
         return Exit(status)
 
     def stop(self) -> None:
-        """Ask it to save what it has and end; calling it again changes nothing."""
+        """Request that the process saves its work and ends; a second call does nothing."""
         if self._kill_at is None:
             self._kill_at = time.monotonic() + self._grace_s
             self._process.terminate()
 
 
-class Orphan:
-    """A process that an earlier server left, which ends by itself since that server is gone; or none at all."""
+class OrphanProcess:
+    """A process that an earlier server left behind, if it still runs. It ends by itself, since that server is gone."""
 
     def __init__(self, lock: Path) -> None:
-        """Watch the process that holds `lock`."""
+        """Watch the process that holds the lock of the file `lock`."""
         self._lock = lock
 
     def poll(self) -> Exit | None:
-        """Return how it ended; None while it runs."""
+        """Return how the process ended; None while it runs."""
         with FileLock(self._lock) as lock:
             return Exit(None) if lock.acquire() else None
 
     def stop(self) -> None:
-        """Do nothing: it is stopping."""
+        """Do nothing: the process is stopping already."""

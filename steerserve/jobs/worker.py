@@ -1,7 +1,7 @@
 """The process of one job: `python -m steerserve.jobs.worker STORE JOB_ID`.
 
-Started by the supervisor with a pipe as its standard input, whose end says that the server is gone. It writes its
-progress and how it ended into the store; what state that makes of the job is for the supervisor to say.
+The supervisor starts it with a pipe as its standard input; the end of that input means that the server is gone. The
+worker writes its progress and its outcome into the store; the supervisor derives the job's state from them.
 """
 
 from __future__ import annotations
@@ -22,24 +22,25 @@ from steerserve.core.log import set_up_logging
 from steerserve.core.observer import StoppedError
 from steerserve.jobs.job import Outcome
 from steerserve.jobs.observer import JobObserver
-from steerserve.jobs.priority import step_aside
+from steerserve.jobs.priority import lower_priority
 from steerserve.jobs.store import JobStore
 from steerserve.jobs.work import WORK
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from steerserve.core.literals import JobKind
     from steerserve.jobs.job import Job
     from steerserve.jobs.work import Work
 
 EXIT_BUSY = 75
-"""Another process works on the job."""
+"""Exit code of a worker whose job another process works on."""
 GRACE_S = 20.0
-"""A run that was asked to stop has so long to save what it has."""
+"""Time that a run has for saving its work after a stop request."""
 _LOCK_WAIT_S = 60.0
 _LOCK_POLL_S = 0.1
 _BUSY_S = 5.0
-"""A line of progress waits so long for whoever else writes the store, and is dropped then."""
+"""How long a progress report waits for another writer of the store before it is dropped."""
 _OUTCOME_WAIT_S = 600.0
 _OUTCOME_POLL_S = 0.5
 _MAX_MESSAGE_CHARS = 500
@@ -53,15 +54,15 @@ def main() -> None:
 
 
 def run_worker(
-    store_path: Path, job_id: str, work: Mapping[str, Work], *, grace_s: float = GRACE_S, busy_s: float = _BUSY_S
+    store_path: Path, job_id: str, work: Mapping[JobKind, Work], *, grace_s: float = GRACE_S, busy_s: float = _BUSY_S
 ) -> int:
-    """Work on a job until it ends in one way or another; returns the exit code."""
+    """Work on a job until it finishes, fails or is stopped; return the exit code."""
     faulthandler.enable()
-    step_aside()
+    lower_priority()
     set_up_logging()
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the server, which then says what is to be done
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the server, which stops its workers itself
     threading.Thread(target=_await_server_end, args=(stop,), daemon=True).start()
     with FileLock(lock_path(store_path, job_id)) as lock, JobStore(store_path, busy_s=busy_s) as store:
         if not _wait_for(lock, stop):
@@ -75,8 +76,8 @@ def run_worker(
         def record(progress: Mapping[str, Any], furthest: Mapping[str, int]) -> None:
             try:
                 store.record_progress(job_id, progress, furthest)
-            except UnavailableError as error:  # what is worked out must not be lost for a line about it
-                _log.warning("progress is dropped: %s", error)
+            except UnavailableError as error:  # a report is not worth losing the run for
+                _log.warning("a progress report is dropped: %s", error)
 
         record({"stage": "Starting"}, furthest)
         observer = JobObserver(record, stop, furthest)
@@ -86,17 +87,17 @@ def run_worker(
 
 
 def lock_path(store_path: Path, job_id: str) -> Path:
-    """Return the file whose lock says that a process works on the job."""
+    """Return the file whose lock the process that works on the job holds."""
     return store_path.parent / f"{job_id}.lock"
 
 
 def log_path(store_path: Path, job_id: str) -> Path:
-    """Return the file that gets whatever the worker prints."""
+    """Return the file with the output of the job's workers."""
     return store_path.parent / f"{job_id}.log"
 
 
 def _wait_for(lock: FileLock, stop: threading.Event) -> bool:
-    """Wait for a worker that an earlier server left, which is about to end; returns whether it did."""
+    """Wait until a worker that an earlier server left behind has ended; return whether it has."""
     deadline = time.monotonic() + _LOCK_WAIT_S
     while not lock.acquire():
         if time.monotonic() >= deadline or stop.wait(_LOCK_POLL_S):
@@ -104,7 +105,7 @@ def _wait_for(lock: FileLock, stop: threading.Event) -> bool:
     return True
 
 
-def _outcome(job: Job, work: Mapping[str, Work], observer: JobObserver) -> Outcome:
+def _outcome(job: Job, work: Mapping[JobKind, Work], observer: JobObserver) -> Outcome:
     try:
         if observer.should_stop():
             return Outcome("stopped")
@@ -113,14 +114,14 @@ def _outcome(job: Job, work: Mapping[str, Work], observer: JobObserver) -> Outco
         return Outcome("stopped")
     except SteerserveError as error:
         return Outcome("failed", error=error.message)
-    except Exception as error:  # noqa: BLE001 whatever it is, the job's owner is told
+    except Exception as error:  # noqa: BLE001 any error becomes the job's error
         _log.exception("job %s failed", job.id)
         first_line = str(error).strip().partition("\n")[0][:_MAX_MESSAGE_CHARS]
         return Outcome("failed", error=f"{type(error).__name__}: {first_line}" if first_line else type(error).__name__)
 
 
 def _record_outcome(store: JobStore, job_id: str, outcome: Outcome) -> None:
-    """Keep how the work ended, in spite of a store that something else locks for a while."""
+    """Store how the work ended; try again for a while if another process locks the store."""
     deadline = time.monotonic() + _OUTCOME_WAIT_S
     while True:
         try:
@@ -139,18 +140,18 @@ def _await_server_end(stop: threading.Event) -> None:
 
 
 def _end_in_time(stop: threading.Event, store: JobStore, job_id: str, observer: JobObserver, grace_s: float) -> None:
-    """End the process when a stop was asked for: at once while there is nothing to save, else after `grace_s`."""
+    """End the process after a stop request: at once while there is nothing to save, else after `grace_s`."""
     stop.wait()
     if observer.has_begun:
         threading.Event().wait(grace_s)
     try:
         store.record_outcome(job_id, Outcome("stopped"))
     finally:
-        os._exit(0)  # the main thread may be deep in a library; what it was writing is whole or absent
+        os._exit(0)  # the main thread may be deep in a library; the files that it writes are complete or absent
 
 
 class _EventHandler(logging.Handler):
-    """Passes our own log lines on to whoever follows the job."""
+    """Turns the log lines of steerserve into events of the job."""
 
     def __init__(self, store: JobStore, job_id: str) -> None:
         super().__init__(logging.INFO)
@@ -160,12 +161,12 @@ class _EventHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         if record.name == _log.name:
             return  # about the store itself
-        # Not the traceback: that is for the log file.
+        # Without the traceback, which is in the log file.
         message = record.getMessage()[:_MAX_MESSAGE_CHARS]
         try:
             self._store.record_log(self._job_id, record.levelname.lower(), message)
         except UnavailableError as error:
-            _log.warning("a line for those who follow the job is dropped: %s", error)
+            _log.warning("a log line of the job is dropped: %s", error)
 
 
 if __name__ == "__main__":
