@@ -194,7 +194,7 @@ class LocalBackend:
                 return jobs.submit("train", request.id, spec).as_json()
             asked = parse_body(InterpretRequest, body)
             spec = interpretation_spec(asked, self._runtime, promised_bytes=jobs.promised_bytes())
-            return jobs.submit("interpret", spec["claims"][0], spec).as_json()
+            return jobs.submit("interpret", spec.claims[0], spec).as_json()
 
     def job(self, job_id: str) -> dict[str, Any]:
         """Return a job as it is now."""

@@ -103,10 +103,10 @@ def interpret_command(
         "calibrate": calibrate,
     }
     options = _options(environment_settings(), sources, force, asked)
-    from steerserve.jobs.interpreting import interpret_from_anywhere
+    from steerserve.jobs.work import prepare_and_interpret
 
     with followed_run(threads) as observer:
-        found = interpret_from_anywhere(options, observer)
+        found = prepare_and_interpret(options, observer)
         labelled: list[Labelled] = []
         if label_with is not None:
             key = os.environ.get(KEY_VARIABLE) or None

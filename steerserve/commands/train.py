@@ -119,10 +119,10 @@ def train_command(
         buffer_mb=buffer_mb,
         keep_run=keep_run,
     )
-    from steerserve.jobs.training import train_from_anywhere
+    from steerserve.jobs.work import prepare_and_train
 
     with followed_run(threads) as observer:
-        folders = train_from_anywhere(options, observer)
+        folders = prepare_and_train(options, observer)
     for line in _closing_lines(options, folders):
         typer.echo(line)
 

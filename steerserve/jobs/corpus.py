@@ -1,4 +1,4 @@
-"""Makes the text of a run local: data sets of the hub, the sample corpus and text that the model writes become files."""
+"""Makes the text of a run local: data sets, the sample corpus and text that the model writes become files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A job, what it is to do and what happens to it, as frozen data. Knows neither where it is kept nor who works on it."""
+"""A job: what it is to do, and what happens to it. Knows neither where it is stored nor who works on it."""
 
 from __future__ import annotations
 

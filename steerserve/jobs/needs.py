@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from steerserve.core.literals import JobKind
     from steerserve.jobs.job import JobSpec
-    from steerserve.training.options import TrainOptions
+    from steerserve.training.options import DictionaryOptions, TrainOptions
 
 MAX_CORPUS_BYTES = 4 * 10**9
 """Largest total size of the files that one job reads."""
@@ -89,8 +89,7 @@ def training_needs(options: TrainOptions, model: ModelSize) -> Needs:
         InvalidRequestError: its corpus is larger than one job reads.
     """
     widths = model.widths
-    weights = sum(2 * widths[dictionary.hook] * dictionary.d_sae for dictionary in options.dictionaries)
-    weights *= _FLOAT32_BYTES
+    weights = sum(_weight_bytes(dictionary, widths) for dictionary in options.dictionaries)
     buffer = options.buffer_mb * 1_000_000 if options.storage == "buffer" else 0
     disk = weights * _CHECKPOINT_COPIES + buffer * _BUFFER_COPIES
     if options.storage == "disk":
@@ -154,18 +153,17 @@ def check_needs(kind: JobKind, needs: Needs, folder: Path, *, promised_bytes: in
     for needed, available, where, are_free in memories:
         if needed > available:
             param, advice = _MEMORY_ADVICE[kind]
-            message = (
-                f"{_NAMES[kind]} needs about {_size(needed)} {where}, and {_size(available)} {are_free}. {advice}"
-            )
+            message = f"{_NAMES[kind]} needs about {_size(needed)} {where}, and {_size(available)} {are_free}. {advice}"
             raise InvalidRequestError(message, param=param, code="insufficient_memory")
 
 
-def check_trained_size(largest: int, max_dictionary_bytes: int) -> None:
-    """Check that the server could load the largest dictionary of a training run, of `largest` bytes.
+def check_trained_size(options: TrainOptions, widths: Mapping[str, int], max_dictionary_bytes: int) -> None:
+    """Check that the server could load the dictionaries of a training run at hook points of these widths.
 
     Raises:
-        InvalidRequestError: it is larger than `max_dictionary_bytes`.
+        InvalidRequestError: one is larger than `max_dictionary_bytes`.
     """
+    largest = max(_weight_bytes(dictionary, widths) for dictionary in options.dictionaries)
     if largest > max_dictionary_bytes:
         message = (
             f"A dictionary of {_size(largest)} is over max_dictionary_bytes ({_size(max_dictionary_bytes)}), the "
@@ -183,6 +181,11 @@ def disk_shortage(spec: JobSpec, folder: Path) -> str | None:
         f"The job needs up to {_size(spec.disk_bytes)} on the disk of the dictionaries, where {_size(max(free, 0))} "
         "are free now. Free some of the disk, and send the request again."
     )
+
+
+def _weight_bytes(dictionary: DictionaryOptions, widths: Mapping[str, int]) -> int:
+    """Return the size of the encoder and the decoder."""
+    return 2 * widths[dictionary.hook] * dictionary.d_sae * _FLOAT32_BYTES
 
 
 def _index_bytes(corpus: Sequence[str], tokens: int) -> int:

@@ -1,13 +1,12 @@
 """Jobs and their events in one SQLite file, which the server and the workers write at the same time.
 
-A worker writes progress, log lines and its outcome; states are the supervisor's alone.
+A worker writes progress, log lines and its outcome; only the supervisor changes states.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
-import math
 import sqlite3
 import threading
 import time
@@ -15,69 +14,42 @@ from typing import TYPE_CHECKING, Any
 
 from steerserve.core.errors import ConfigError, UnavailableError
 from steerserve.core.sqlite import closed_on_failure, connect, migrate, transaction
-from steerserve.jobs.job import ENDED, Job, JobEvent, Outcome
+from steerserve.jobs.job import ENDED, JobEvent, Outcome
+from steerserve.jobs.rows import (
+    JOB_COLUMNS,
+    MIGRATIONS,
+    append_event,
+    insert_job,
+    read_job,
+    replace_invalid,
+    to_text,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
     from typing import Self
 
-    from steerserve.core.literals import JobEventType, JobState
+    from steerserve.core.literals import JobState
+    from steerserve.jobs.job import Job
 
-MAX_PROGRESS_EVENTS = 1000
-"""Of one job. When there are more, every second one goes: what is left still spans the whole run."""
-MAX_LOG_EVENTS = 500
-"""Of one job; the newest stay."""
 BUSY_S = 30.0
-"""How long a write waits for another writer of the file, unless it is told otherwise."""
+"""Default time that a write waits for another writer of the file."""
 _RETRY_AFTER_S = 5
-_MIGRATIONS: tuple[tuple[str, ...], ...] = (
-    (
-        """CREATE TABLE jobs (
-            number INTEGER PRIMARY KEY AUTOINCREMENT,
-            id TEXT NOT NULL UNIQUE,
-            kind TEXT NOT NULL,
-            state TEXT NOT NULL,
-            spec TEXT NOT NULL,
-            progress TEXT NOT NULL DEFAULT '{}',
-            error TEXT,
-            result TEXT,
-            created REAL NOT NULL,
-            started REAL,
-            ended REAL,
-            outcome TEXT,
-            is_cancelled INTEGER NOT NULL DEFAULT 0,
-            furthest TEXT NOT NULL DEFAULT '{}',
-            furthest_at_death TEXT,
-            num_deaths INTEGER NOT NULL DEFAULT 0
-        )""",
-        "CREATE INDEX jobs_by_state ON jobs (state, number)",
-        """CREATE TABLE events (
-            job TEXT NOT NULL REFERENCES jobs (id) ON DELETE CASCADE,
-            seq INTEGER NOT NULL,
-            type TEXT NOT NULL,
-            time REAL NOT NULL,
-            data TEXT NOT NULL,
-            PRIMARY KEY (job, seq)
-        ) WITHOUT ROWID""",
-    ),
-)
-"""The statements that lead from version N to N + 1 of the file (`PRAGMA user_version`)."""
-_COLUMNS = "id, kind, spec, state, progress, error, result, created, started, ended"
 
 
 class JobStore:
-    """The file. Any thread, several processes; every call is one short transaction.
+    """The file with the jobs. Any thread, several processes; every call is one short transaction.
 
-    Each raises UnavailableError where the file cannot be read or written now.
+    Each method raises UnavailableError if the file cannot be read or written now.
     """
 
     def __init__(self, path: Path, *, busy_s: float = BUSY_S) -> None:
-        """Open the file, or make it. `busy_s` is how long a write waits for another writer.
+        """Open the file, or create it. A write waits `busy_s` for another writer.
 
         Raises:
-            ConfigError: it cannot be used.
-            UnavailableError: it cannot be used now: something else holds it, or it may not be written.
+            ConfigError: the file cannot be used.
+            UnavailableError: the file cannot be used now: another process locks it, or it is write-protected.
         """
         self.path = path
         self._is_closed = False
@@ -90,8 +62,8 @@ class JobStore:
                 if self._connection.execute("PRAGMA journal_mode").fetchone() != ("wal",):
                     self._connection.execute("PRAGMA journal_mode = WAL")
                 self._connection.execute("PRAGMA synchronous = NORMAL")
-                migrate(self._connection, _MIGRATIONS)
-                # One of its own: who reads does not wait for a write, which may wait for another process.
+                migrate(self._connection, MIGRATIONS)
+                # A connection for reading: a read never waits for a write, which may wait for another process.
                 self._reader = connect(path, timeout_s=busy_s, check_same_thread=False)
             self._reader.execute("PRAGMA query_only = ON")
         except sqlite3.OperationalError as error:
@@ -119,32 +91,29 @@ class JobStore:
     def add(self, job: Job) -> None:
         """Write a new job at the end of the queue."""
         with self._transaction() as connection:
-            connection.execute(
-                "INSERT INTO jobs (id, kind, state, spec, created) VALUES (?, ?, ?, ?, ?)",
-                (job.id, job.kind, job.state, _dump(job.spec), job.created),
-            )
-            _append(connection, job.id, "state", {"state": job.state})
+            insert_job(connection, job)
+            append_event(connection, job.id, "state", {"state": job.state})
 
     def find(self, job_id: str) -> Job | None:
-        """Return one job."""
-        rows = self._query(f"SELECT {_COLUMNS} FROM jobs WHERE id = ?", job_id)  # noqa: S608 a constant
-        return _job(rows[0]) if rows else None
+        """Return the job of this id; None if no job has it."""
+        rows = self._query(f"SELECT {JOB_COLUMNS} FROM jobs WHERE id = ?", job_id)  # noqa: S608 a constant
+        return read_job(rows[0]) if rows else None
 
     def newest(self, limit: int, state: JobState | None = None) -> list[Job]:
-        """Return up to `limit` jobs, of one state or any, the newest first."""
+        """Return up to `limit` jobs in one state or in any, the newest first."""
         condition = "WHERE state = ?" if state is not None else ""
         rows = self._query(
-            f"SELECT {_COLUMNS} FROM jobs {condition} ORDER BY number DESC LIMIT ?",  # noqa: S608 constants
+            f"SELECT {JOB_COLUMNS} FROM jobs {condition} ORDER BY number DESC LIMIT ?",  # noqa: S608 constants
             *([state] if state is not None else []),
             limit,
         )
-        return [_job(row) for row in rows]
+        return [read_job(row) for row in rows]
 
     def in_state(self, *states: JobState) -> list[Job]:
-        """Return all jobs of these states, in order of creation."""
+        """Return all jobs in these states, in order of creation."""
         marks = ", ".join("?" for _ in states)
-        query = f"SELECT {_COLUMNS} FROM jobs WHERE state IN ({marks}) ORDER BY number"  # noqa: S608 constants
-        return [_job(row) for row in self._query(query, *states)]
+        query = f"SELECT {JOB_COLUMNS} FROM jobs WHERE state IN ({marks}) ORDER BY number"  # noqa: S608 constants
+        return [read_job(row) for row in self._query(query, *states)]
 
     def events(self, job_id: str, *, after: int = 0, limit: int = 500) -> list[JobEvent]:
         """Return up to `limit` events of a job with a number over `after`, in order."""
@@ -161,14 +130,14 @@ class JobStore:
         error: str | None = None,
         result: Mapping[str, Any] | None = None,
     ) -> None:
-        """Give a job that has not ended another state, and say so in its events.
+        """Change the state of a job that has not ended, and write an event about it.
 
         Args:
             job_id: The job.
-            state: What it becomes.
-            message: Why, where the state alone does not say it.
-            error: For `failed`: what clients are told.
-            result: For `done`: what came out.
+            state: The new state.
+            message: The reason, if the state alone does not say it.
+            error: For `failed`: the error that clients see.
+            result: For `done`: the result of the job.
         """
         now = time.time()
         with self._transaction() as connection:
@@ -177,58 +146,59 @@ class JobStore:
                 "ended = ? WHERE id = ? AND ended IS NULL",
                 (
                     state,
-                    None if error is None else _clean(error),
-                    None if result is None else _dump(result),
+                    None if error is None else replace_invalid(error),
+                    None if result is None else to_text(result),
                     now if state == "running" else None,
                     now if state in ENDED else None,
                     job_id,
                 ),
             )
             if changed.rowcount:
-                told = {"message": message, "error": error, "result": result}
-                said = {name: value for name, value in told.items() if value is not None}
-                _append(connection, job_id, "state", {"state": state, **said})
+                details = {"message": message, "error": error, "result": result}
+                given = {name: value for name, value in details.items() if value is not None}
+                append_event(connection, job_id, "state", {"state": state, **given})
 
     def record_progress(self, job_id: str, progress: Mapping[str, Any], furthest: Mapping[str, int]) -> None:
-        """Keep what a worker told last, and `furthest`: how far each stage ever came."""
+        """Store a worker's latest report, and in `furthest` the most that was ever done in each stage."""
         with self._transaction() as connection:
             connection.execute(
-                "UPDATE jobs SET progress = ?, furthest = ? WHERE id = ?", (_dump(progress), _dump(furthest), job_id)
+                "UPDATE jobs SET progress = ?, furthest = ? WHERE id = ?",
+                (to_text(progress), to_text(furthest), job_id),
             )
-            _append(connection, job_id, "progress", progress)
+            append_event(connection, job_id, "progress", progress)
 
     def record_log(self, job_id: str, level: str, message: str) -> None:
-        """Keep one line for whoever follows the job."""
+        """Store a log line as an event."""
         with self._transaction() as connection:
-            _append(connection, job_id, "log", {"level": level, "message": message})
+            append_event(connection, job_id, "log", {"level": level, "message": message})
 
     def record_outcome(self, job_id: str, outcome: Outcome) -> None:
-        """Keep how the worker ended, the first time that it is told."""
-        told = {"kind": outcome.kind, "error": outcome.error, "result": outcome.result}
+        """Store how the worker ended; only the first outcome counts."""
+        value = {"kind": outcome.kind, "error": outcome.error, "result": outcome.result}
         with self._transaction() as connection:
-            connection.execute("UPDATE jobs SET outcome = ? WHERE id = ? AND outcome IS NULL", (_dump(told), job_id))
+            connection.execute("UPDATE jobs SET outcome = ? WHERE id = ? AND outcome IS NULL", (to_text(value), job_id))
 
     def outcome(self, job_id: str) -> Outcome | None:
-        """Return how the worker ended; None while it works, and where it died."""
+        """Return how the worker ended; None if it still works, or died."""
         rows = self._query("SELECT outcome FROM jobs WHERE id = ? AND outcome IS NOT NULL", job_id)
         return Outcome(**json.loads(rows[0][0])) if rows else None
 
     def furthest(self, job_id: str) -> dict[str, int]:
-        """Return how far each stage ever came."""
+        """Return the most that was ever done in each stage."""
         rows = self._query("SELECT furthest FROM jobs WHERE id = ?", job_id)
         return dict(json.loads(rows[0][0])) if rows else {}
 
     def mark_cancelled(self, job_id: str) -> None:
-        """Remember that a running job is not wanted any more."""
+        """Store that the cancellation of a running job was requested."""
         with self._transaction() as connection:
             connection.execute("UPDATE jobs SET is_cancelled = 1 WHERE id = ?", (job_id,))
 
     def is_cancelled(self, job_id: str) -> bool:
-        """Tell whether a job is not wanted any more."""
+        """Tell whether the cancellation of a job was requested."""
         return bool(self._query("SELECT 1 FROM jobs WHERE id = ? AND is_cancelled", job_id))
 
     def count_death(self, job_id: str) -> int:
-        """Count that the worker died; returns how often it did without having come further in between."""
+        """Count a death of the worker; return the number of deaths since the run last made progress."""
         with self._transaction() as connection:
             connection.execute(
                 "UPDATE jobs SET num_deaths = CASE WHEN furthest IS furthest_at_death THEN num_deaths + 1 ELSE 1 END, "
@@ -239,7 +209,7 @@ class JobStore:
         return int(count)
 
     def prune(self, keep: int) -> list[str]:
-        """Forget ended jobs but for the newest `keep`, and return their ids."""
+        """Delete ended jobs except the newest `keep`; return the deleted ids."""
         marks = ", ".join("?" for _ in ENDED)
         query = f"SELECT id FROM jobs WHERE state IN ({marks}) ORDER BY number DESC LIMIT -1 OFFSET ?"  # noqa: S608
         with self._transaction() as connection:
@@ -252,7 +222,7 @@ class JobStore:
         """Hold the write lock of the file from the first statement to the last.
 
         Raises:
-            UnavailableError: something else holds it, or the file cannot be written.
+            UnavailableError: another process holds it, or the file cannot be written.
         """
         with self._lock:
             self._check_open()
@@ -272,63 +242,10 @@ class JobStore:
 
     def _check_open(self) -> None:
         if self._is_closed:
-            message = "The server is stopping. Try again when it is back."
+            message = "The server is stopping. Try again after its restart."
             raise UnavailableError(message, retry_after_s=_RETRY_AFTER_S)
 
 
 def _unavailable(error: sqlite3.OperationalError) -> UnavailableError:
     message = f"The jobs cannot be read or written now: {error}. Try again in a few seconds."
     return UnavailableError(message, retry_after_s=_RETRY_AFTER_S)
-
-
-def _append(connection: sqlite3.Connection, job_id: str, kind: JobEventType, data: Mapping[str, Any]) -> None:
-    connection.execute(
-        "INSERT INTO events (job, seq, type, time, data) "
-        "SELECT ?, coalesce(max(seq), 0) + 1, ?, ?, ? FROM events WHERE job = ?",
-        (job_id, kind, time.time(), _dump(data), job_id),
-    )
-    limit = {"progress": MAX_PROGRESS_EVENTS, "log": MAX_LOG_EVENTS}.get(kind)
-    if limit is None:
-        return
-    (count,) = connection.execute("SELECT count(*) FROM events WHERE job = ? AND type = ?", (job_id, kind)).fetchone()
-    if count > limit:
-        # Newest first, so that the newest, number 1, always stays.
-        dropped = "place % 2 = 0" if kind == "progress" else f"place > {limit}"
-        connection.execute(
-            "DELETE FROM events WHERE job = ? AND seq IN (SELECT seq FROM (SELECT seq, row_number() OVER "  # noqa: S608
-            f"(ORDER BY seq DESC) AS place FROM events WHERE job = ? AND type = ?) WHERE {dropped})",
-            (job_id, job_id, kind),
-        )
-
-
-def _job(row: tuple[Any, ...]) -> Job:
-    job_id, kind, spec, state, progress, error, result, created, started, ended = row
-    return Job(
-        id=job_id,
-        kind=kind,
-        spec=json.loads(spec),
-        state=state,
-        progress=json.loads(progress),
-        error=error,
-        result=None if result is None else json.loads(result),
-        created=created,
-        started=started,
-        ended=ended,
-    )
-
-
-def _dump(value: object) -> str:
-    return json.dumps(_clean(value), allow_nan=False)
-
-
-def _clean(value: Any) -> Any:  # noqa: ANN401 JSON
-    """Replace what no JSON can hold: a number that is not finite, half of a surrogate pair (from a file's name)."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, str):
-        return value.encode("utf-8", errors="replace").decode()
-    if isinstance(value, dict):
-        return {_clean(key): _clean(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_clean(inner) for inner in value]
-    return value

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from steerserve.core.config import expand_home
 from steerserve.core.errors import InvalidRequestError
 from steerserve.interpret.options import InterpretedSource, InterpretOptions
-from steerserve.jobs.admission import check_interpretation_room
+from steerserve.jobs.admission import check_corpus
+from steerserve.jobs.job import JobSpec
+from steerserve.jobs.needs import check_needs, interpretation_needs
 from steerserve.model.source import absolute_source
-from steerserve.requests.training import check_context_size, corpus_entries
+from steerserve.requests.training import check_context_size
 
 if TYPE_CHECKING:
     from steerserve.dictionaries.dictionary import Dictionary
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
     from steerserve.wire.jobs import InterpretRequest
 
 
-def interpretation_spec(body: InterpretRequest, served: ServedModel, *, promised_bytes: int) -> dict[str, Any]:
+def interpretation_spec(body: InterpretRequest, served: ServedModel, *, promised_bytes: int) -> JobSpec:
     """Check a request and return the specification of its job. Reads the disk: not for the event loop.
 
     Raises:
@@ -36,7 +38,7 @@ def interpretation_spec(body: InterpretRequest, served: ServedModel, *, promised
             InterpretedSource(dictionary.id, _absolute(dictionary.source), dictionary.sha256, force=True)
             for dictionary in dictionaries
         ),
-        corpus=corpus_entries(body, served),
+        corpus=check_corpus(body.corpus, settings.corpus_dirs),
         corpus_dirs=tuple(folder.resolve() for folder in settings.corpus_dirs),
         dictionary_dirs=folders,
         allowed_dirs=tuple(folder.resolve() for folder in settings.allowed_dictionary_dirs),
@@ -52,26 +54,24 @@ def interpretation_spec(body: InterpretRequest, served: ServedModel, *, promised
         process_weights=settings.model.process_weights,
         calibrate=body.calibrate,
     )
-    disk_bytes = check_interpretation_room(
+    needs = interpretation_needs(
         [(dictionary.d_in, dictionary.d_sae) for dictionary in dictionaries],
         served.lens.weight_bytes if served.lens.device.type == "cpu" else 0,
         options.corpus,
         body.tokens,
-        folders[0],
-        promised_bytes=promised_bytes,
     )
-    return {
-        "claims": [dictionary.id for dictionary in dictionaries],
-        "threads": settings.jobs.threads,
-        "cache_dir": str(settings.cache_dir.absolute()),
-        "load": False,
-        "disk_bytes": disk_bytes,
-        "options": options.to_json(),
-    }
+    check_needs("interpret", needs, folders[0], promised_bytes=promised_bytes)
+    return JobSpec(
+        claims=tuple(dictionary.id for dictionary in dictionaries),
+        options=options.to_json(),
+        cache_dir=settings.cache_dir.absolute(),
+        threads=settings.jobs.threads,
+        disk_bytes=needs.disk,
+    )
 
 
 def _absolute(source: str) -> str:
-    """Return the source with an absolute path, so that it is valid in any working directory."""
+    """Return the source with an absolute path, so that it holds in any working directory."""
     return f"path:{expand_home(Path(source.removeprefix('path:'))).resolve()}" if source.startswith("path:") else source
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from steerserve.core.errors import ConfigError, InvalidRequestError
-from steerserve.jobs.admission import ModelSize, check_corpus, check_folder, check_room, room_for
+from steerserve.jobs.admission import check_corpus, check_folder
+from steerserve.jobs.job import JobSpec
+from steerserve.jobs.needs import ModelSize, check_needs, check_trained_size, training_needs
 from steerserve.model.source import absolute_source
 from steerserve.training.options import DEFAULT_HOOK, DEFAULT_L1, DEFAULT_RESAMPLE, Grid, TrainOptions
 
@@ -19,7 +21,7 @@ _DEPTH = 0.57
 """Relative depth of the default model's hook point, which is used for a model that does not have this hook point."""
 
 
-def training_spec(body: TrainRequest, served: ServedModel, *, promised_bytes: int) -> dict[str, Any]:
+def training_spec(body: TrainRequest, served: ServedModel, *, promised_bytes: int) -> JobSpec:
     """Check a request and return the specification of its job. Reads the disk: not for the event loop.
 
     Raises:
@@ -32,23 +34,17 @@ def training_spec(body: TrainRequest, served: ServedModel, *, promised_bytes: in
     check_folder(options)
     lens = served.lens
     widths = {hook: lens.width(hook) for hook in options.hooks}
-    room = room_for(options, ModelSize(lens.weight_bytes, lens.vocab_size, widths, lens.device.type == "cpu"))
-    check_room(
-        room,
-        options.out,
-        promised_bytes=promised_bytes,
-        max_dictionary_bytes=settings.max_dictionary_bytes,
-        largest=max(8 * widths[dictionary.hook] * dictionary.d_sae for dictionary in options.dictionaries),
-        device_free=lens.free_bytes(),
+    needs = training_needs(options, ModelSize(lens.weight_bytes, lens.vocab_size, widths, lens.device.type == "cpu"))
+    check_trained_size(options, widths, settings.max_dictionary_bytes)
+    check_needs("train", needs, options.out, promised_bytes=promised_bytes, device_free=lens.free_bytes())
+    return JobSpec(
+        claims=tuple(sorted({body.id, *(dictionary.id for dictionary in options.dictionaries)})),
+        options=options.to_json(),
+        cache_dir=settings.cache_dir.absolute(),
+        threads=settings.jobs.threads,
+        load=body.load,
+        disk_bytes=needs.disk,
     )
-    return {
-        "claims": sorted({body.id, *(dictionary.id for dictionary in options.dictionaries)}),
-        "threads": settings.jobs.threads,
-        "cache_dir": str(settings.cache_dir.absolute()),
-        "load": body.load,
-        "disk_bytes": room.disk,
-        "options": options.to_json(),
-    }
 
 
 def _options(body: TrainRequest, served: ServedModel) -> TrainOptions:
@@ -65,7 +61,7 @@ def _options(body: TrainRequest, served: ServedModel) -> TrainOptions:
     try:
         return TrainOptions(
             out=settings.dictionary_dirs[0].resolve() / body.id,
-            corpus=corpus_entries(body, served),
+            corpus=check_corpus(body.corpus, settings.corpus_dirs),
             corpus_dirs=tuple(folder.resolve() for folder in settings.corpus_dirs),
             dictionaries=Grid(body.id, hooks, widths, _shared(body)).dictionaries(),
             model=absolute_source(settings.model.source),
@@ -94,20 +90,6 @@ def check_context_size(body: TrainRequest | InterpretRequest, served: ServedMode
     if body.context_size > served.lens.max_context:
         message = f"The model reads at most {served.lens.max_context} tokens, but context_size is {body.context_size}."
         raise InvalidRequestError(message, param="context_size")
-
-
-def corpus_entries(body: TrainRequest | InterpretRequest, served: ServedModel) -> tuple[str, ...]:
-    """Return the entries of the request's corpus, checked and with absolute paths.
-
-    Raises:
-        InvalidRequestError: an entry is not valid, or is outside the folders that may be read.
-    """
-    entries = (
-        {"corpus": body.corpus}
-        if isinstance(body.corpus, str)
-        else {f"corpus[{index}]": entry for index, entry in enumerate(body.corpus)}
-    )
-    return tuple(check_corpus(entry, served.settings.corpus_dirs, param) for param, entry in entries.items())
 
 
 def _hooks(body: TrainRequest, served: ServedModel) -> list[str]:

@@ -12,7 +12,7 @@ from steerserve.cli import app
 from steerserve.commands.interpret import _names
 from steerserve.core.errors import ConfigError, CorpusError, DictionarySourceError
 from steerserve.core.lock import FileLock
-from steerserve.jobs.interpreting import interpret_from_anywhere
+from steerserve.jobs.work import prepare_and_interpret
 from steerserve.model.lens import load_lens
 from steerserve.store.store import FeatureStore
 from tests.interpret.clever import Clever, answering
@@ -82,9 +82,9 @@ def test_two_runs_at_a_time_on_the_same_dictionaries_are_refused(
         lock_folder.mkdir(parents=True)
         assert lock.acquire()
         taken.append(lock)
-        return interpret_from_anywhere(options, observer)  # type: ignore[arg-type]
+        return prepare_and_interpret(options, observer)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("steerserve.jobs.interpreting.interpret_from_anywhere", taken_first)
+    monkeypatch.setattr("steerserve.jobs.work.prepare_and_interpret", taken_first)
     done = CliRunner().invoke(app, arguments)
     taken[0].release()
     assert "Another process interprets res0" in str(done.exception)

@@ -91,10 +91,15 @@ async def test_whoever_stops_awaiting_a_call_cancels_it(llama: Runtime) -> None:
     with fresh_engine(llama, start=False) as engine:
         begun: list[bool] = []
         call = engine.run_exclusive(lambda: begun.append(True))
-        task = asyncio.ensure_future(asyncio.wrap_future(call))
+
+        async def wait_for_call() -> None:
+            await asyncio.wrap_future(call)
+
+        task = asyncio.create_task(wait_for_call())
         await asyncio.sleep(0)
         task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
+        with pytest.raises(asyncio.CancelledError):
+            await task
         Stepper(engine).finish()
         assert call.cancelled()
         assert not begun

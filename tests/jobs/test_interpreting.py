@@ -7,17 +7,18 @@ import random
 import signal
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
 from steerserve.core.config import JobSettings
 from steerserve.interpret.options import InterpretedSource, InterpretOptions
 from steerserve.interpret.tally import Tally
-from steerserve.jobs.admission import TALLY_BYTES
+from steerserve.jobs.job import JobSpec
+from steerserve.jobs.needs import TALLY_BYTES
 from steerserve.jobs.supervisor import Supervisor
 from steerserve.store.store import FeatureStore
-from tests.jobs.conftest import until, wait_for
+from tests.jobs.conftest import end_of_job, until, wait_for
 from tests.jobs.test_supervisor import worker_pid
 from tests.tiny import tiny_llama_folder, tiny_sae_folder
 
@@ -43,13 +44,13 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def supervisor(tmp_path: Path) -> Iterator[Supervisor]:
-    made = Supervisor(tmp_path, JobSettings(), lambda *_: None)
-    made.start()
-    yield made
-    made.stop()
+    supervisor = Supervisor(tmp_path, JobSettings(), lambda *_: None)
+    supervisor.start()
+    yield supervisor
+    supervisor.stop()
 
 
-def spec(files: Path, out: Path) -> dict[str, Any]:
+def spec(files: Path, out: Path) -> JobSpec:
     folder = tiny_sae_folder(out / "one", d_sae=400)
     options = InterpretOptions(
         dictionaries=(InterpretedSource("one", f"path:{folder}"),),
@@ -63,8 +64,7 @@ def spec(files: Path, out: Path) -> dict[str, Any]:
         device="cpu",
         calibrate=False,
     )
-    common = {"claims": ["one"], "threads": 1, "cache_dir": str(files / "cache"), "load": False}
-    return {**common, "options": options.to_json()}
+    return JobSpec(claims=("one",), options=options.to_json(), cache_dir=files / "cache", threads=1)
 
 
 def has_read(supervisor: Supervisor, job: Job) -> bool:
@@ -96,9 +96,9 @@ def test_a_job_that_is_killed_and_stopped_ends_with_the_store_of_an_undisturbed_
     assert result["dictionaries"][0]["num_features"] == 400
 
     disturbed = supervisor.submit("interpret", "one", spec(files, tmp_path / "disturbed"))
-    until(lambda: has_read(supervisor, disturbed))
+    until(lambda: has_read(supervisor, disturbed), lambda: end_of_job(supervisor, disturbed.id))
     os.kill(worker_pid(supervisor, disturbed), signal.SIGKILL)
-    until(lambda: has_read(supervisor, disturbed))
+    until(lambda: has_read(supervisor, disturbed), lambda: end_of_job(supervisor, disturbed.id))
     supervisor.stop()
     second = Supervisor(tmp_path, JobSettings(), lambda *_: None)
     second.start()

@@ -15,7 +15,7 @@ import pytest
 from steerserve.core.errors import ConfigError, CorpusError
 from steerserve.core.lock import FileLock
 from steerserve.jobs.corpus import local_corpus
-from steerserve.jobs.training import train_from_anywhere
+from steerserve.jobs.work import prepare_and_train
 from steerserve.text.corpus import load_corpus
 from steerserve.text.hub import HubText, _record
 from steerserve.text.sample import SPEECHES, sample_dir
@@ -193,7 +193,7 @@ def test_folders_and_files_stay_as_they_are_beside_what_the_model_writes(
     prepared = local_corpus(asked, observer)
     assert prepared[0] == f"path:{text}"
     assert Path(prepared[1]).parent == asked.run_dir / "corpus"
-    assert observer.stages == ["Writing text of its own"]
+    assert observer.stages == ["Writing text with the model"]
     corpus = load_corpus(prepared)
     assert {"a.txt", Path(prepared[1]).name} == set(corpus.sources())
 
@@ -224,10 +224,10 @@ def test_a_folder_in_which_another_process_trains_is_left_alone(tmp_path: Path) 
     with FileLock(asked.run_dir / "lock") as lock:
         assert lock.acquire()
         with pytest.raises(ConfigError, match="Another process trains in") as caught:
-            train_from_anywhere(asked, Quiet())
+            prepare_and_train(asked, Quiet())
     assert caught.value.param == "out"
     with pytest.raises(CorpusError, match="two or more"):  # its text has one document
-        train_from_anywhere(asked, Quiet())
+        prepare_and_train(asked, Quiet())
 
 
 def test_a_corpus_of_paths_makes_nothing(tmp_path: Path) -> None:

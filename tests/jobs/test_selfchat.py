@@ -55,7 +55,7 @@ def test_a_run_that_is_stopped_and_killed_ends_with_the_file_of_one_that_was_not
 ) -> None:
     whole = write(llama, tmp_path / "whole.jsonl")
     path, part = tmp_path / "a.jsonl", tmp_path / "a.jsonl.part"
-    with pytest.raises(StoppedError, match="goes on from there"):
+    with pytest.raises(StoppedError, match="continues from there"):
         write(llama, path, observer=Quiet(stop_at=3))
     assert 1 <= part.read_bytes().count(b"\n") < len(whole)
     part.write_bytes(part.read_bytes() + b'{"messages": [{"role": "us')
@@ -73,12 +73,12 @@ def test_a_model_without_a_chat_template_writes_free_text(
     assert all(set(record) == {"text", "number"} and record["text"] for record in records)
 
 
-def test_a_model_that_writes_nothing_worth_keeping_is_told_so(
+def test_a_model_that_writes_nothing_usable_is_refused(
     llama: Runtime, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(selfchat, "_MAX_REFUSED", 20)
-    monkeypatch.setattr(selfchat, "_LEAST_QUESTION", 10**6)
-    with pytest.raises(CorpusError, match="writes no text worth training on"):
+    monkeypatch.setattr(selfchat, "_MAX_REJECTED", 20)
+    monkeypatch.setattr(selfchat, "_MIN_QUESTION_CHARS", 10**6)
+    with pytest.raises(CorpusError, match="writes no usable text"):
         write(llama, tmp_path / "a.jsonl")
 
 
@@ -99,7 +99,7 @@ def test_a_model_that_writes_nothing_worth_keeping_is_told_so(
     ],
 )
 def test_empty_and_broken_texts_are_left_out(text: str, sound: bool) -> None:
-    assert selfchat._is_sound(text) is sound
+    assert selfchat._is_usable(text) is sound
 
 
 class Template:

@@ -8,19 +8,20 @@ import sqlite3
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from steerserve.core.errors import ConfigError, UnavailableError
-from steerserve.jobs import store as store_module
-from steerserve.jobs.job import Job, Outcome
+from steerserve.jobs import rows
+from steerserve.jobs.job import Job, JobSpec, Outcome
 from steerserve.jobs.store import JobStore
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
+SPEC = JobSpec(claims=("a",), options={"steps": 3}, cache_dir=Path("cache"), threads=1, load=True, disk_bytes=5)
 WRITE = """
 import sys
 from pathlib import Path
@@ -35,7 +36,7 @@ for step in range(int(sys.argv[2])):
 @pytest.fixture
 def store(tmp_path: Path) -> Iterator[JobStore]:
     with JobStore(tmp_path / "jobs.sqlite3") as opened:
-        opened.add(Job("a", "train", {"steps": 3}))
+        opened.add(Job("a", "train", SPEC))
         yield opened
 
 
@@ -59,12 +60,12 @@ def test_a_job_comes_back_as_it_was_written_also_after_the_file_was_closed(store
     store.move("a", "done", result={"x": [1.5, "y"]})
     store.close()
     with JobStore(store.path) as again:
-        found = again.find("a")
-    assert found is not None
-    assert (found.spec, found.state, found.result) == ({"steps": 3}, "done", {"x": [1.5, "y"]})
-    assert found.started is not None
-    assert found.ended is not None
-    assert found.created <= found.started <= found.ended
+        job = again.find("a")
+    assert job is not None
+    assert (job.spec, job.state, job.result) == (SPEC, "done", {"x": [1.5, "y"]})
+    assert job.started is not None
+    assert job.ended is not None
+    assert job.created <= job.started <= job.ended
 
 
 def test_a_job_that_has_ended_changes_no_more(store: JobStore) -> None:
@@ -76,7 +77,7 @@ def test_a_job_that_has_ended_changes_no_more(store: JobStore) -> None:
 
 def test_jobs_are_listed_newest_first_and_taken_oldest_first(store: JobStore) -> None:
     for name in "bcd":
-        store.add(Job(name, "train", {}))
+        store.add(Job(name, "train", SPEC))
     store.move("b", "running")
     assert [job.id for job in store.newest(10)] == ["d", "c", "b", "a"]
     assert [job.id for job in store.newest(2)] == ["d", "c"]
@@ -109,8 +110,8 @@ def test_events_count_up_and_are_read_from_any_of_them(store: JobStore) -> None:
 def test_of_many_events_those_of_progress_grow_thin_and_those_of_state_stay(
     store: JobStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(store_module, "MAX_PROGRESS_EVENTS", 10)
-    monkeypatch.setattr(store_module, "MAX_LOG_EVENTS", 5)
+    monkeypatch.setattr(rows, "MAX_PROGRESS_EVENTS", 10)
+    monkeypatch.setattr(rows, "MAX_LOG_EVENTS", 5)
     for step in range(100):
         store.record_progress("a", {"step": step}, {})
         store.record_log("a", "info", str(step))
@@ -127,10 +128,10 @@ def test_of_many_events_those_of_progress_grow_thin_and_those_of_state_stay(
 def test_what_json_cannot_hold_is_replaced(store: JobStore) -> None:
     store.record_progress("a", {"losses": {"mse": float("nan")}, "sizes": (1, float("inf"))}, {})
     store.move("a", "failed", error="no file \udcff")
-    found = store.find("a")
-    assert found is not None
-    assert found.progress == {"losses": {"mse": None}, "sizes": [1, None]}
-    assert found.error == "no file ?"
+    job = store.find("a")
+    assert job is not None
+    assert job.progress == {"losses": {"mse": None}, "sizes": [1, None]}
+    assert job.error == "no file ?"
 
 
 def test_the_first_outcome_counts_and_a_new_start_forgets_it(store: JobStore) -> None:
@@ -150,7 +151,7 @@ def test_deaths_count_from_the_last_progress_on(store: JobStore) -> None:
 
 def test_ended_jobs_beyond_some_are_forgotten_with_their_events(store: JobStore) -> None:
     for name in "bcd":
-        store.add(Job(name, "train", {}))
+        store.add(Job(name, "train", SPEC))
         store.move(name, "done")
     assert sorted(store.prune(1)) == ["b", "c"]
     assert [job.id for job in store.newest(10)] == ["d", "a"]
@@ -176,9 +177,9 @@ def test_a_writer_that_is_killed_leaves_whole_events_and_a_file_that_can_be_writ
     store.move("a", "done")
     seqs = [event.seq for event in store.events("a", limit=10**6)]
     assert seqs == sorted(set(seqs))
-    found = store.find("a")
-    assert found is not None
-    assert found.state == "done"
+    job = store.find("a")
+    assert job is not None
+    assert job.state == "done"
     with sqlite3.connect(store.path) as connection:
         assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
     connection.close()

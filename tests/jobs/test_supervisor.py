@@ -10,7 +10,7 @@ import sqlite3
 import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -18,10 +18,10 @@ from steerserve.core.errors import ConfigError, ConflictError, DictionarySourceE
 from steerserve.core.lock import FileLock
 from steerserve.jobs import supervisor as supervisor_module
 from steerserve.jobs.job import Job
-from steerserve.jobs.process import Worker
+from steerserve.jobs.process import OwnProcess
 from steerserve.jobs.store import JobStore
 from steerserve.jobs.worker import EXIT_BUSY, lock_path, log_path
-from tests.jobs.conftest import stand_in_command, until, wait_for
+from tests.jobs.conftest import end_of_job, stand_in_command, until, wait_for
 
 if TYPE_CHECKING:
     from steerserve.jobs.supervisor import Supervisor
@@ -37,7 +37,7 @@ def states(supervisor: Supervisor, job: Job) -> list[str]:
 def worker_pid(supervisor: Supervisor, job: Job) -> int:
     assert supervisor._runner is not None
     worker = supervisor._runner._running[job.id]
-    assert isinstance(worker, Worker)
+    assert isinstance(worker, OwnProcess)
     return worker._process.pid
 
 
@@ -52,7 +52,7 @@ def test_a_server_without_jobs_writes_nothing(counting: Counting) -> None:
     assert list(counting.folder.iterdir()) == []
 
 
-def test_a_job_ends_with_its_result_and_tells_how_it_went(counting: Counting) -> None:
+def test_a_job_ends_with_its_result_and_reports_its_progress(counting: Counting) -> None:
     supervisor = counting.supervisor()
     job = supervisor.submit("train", "one", counting.spec("one"))
     assert job.as_json() | {"created": 0} == {
@@ -69,8 +69,8 @@ def test_a_job_ends_with_its_result_and_tells_how_it_went(counting: Counting) ->
     done = wait_for(supervisor, job, "done")
     assert states(supervisor, job) == ["queued", "running", "done"]
     assert done.result == {"dictionaries": [{"id": "one", "source": "path:one", "counted": 3, "from": 0}]}
-    told = {"stage": "Counting", "done": 3, "total": 3, "step": 3, "num_steps": 3, "tokens": 30, "l0": 3.0}
-    assert told.items() <= done.progress.items()
+    figures = {"stage": "Counting", "done": 3, "total": 3, "step": 3, "num_steps": 3, "tokens": 30, "l0": 3.0}
+    assert figures.items() <= done.progress.items()
     assert supervisor.events(job.id, 0)[-1].data == {"state": "done", "result": done.result}
     assert counting.loaded == []
 
@@ -78,10 +78,10 @@ def test_a_job_ends_with_its_result_and_tells_how_it_went(counting: Counting) ->
 def test_jobs_run_in_order_and_no_more_at_once_than_allowed(counting: Counting) -> None:
     supervisor = counting.supervisor(max_running=2)
     jobs = [supervisor.submit("train", name, counting.spec(name, hold_at=1)) for name in "abcd"]
-    until(lambda: counting.is_held("a", 1) and counting.is_held("b", 1))
+    counting.until(lambda: counting.is_held("a", 1) and counting.is_held("b", 1))
     assert [supervisor.find(job.id).state for job in jobs] == ["running", "running", "queued", "queued"]
     counting.go("b")
-    until(lambda: counting.is_held("c", 1))
+    counting.wait_until_held("c", 1)
     assert [supervisor.find(job.id).state for job in jobs] == ["running", "done", "running", "queued"]
     for name in "acd":
         counting.folder.joinpath(name).mkdir(exist_ok=True)
@@ -97,7 +97,7 @@ def test_a_queued_job_is_cancelled_at_once_and_never_starts(counting: Counting) 
     first = supervisor.submit("train", "a", counting.spec("a", hold_at=1))
     second = supervisor.submit("train", "b", counting.spec("b"))
     assert supervisor.cancel(second.id).state == "cancelled"
-    until(lambda: counting.is_held("a", 1))
+    counting.wait_until_held("a", 1)
     counting.go("a")
     wait_for(supervisor, first, "done")
     assert counting.starts("b") == []
@@ -107,7 +107,7 @@ def test_a_queued_job_is_cancelled_at_once_and_never_starts(counting: Counting) 
 def test_a_running_job_that_is_cancelled_keeps_its_checkpoint(counting: Counting) -> None:
     supervisor = counting.supervisor()
     job = supervisor.submit("train", "a", counting.spec("a", hold_at=2))
-    until(lambda: counting.is_held("a", 2))
+    counting.wait_until_held("a", 2)
     supervisor.cancel(job.id)
     assert wait_for(supervisor, job, "cancelled").error is None
     assert supervisor.cancel(job.id).state == "cancelled"
@@ -120,7 +120,7 @@ def test_a_running_job_that_is_cancelled_keeps_its_checkpoint(counting: Counting
 def test_a_job_that_does_not_listen_is_ended_all_the_same(counting: Counting) -> None:
     supervisor = counting.supervisor()
     job = supervisor.submit("train", "a", counting.spec("a", hold_at=2, deaf=True))
-    until(lambda: counting.is_held("a", 2))
+    counting.wait_until_held("a", 2)
     supervisor.cancel(job.id)
     wait_for(supervisor, job, "cancelled")
 
@@ -128,9 +128,9 @@ def test_a_job_that_does_not_listen_is_ended_all_the_same(counting: Counting) ->
 def test_a_job_whose_process_is_killed_goes_on_from_its_checkpoint(counting: Counting) -> None:
     supervisor = counting.supervisor()
     job = supervisor.submit("train", "a", counting.spec("a", hold_at=2))
-    until(lambda: counting.is_held("a", 2))
+    counting.wait_until_held("a", 2)
     os.kill(worker_pid(supervisor, job), signal.SIGKILL)
-    until(lambda: len(counting.starts("a")) == 2)
+    counting.until(lambda: len(counting.starts("a")) == 2)
     counting.go("a")
     wait_for(supervisor, job, "done")
     assert counting.starts("a") == [0, 2]
@@ -143,13 +143,13 @@ def test_a_job_whose_process_is_killed_goes_on_from_its_checkpoint(counting: Cou
 def test_a_job_whose_progress_and_end_cannot_be_written_works_on_and_ends_once_they_can(counting: Counting) -> None:
     supervisor = counting.supervisor()
     job = supervisor.submit("train", "a", counting.spec("a", hold_at=2))
-    until(lambda: counting.is_held("a", 2))
+    counting.wait_until_held("a", 2)
     holder = sqlite3.connect(supervisor.store_path, isolation_level=None)
     holder.execute("BEGIN IMMEDIATE")
     counting.go("a")
     log = log_path(supervisor.store_path, job.id)
-    for said in ("a line for those who follow the job is dropped", "progress is dropped", "cannot be written yet"):
-        until(functools.partial(lambda line: line in log.read_text(encoding="utf-8"), said))
+    for message in ("a log line of the job is dropped", "a progress report is dropped", "cannot be written yet"):
+        counting.until(functools.partial(lambda text: text in log.read_text(encoding="utf-8"), message))
     assert counting.starts("a") == [0]
     holder.execute("ROLLBACK")
     holder.close()
@@ -157,7 +157,7 @@ def test_a_job_whose_progress_and_end_cannot_be_written_works_on_and_ends_once_t
     assert counting.starts("a") == [0]
 
 
-def test_a_job_that_keeps_dying_at_one_place_fails_and_names_the_signal(counting: Counting) -> None:
+def test_a_job_that_keeps_dying_at_one_step_fails_and_names_the_signal(counting: Counting) -> None:
     supervisor = counting.supervisor(max_attempts=2)
     job = supervisor.submit("train", "a", counting.spec("a", dies=3))
     failed = wait_for(supervisor, job, "failed")
@@ -175,7 +175,7 @@ def test_a_job_that_fails_says_why(counting: Counting) -> None:
     assert supervisor.events(job.id, 0)[-1].data == {"state": "failed", "error": "The text is too short; give more."}
 
 
-def test_an_unexpected_error_is_told_in_a_line_and_its_traceback_is_kept(counting: Counting) -> None:
+def test_an_unexpected_error_becomes_one_line_and_its_traceback_is_logged(counting: Counting) -> None:
     supervisor = counting.supervisor()
     job = supervisor.submit("train", "a", counting.spec("a", breaks="first line\nsecond line"))
     assert wait_for(supervisor, job, "failed").error == "ZeroDivisionError: first line"
@@ -188,7 +188,7 @@ def test_a_stopped_servers_jobs_go_on_when_it_is_back(counting: Counting) -> Non
     first = counting.supervisor()
     running = first.submit("train", "a", counting.spec("a", hold_at=2))
     queued = first.submit("train", "b", counting.spec("b"))
-    until(lambda: counting.is_held("a", 2))
+    counting.wait_until_held("a", 2)
     first.stop()
     first.stop()
     with JobStore(first.store_path) as store:
@@ -203,27 +203,30 @@ def test_a_stopped_servers_jobs_go_on_when_it_is_back(counting: Counting) -> Non
 def test_the_jobs_of_a_server_that_was_killed_go_on_when_it_is_back(counting: Counting) -> None:
     command = [sys.executable, str(Path(__file__).with_name("server_stand_in.py")), str(counting.folder)]
     server = subprocess.Popen(
-        [*command, json.dumps(counting.spec("a", hold_at=2))],
+        [*command, json.dumps(counting.spec("a", hold_at=2).to_json())],
         stdout=subprocess.PIPE,
         text=True,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
     assert server.stdout is not None
     job_id = server.stdout.readline().strip()
-    until(lambda: counting.is_held("a", 2))
+    until(
+        lambda: counting.is_held("a", 2),
+        lambda: None if server.poll() is None else f"the server ended with exit code {server.returncode}",
+    )
     server.kill()
     server.wait()
     server.stdout.close()
     supervisor = counting.supervisor()
-    until(lambda: len(counting.starts("a")) == 2)
+    counting.until(lambda: len(counting.starts("a")) == 2)
     counting.go("a")
     wait_for(supervisor, supervisor.find(job_id), "done")
     assert counting.starts("a") == [0, 2]
 
 
-def left_by_a_dead_server(counting: Counting, **values: Any) -> Job:  # noqa: ANN401 JSON
-    """Let a worker end whose server died in the meantime; returns its job."""
-    job = Job("train-one-0", "train", counting.spec("one", **values))
+def left_by_a_dead_server(counting: Counting, *, load: bool = False) -> Job:
+    """Let a worker end whose server died in the meantime; return its job."""
+    job = Job("train-one-0", "train", counting.spec("one", load=load))
     folder = counting.folder / ".jobs"
     folder.mkdir()
     with JobStore(folder / "jobs.sqlite3") as store:
@@ -293,8 +296,8 @@ def test_a_worker_leaves_a_job_alone_that_another_works_on(counting: Counting) -
 
 def test_a_dictionary_that_a_job_works_on_is_busy(counting: Counting) -> None:
     supervisor = counting.supervisor()
-    job = supervisor.submit("train", "a", counting.spec("a", hold_at=1, claims=["a", "a-1"]))
-    for claims in (["a"], ["b", "a-1"]):
+    job = supervisor.submit("train", "a", counting.spec("a", hold_at=1, claims=("a", "a-1")))
+    for claims in (("a",), ("b", "a-1")):
         with pytest.raises(ConflictError) as caught:
             supervisor.submit("train", "a", counting.spec("a", claims=claims))
         assert (caught.value.code, caught.value.param) == ("dictionary_busy", "id")
@@ -304,13 +307,13 @@ def test_a_dictionary_that_a_job_works_on_is_busy(counting: Counting) -> None:
     supervisor.submit("train", "a", counting.spec("a"))
 
 
-def test_a_second_server_on_the_folder_only_looks_until_the_first_is_gone(
+def test_a_second_server_on_the_folder_only_reads_until_the_first_is_gone(
     counting: Counting, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(supervisor_module, "_LOCK_POLL_S", 0.05)
     first = counting.supervisor()
     job = first.submit("train", "a", counting.spec("a", hold_at=2))
-    until(lambda: counting.is_held("a", 2))
+    counting.wait_until_held("a", 2)
     second = counting.supervisor()
     with pytest.raises(ConflictError, match="dictionary_dirs") as submitting:
         second.submit("train", "b", counting.spec("b"))
@@ -324,7 +327,7 @@ def test_a_second_server_on_the_folder_only_looks_until_the_first_is_gone(
     assert counting.starts("a") == [0, 2]
 
 
-def test_a_folder_that_cannot_be_made_is_told(counting: Counting) -> None:
+def test_a_folder_that_cannot_be_created_is_reported(counting: Counting) -> None:
     (counting.folder / ".jobs").touch()
     with pytest.raises(ConflictError) as caught:
         counting.supervisor().submit("train", "a", counting.spec("a"))
@@ -346,14 +349,14 @@ def test_jobs_whose_folder_cannot_be_written_now_are_read_and_go_on_when_it_can(
 ) -> None:
     first = counting.supervisor()
     job = first.submit("train", "a", counting.spec("a", hold_at=1))
-    until(lambda: counting.is_held("a", 1))
+    counting.wait_until_held("a", 1)
     first.stop()
     monkeypatch.setattr(supervisor_module, "_AFTER_FAILURE_S", 0.05)
     lock = first.store_path.with_name("server.lock")
     lock.unlink()
     lock.mkdir()  # as little a file to be opened as in a folder where nothing may be written
     second = counting.supervisor()
-    until(lambda: "cannot be looked after" in caplog.text)
+    counting.until(lambda: "cannot be run" in caplog.text)
     assert second.find(job.id).state == "queued"
     with pytest.raises(ConflictError) as caught:
         second.submit("train", "b", counting.spec("b"))
@@ -361,7 +364,7 @@ def test_jobs_whose_folder_cannot_be_written_now_are_read_and_go_on_when_it_can(
     lock.rmdir()
     counting.go("a")
     wait_for(second, job, "done")
-    assert caplog.text.count("cannot be looked after") == 1
+    assert caplog.text.count("cannot be run") == 1
 
 
 def test_a_locked_file_of_jobs_does_not_keep_the_server_from_starting(
@@ -383,15 +386,17 @@ def test_a_locked_file_of_jobs_does_not_keep_the_server_from_starting(
     wait_for(supervisor, job, "done")
 
 
-def test_a_process_that_ends_without_a_word_fails_the_job(counting: Counting, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_that_ends_without_an_outcome_fails_the_job(
+    counting: Counting, monkeypatch: pytest.MonkeyPatch
+) -> None:
     supervisor = counting.supervisor(max_attempts=2)
     monkeypatch.setattr(supervisor, "_command", lambda *_: [sys.executable, "-c", "raise SystemExit(7)"])
     job = supervisor.submit("train", "a", counting.spec("a"))
     error = wait_for(supervisor, job, "failed").error
-    assert error == "The job's process ended with exit code 7, 2 times in a row without getting further."
+    assert error == "The job's process ended with exit code 7, 2 times in a row without progress."
 
 
-def test_a_job_that_is_ended_by_its_disk_is_told_so(counting: Counting, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_job_that_ends_for_its_disk_says_so(counting: Counting, monkeypatch: pytest.MonkeyPatch) -> None:
     supervisor = counting.supervisor(max_attempts=1)
     monkeypatch.setattr(supervisor, "_command", lambda *_: [sys.executable, "-c", "import os; os.kill(os.getpid(), 7)"])
     error = wait_for(supervisor, supervisor.submit("train", "a", counting.spec("a")), "failed").error
@@ -415,9 +420,22 @@ def test_a_worker_has_the_lowest_priority_few_threads_and_no_keys(
     monkeypatch.setenv("OMP_WAIT_POLICY", "active")
     supervisor = counting.supervisor()
     job = supervisor.submit("train", "a", counting.spec("a", hold_at=1, threads=2))
-    until(lambda: counting.is_held("a", 1))
+    counting.wait_until_held("a", 1)
     pid = worker_pid(supervisor, job)
     assert os.getpriority(os.PRIO_PROCESS, pid) == 19
     environment = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
     assert {b"OMP_NUM_THREADS=2", b"GOMP_SPINCOUNT=1000"} <= set(environment)
     assert not any(entry.startswith((b"STEERSERVE_ADMIN_KEY", b"OMP_WAIT_POLICY")) for entry in environment)
+
+
+def test_waiting_for_a_dead_worker_ends_at_once_with_its_exit_code_and_its_log(
+    counting: Counting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    supervisor = counting.supervisor(max_attempts=3)
+    script = "import sys; print('no such module'); sys.exit(3)"
+    monkeypatch.setattr(supervisor, "_command", lambda *_: [sys.executable, "-c", script])
+    job = supervisor.submit("train", "a", counting.spec("a"))
+    with pytest.raises(AssertionError, match="exit code 3") as caught:
+        counting.wait_until_held("a", 1)
+    assert "no such module" in str(caught.value)
+    assert "exit code 3" in (end_of_job(supervisor, job.id) or "")

@@ -12,9 +12,10 @@ import pytest
 from safetensors.torch import load_file
 
 from steerserve.core.config import JobSettings
+from steerserve.jobs.job import JobSpec
 from steerserve.jobs.supervisor import Supervisor
 from steerserve.training.options import DictionaryOptions, TrainOptions
-from tests.jobs.conftest import until, wait_for
+from tests.jobs.conftest import end_of_job, until, wait_for
 from tests.jobs.test_supervisor import worker_pid
 from tests.tiny import HOOK_NAME, tiny_llama_folder
 
@@ -40,13 +41,13 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def supervisor(tmp_path: Path) -> Iterator[Supervisor]:
-    made = Supervisor(tmp_path, JobSettings(), lambda *_: None)
-    made.start()
-    yield made
-    made.stop()
+    supervisor = Supervisor(tmp_path, JobSettings(), lambda *_: None)
+    supervisor.start()
+    yield supervisor
+    supervisor.stop()
 
 
-def spec(files: Path, out: Path, **values: Any) -> dict[str, Any]:  # noqa: ANN401 JSON
+def spec(files: Path, out: Path, **values: Any) -> JobSpec:  # noqa: ANN401 any option
     options = TrainOptions(
         out=out,
         corpus=(str(files / "text"),),
@@ -59,8 +60,7 @@ def spec(files: Path, out: Path, **values: Any) -> dict[str, Any]:  # noqa: ANN4
         heldout_tokens=64,
         **{"epochs": 100, "checkpoint_every": 50, **values},
     )
-    common = {"claims": ["one"], "threads": 1, "cache_dir": str(files / "cache"), "load": False}
-    return {**common, "options": options.to_json()}
+    return JobSpec(claims=("one",), options=options.to_json(), cache_dir=files / "cache", threads=1)
 
 
 def num_training(supervisor: Supervisor, job: Job) -> int:
@@ -86,14 +86,14 @@ def test_a_job_that_is_killed_and_stopped_ends_with_the_weights_of_an_undisturbe
     assert (trained["id"], trained["source"]) == ("one", f"path:{tmp_path / 'undisturbed'}")
     assert trained["report"]["d_sae"] == 64
     progress = [event.data for event in supervisor.events(undisturbed.id, 0) if event.type == "progress"]
-    told = next(facts for facts in reversed(progress) if "step" in facts)
-    assert told["step"] == told["num_steps"]
-    assert {"tokens", "losses", "explained_variance", "l0", "dead_fraction", "resampled"} <= told.keys()
+    figures = next(facts for facts in reversed(progress) if "step" in facts)
+    assert figures["step"] == figures["num_steps"]
+    assert {"tokens", "losses", "explained_variance", "l0", "dead_fraction", "resampled"} <= figures.keys()
 
     disturbed = supervisor.submit("train", "one", spec(files, tmp_path / "disturbed"))
-    until(lambda: num_training(supervisor, disturbed) == 1)
+    until(lambda: num_training(supervisor, disturbed) == 1, lambda: end_of_job(supervisor, disturbed.id))
     os.kill(worker_pid(supervisor, disturbed), signal.SIGKILL)
-    until(lambda: num_training(supervisor, disturbed) == 2)
+    until(lambda: num_training(supervisor, disturbed) == 2, lambda: end_of_job(supervisor, disturbed.id))
     supervisor.stop()
     second = Supervisor(tmp_path, JobSettings(), lambda *_: None)
     second.start()

@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 
+from steerserve.jobs.store import JobStore
 from steerserve.jobs.supervisor import Supervisor
 from steerserve.runtime import build_runtime
-from tests.jobs.conftest import stand_in_command, until
+from tests.jobs.conftest import end_of_job, stand_in_command, until
 from tests.live.conftest import LiveServer, serving
 from tests.live.test_disconnect import line_of
 from tests.tiny import tiny_settings
@@ -70,7 +71,7 @@ def test_a_job_is_followed_to_its_end_while_a_chat_streams(counting_server: Live
         answer = list(chat.iter_lines())
     assert answer[-2] == "data: [DONE]"
     folder = counting_server.runtime.settings.dictionary_dirs[0] / "beside"
-    until(folder.is_dir)
+    until(folder.is_dir, lambda: end_of_job(counting_server.runtime.jobs, job["id"]))
     (folder / "go").touch()
     follower.join(TIMEOUT_S)
     told = [line for line in lines if line and not line.startswith(":")]
@@ -132,7 +133,13 @@ def test_training_outlives_a_server_that_is_killed_and_is_served_in_the_end(tmp_
             context_size=32,
             load=True,
         )
-        until(lambda: httpx.get(f"{url}/admin/jobs/{job['id']}").json()["progress"].get("step", 0) > 1)
+        with JobStore(tmp_path / "dictionaries" / ".jobs" / "jobs.sqlite3") as store:
+
+            def end() -> str | None:
+                status = server.poll()
+                return end_of_job(store, job["id"]) if status is None else f"the server ended with exit code {status}"
+
+            until(lambda: httpx.get(f"{url}/admin/jobs/{job['id']}").json()["progress"].get("step", 0) > 1, end)
         server.send_signal(signal.SIGKILL)
         server.wait()
     with real_server(tmp_path) as (_, url):

@@ -58,7 +58,7 @@ async def admin(real_runtime: Runtime) -> AsyncIterator[httpx.AsyncClient]:
 
 def options_of(runtime: Runtime, **body: object) -> InterpretOptions:
     return InterpretOptions.from_json(
-        interpretation_spec(InterpretRequest.model_validate(body), runtime, promised_bytes=0)["options"]
+        interpretation_spec(InterpretRequest.model_validate(body), runtime, promised_bytes=0).options
     )
 
 
@@ -90,8 +90,8 @@ async def test_a_dictionary_is_interpreted_beside_serving(
 
 async def test_what_is_left_out_has_a_default(real_runtime: Runtime) -> None:
     spec = interpretation_spec(InterpretRequest(), real_runtime, promised_bytes=0)
-    options = InterpretOptions.from_json(spec["options"])
-    assert spec["claims"] == ["res0"]
+    options = InterpretOptions.from_json(spec.options)
+    assert spec.claims == ("res0",)
     assert (options.corpus, options.tokens, options.calibrate) == (("self",), 200_000, True)
     assert options.dictionaries[0].sha256 == real_runtime.registry.snapshot().dictionaries["res0"].sha256
     assert options_of(real_runtime, dictionaries=["res0", "res0", "other"]).dictionaries[1].id == "other"

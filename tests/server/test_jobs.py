@@ -16,9 +16,9 @@ import pytest
 
 from steerserve.core.errors import InvalidRequestError
 from steerserve.interpret.options import InterpretOptions
-from steerserve.jobs import admission
+from steerserve.jobs import admission, needs
 from steerserve.jobs import supervisor as supervisor_module
-from steerserve.jobs.job import Job
+from steerserve.jobs.job import Job, JobSpec
 from steerserve.jobs.store import JobStore
 from steerserve.jobs.supervisor import Supervisor
 from steerserve.requests.interpretation import interpretation_spec
@@ -28,7 +28,7 @@ from steerserve.server.app import create_app
 from steerserve.server.routes.jobs import _events
 from steerserve.training.options import TrainOptions
 from steerserve.wire.jobs import InterpretRequest, TrainRequest
-from tests.jobs.conftest import stand_in_command, until
+from tests.jobs.conftest import end_of_job, stand_in_command, until
 from tests.server.asking import client_of, events_of
 from tests.server.test_malformed import any_json
 from tests.tiny import HOOK_NAME, tiny_settings
@@ -93,12 +93,12 @@ async def started(client: httpx.AsyncClient, **body: object) -> dict[str, Any]:
     return job
 
 
-def spec_of(runtime: Runtime, **body: object) -> dict[str, Any]:
+def spec_of(runtime: Runtime, **body: object) -> JobSpec:
     return training_spec(TrainRequest.model_validate(body), runtime, promised_bytes=runtime.jobs.promised_bytes())
 
 
 def options_of(runtime: Runtime, **body: object) -> TrainOptions:
-    return TrainOptions.from_json(spec_of(runtime, **body)["options"])
+    return TrainOptions.from_json(spec_of(runtime, **body).options)
 
 
 async def test_a_job_is_answered_found_listed_and_done(admin: httpx.AsyncClient) -> None:
@@ -127,16 +127,16 @@ async def test_jobs_are_listed_by_state_and_cut_at_the_limit(admin: httpx.AsyncC
     assert cancelled["id"] in {job["id"] for job in found}
 
 
-async def test_reports_are_told_of_the_single_job_alone(admin: httpx.AsyncClient, job_runtime: Runtime) -> None:
-    job = Job("train-told-0", "train", {"claims": ["told"]})
-    result = {"dictionaries": [{"id": "told", "source": "path:told", "report": {"l0": 8.0}}], "loaded": []}
+async def test_only_the_single_job_is_answered_with_its_reports(admin: httpx.AsyncClient, job_runtime: Runtime) -> None:
+    job = Job("train-listed-0", "train", JobSpec(claims=("listed",), options={}, cache_dir=Path("cache"), threads=1))
+    result = {"dictionaries": [{"id": "listed", "source": "path:listed", "report": {"l0": 8.0}}], "loaded": []}
     with JobStore(job_runtime.jobs.store_path) as store:
         store.add(job)
         store.move(job.id, "cancelled", result=result)
     assert (await admin.get(f"/admin/jobs/{job.id}")).json()["result"] == result
     listed = (await admin.get("/admin/jobs?limit=1")).json()["data"][0]
     assert listed["id"] == job.id
-    assert listed["result"] == {"dictionaries": [{"id": "told", "source": "path:told"}], "loaded": []}
+    assert listed["result"] == {"dictionaries": [{"id": "listed", "source": "path:listed"}], "loaded": []}
 
 
 @pytest.mark.parametrize("query", ["state=over", "limit=0", "limit=1001", "limit=x"])
@@ -319,12 +319,12 @@ async def test_a_folder_outside_is_refused_with_the_allowed_ones_whether_it_exis
 
 def test_an_empty_request_is_a_sensible_run(job_runtime: Runtime) -> None:
     spec = spec_of(job_runtime, id="x")
-    options = TrainOptions.from_json(spec["options"])
+    options = TrainOptions.from_json(spec.options)
     (one,) = options.dictionaries
     assert (one.hook, one.architecture, one.d_sae, one.k) == (LATE, "batchtopk", 4096, 32)
     assert (options.corpus, options.model, options.device) == (("self",), job_runtime.settings.model.source, "cpu")
     assert options.out == job_runtime.settings.dictionary_dirs[0].resolve() / "x"
-    assert (spec["load"], spec["claims"], spec["threads"]) == (False, ["x"], 1)
+    assert (spec.load, spec.claims, spec.threads) == (False, ("x",), 1)
 
 
 def test_a_job_takes_the_model_as_the_server_does_from_any_folder(
@@ -338,7 +338,7 @@ def test_a_job_takes_the_model_as_the_server_does_from_any_folder(
     monkeypatch.chdir(folder.parent)
     trained = options_of(job_runtime, id="x")
     body = InterpretRequest.model_validate({})
-    interpreted = InterpretOptions.from_json(interpretation_spec(body, job_runtime, promised_bytes=0)["options"])
+    interpreted = InterpretOptions.from_json(interpretation_spec(body, job_runtime, promised_bytes=0).options)
     for found in (trained, interpreted):
         assert (found.model_dtype, found.trust_remote_code) == ("bfloat16", True)
         assert found.model == str(folder)
@@ -370,7 +370,7 @@ def test_a_request_is_honoured_in_every_field(job_runtime: Runtime, folder: Path
         "load": True,
     }
     spec = spec_of(job_runtime, **body)
-    options = TrainOptions.from_json(spec["options"])
+    options = TrainOptions.from_json(spec.options)
     assert [(one.hook, one.d_sae) for one in options.dictionaries] == [
         (HOOK_NAME, 8),
         (HOOK_NAME, 16),
@@ -384,8 +384,8 @@ def test_a_request_is_honoured_in_every_field(job_runtime: Runtime, folder: Path
     assert told == (77, 3, 16, 9, 32, "buffer")
     corpus = folder / "corpus"
     assert options.corpus == ("self", str((corpus / "books").resolve()), str((corpus / "book.txt").resolve()))
-    assert spec["load"] is True
-    assert spec["claims"] == sorted({"grid", *(one.id for one in options.dictionaries)})
+    assert spec.load is True
+    assert spec.claims == tuple(sorted({"grid", *(dictionary.id for dictionary in options.dictionaries)}))
 
 
 def test_resampling_is_the_usual_one_or_none_where_that_is_said(job_runtime: Runtime) -> None:
@@ -431,7 +431,7 @@ def test_a_run_that_was_stopped_before_its_report_goes_on_and_a_finished_one_is_
         content = options.what_shapes_the_result() if file == "run/options.json" else {}
         (options.out / file).write_text(json.dumps(content), encoding="utf-8")
     if is_finished:
-        with pytest.raises(InvalidRequestError, match="There is a finished dictionary"):
+        with pytest.raises(InvalidRequestError, match="holds a finished dictionary"):
             admission.check_folder(options)
     else:
         admission.check_folder(options)
@@ -451,7 +451,7 @@ def test_a_run_that_was_stopped_between_two_reports_goes_on(job_runtime: Runtime
 async def test_disk_that_is_kept_for_other_jobs_is_not_given_twice(
     admin: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(admission, "_DISK_MARGIN_BYTES", 0)
+    monkeypatch.setattr(needs, "_DISK_MARGIN_BYTES", 0)
     body = {"tokens": 1000, "corpus": "self", "d_sae": 8, "k": 1}
     needed = 1000 * (2 * 48 + 16) + 2 * 48 * 8 * 4 * 6
 
@@ -469,7 +469,7 @@ async def test_disk_that_is_kept_for_other_jobs_is_not_given_twice(
 async def test_two_requests_at_once_do_not_get_the_same_room(
     admin: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(admission, "_DISK_MARGIN_BYTES", 0)
+    monkeypatch.setattr(needs, "_DISK_MARGIN_BYTES", 0)
     body = {"tokens": 1000, "corpus": "self", "d_sae": 8, "k": 1, "seed": 1}
     needed = 1000 * (2 * 48 + 16) + 2 * 48 * 8 * 4 * 6
 
@@ -487,9 +487,9 @@ async def test_a_job_whose_disk_has_filled_up_while_it_waited_fails_with_a_sente
 ) -> None:
     first = await started(admin, id="first-of-two", seed=1)
     second = await started(admin, id="second-of-two")
-    monkeypatch.setattr(admission, "_DISK_MARGIN_BYTES", 1 << 60)
+    monkeypatch.setattr(needs, "_DISK_MARGIN_BYTES", 1 << 60)
     go = job_runtime.settings.dictionary_dirs[0] / "first-of-two" / "go"
-    await asyncio.to_thread(until, go.parent.is_dir)
+    await asyncio.to_thread(until, go.parent.is_dir, lambda: end_of_job(job_runtime.jobs, first["id"]))
     go.touch()
     assert (await ended(admin, first))["state"] == "done"
     failed = await ended(admin, second)
@@ -506,14 +506,12 @@ def test_all_that_a_run_holds_is_counted(job_runtime: Runtime, folder: Path) -> 
     weights, buffer = 2 * 48 * 64 * 4, options.buffer_mb * 1_000_000
     computing = 1_000_000 + 4 * weights + 3 * 32 * 64 * 4 + 512 * 259 * 4 * 5
     holding = buffer + 100_000 * 48 * 4 + 10_000 // 2
-    on_cpu = admission.room_for(options, admission.ModelSize(1_000_000, 259, {LATE: 48}))
-    assert on_cpu == admission.Room(6 * weights + 2 * buffer, holding + computing)
-    elsewhere = admission.room_for(options, admission.ModelSize(1_000_000, 259, {LATE: 48}, is_on_cpu=False))
-    assert elsewhere == admission.Room(on_cpu.disk, holding, computing)
+    on_cpu = needs.training_needs(options, needs.ModelSize(1_000_000, 259, {LATE: 48}))
+    assert on_cpu == needs.Needs(6 * weights + 2 * buffer, holding + computing)
+    on_device = needs.training_needs(options, needs.ModelSize(1_000_000, 259, {LATE: 48}, is_on_cpu=False))
+    assert on_device == needs.Needs(on_cpu.disk, holding, computing)
     with pytest.raises(InvalidRequestError, match="of the device's memory") as caught:
-        admission.check_room(
-            elsewhere, folder, promised_bytes=0, max_dictionary_bytes=1 << 30, largest=1, device_free=computing - 1
-        )
+        needs.check_needs("train", on_device, folder, promised_bytes=0, device_free=computing - 1)
     assert caught.value.code == "insufficient_memory"
 
 
@@ -525,7 +523,7 @@ def test_the_models_own_size_is_that_of_its_files(job_runtime: Runtime) -> None:
 async def test_a_corpus_of_any_size_is_not_read(admin: httpx.AsyncClient, folder: Path) -> None:
     vast = folder / "corpus" / "vast.txt"
     with vast.open("wb") as opened:
-        opened.truncate(admission.MAX_CORPUS_BYTES + 1)
+        opened.truncate(needs.MAX_CORPUS_BYTES + 1)
     try:
         for route, body in (("train", {"id": "x"}), ("interpret", {})):
             response = await admin.post(f"/admin/{route}", json={"corpus": f"path:{vast.parent}", **body})

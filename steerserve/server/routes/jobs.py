@@ -70,7 +70,7 @@ async def start_interpreting(
     def submit() -> Job:
         with runtime.jobs.admission:
             spec = interpretation_spec(body, runtime, promised_bytes=runtime.jobs.promised_bytes())
-            return runtime.jobs.submit("interpret", spec["claims"][0], spec)
+            return runtime.jobs.submit("interpret", spec.claims[0], spec)
 
     return _accepted(await runtime.job_calls.run(submit))
 
