@@ -11,7 +11,7 @@ import pytest
 
 from steerserve.core.errors import InvalidRequestError
 from steerserve.interpret.options import InterpretOptions
-from steerserve.jobs import admission
+from steerserve.jobs import needs
 from steerserve.requests.interpretation import interpretation_spec
 from steerserve.runtime import Runtime, build_runtime
 from steerserve.server.app import create_app
@@ -137,7 +137,7 @@ async def test_another_model_is_not_found(admin: httpx.AsyncClient) -> None:
 def test_a_run_that_would_fill_the_disk_or_the_memory_is_refused(
     real_runtime: Runtime, monkeypatch: pytest.MonkeyPatch, name: str, code: str
 ) -> None:
-    monkeypatch.setattr(admission, name, 1 << 50)
+    monkeypatch.setattr(needs, name, 1 << 50)
     with pytest.raises(InvalidRequestError, match="are free") as caught:
         options_of(real_runtime)
     assert caught.value.code == code
