@@ -45,7 +45,7 @@ def dictionaries_list() -> None:
     for kind, root in roots:
         for file in sorted(root.rglob("cfg.json")):
             inside = file.parent.relative_to(root)
-            # What an unfinished training keeps, and what the server keeps for itself.
+            # Skip the checkpoints of an unfinished training, and the server's own folders.
             if any(part == "run" or part.startswith(".") for part in inside.parts):
                 continue
             table.add_row(f"{kind}:{inside if kind == 'bundled' else file.parent}", *_row(file))
@@ -53,19 +53,19 @@ def dictionaries_list() -> None:
 
 
 def _row(file: Path) -> tuple[str, str, str]:
-    """Return architecture, number of features and hook point, or why there are none."""
+    """Return architecture, number of features and hook point; question marks if they cannot be read."""
     try:
         config = read_config(file)
     except ConfigError:
         return "cfg.json cannot be read", "?", "?"
     metadata = config.get("metadata")
-    named = metadata if isinstance(metadata, dict) and metadata.get("hook_name") else config
+    hook_source = metadata if isinstance(metadata, dict) and metadata.get("hook_name") else config
     architecture, d_sae = (escape(str(config.get(name, "?"))) for name in ("architecture", "d_sae"))
-    return architecture, d_sae, escape(_hook_of(named))
+    return architecture, d_sae, escape(_hook_of(hook_source))
 
 
 def _hook_of(metadata: Mapping[str, Any]) -> str:
-    """Return where a dictionary is: of a transcoder, where it reads and where it writes."""
+    """Return the hook point of a dictionary; for a transcoder, the one that it reads and the one that it writes."""
     hooks = (metadata.get("hook_name"), metadata.get("hook_name_out"))
     return " -> ".join(str(hook) for hook in hooks if hook) or "?"
 
@@ -74,10 +74,11 @@ def _hook_of(metadata: Mapping[str, Any]) -> str:
 def dictionaries_pull(
     source: Source,
     out: Annotated[
-        Path | None, typer.Option(help="Folder for it; one in dictionary_dirs if not given.", show_default=False)
+        Path | None,
+        typer.Option(help="Folder to write; by default one in the first of dictionary_dirs.", show_default=False),
     ] = None,
 ) -> None:
-    """Fetch a dictionary and keep it as a plain folder in SAELens' layout, with where it came from."""
+    """Fetch a dictionary and write it as a folder in SAELens' layout, with its source in the metadata."""
     from steerserve.core.progress import progress_line
     from steerserve.dictionaries.export import write_folder
 
@@ -103,7 +104,7 @@ def dictionaries_pull(
 
 @dictionaries_app.command("show")
 def dictionaries_show(source: Source) -> None:
-    """Show what a dictionary is: hook point, architecture, sizes, contents, whom it was made for, and its report."""
+    """Show a dictionary: hook point, architecture, sizes, sha256, the model it was made for, and its report."""
     stored = _read(source)
     metadata, report = _metadata(stored), stored.report or {}
     shown = {
@@ -128,12 +129,14 @@ def dictionaries_show(source: Source) -> None:
 def dictionaries_check(
     source: Source,
     model: Annotated[
-        str | None, typer.Option(help="The model it is to be used with, as for serve.", show_default=False)
+        str | None, typer.Option(help="The model to check it against, as for serve.", show_default=False)
     ] = None,
     *,
-    force: Annotated[bool, typer.Option("--force", help="Also where it was made for a model of another name.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Accept a dictionary that was made for a model of another name.")
+    ] = False,
 ) -> None:
-    """Check a dictionary as the server does before it is used; what is wrong is one line and exit code 2."""
+    """Check a dictionary as the server does before it loads one; an error is one line and exit code 2."""
     import torch
 
     from steerserve.dictionaries.model_fit import check_model_fit
@@ -141,7 +144,7 @@ def dictionaries_check(
 
     sae = build_sae(_read(source), torch.device("cpu"))
     if model is None:
-        typer.echo(f"{source} is sound. (--model checks whether it fits a model.)")
+        typer.echo(f"{source} is sound. (Give --model to check it against a model.)")
         return
     from steerserve.model.lens import load_lens
     from steerserve.model.names import model_names
@@ -150,8 +153,8 @@ def dictionaries_check(
     files = fetch_model(model, cache_dir=environment_settings().cache_dir)
     fit = check_model_fit(sae, source, load_lens(files), model_names(files), force=force)
     typer.echo(f"{source} is sound and fits {files.id} at {fit.hook_name}.")
-    for reservation in fit.reservations:
-        typer.echo(f"But it {reservation}.")
+    for doubt in fit.doubts:
+        typer.echo(f"But it {doubt}.")
 
 
 @dictionaries_app.command("judge")
@@ -166,12 +169,12 @@ def dictionaries_judge(
     out: Annotated[
         Path | None, typer.Option(help="Folder for report.json and report.html.", show_default=False)
     ] = None,
-    model: Annotated[str, typer.Option(help="The model that it reads, as for serve.")] = DEFAULT_MODEL,
-    context_size: Annotated[int, typer.Option(help="Tokens a window of text.", min=16)] = 128,
-    heldout_tokens: Annotated[int, typer.Option(help="Tokens that reconstructions are measured on.", min=1)] = 16_384,
-    feature_tokens: Annotated[int, typer.Option(help="Tokens that features are counted on.", min=1)] = 200_000,
+    model: Annotated[str, typer.Option(help="The model whose activations it reads, as for serve.")] = DEFAULT_MODEL,
+    context_size: Annotated[int, typer.Option(help="Tokens of a context window.", min=16)] = 128,
+    heldout_tokens: Annotated[int, typer.Option(help="Tokens for measuring reconstructions.", min=1)] = 16_384,
+    feature_tokens: Annotated[int, typer.Option(help="Tokens for counting active features.", min=1)] = 200_000,
 ) -> None:
-    """Measure how much of the model a dictionary keeps on a text, as the report of a training does."""
+    """Measure how well a dictionary reconstructs the model on a text, as the report of a training does."""
     from steerserve.dictionaries.loader import DictionaryLoader
     from steerserve.model.lens import load_lens
     from steerserve.model.names import model_names
@@ -182,7 +185,7 @@ def dictionaries_judge(
     from steerserve.training.judge import judge
     from steerserve.training.report import save_report
 
-    text = load_corpus([fetch_sample() if source == SAMPLE else source for source in corpus])
+    text = load_corpus([fetch_sample() if entry == SAMPLE else entry for entry in corpus])
     settings = environment_settings()
     files = fetch_model(model, cache_dir=settings.cache_dir)
     lens = load_lens(files)
@@ -205,7 +208,7 @@ def dictionaries_judge(
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
         save_report(report, out)
-        typer.echo(f"{out}/report.html says more.")
+        typer.echo(f"The whole report: {out}/report.html")
 
 
 def _read(source: str) -> StoredDictionary:
@@ -217,24 +220,24 @@ def _read(source: str) -> StoredDictionary:
     limit = SizeLimit(environment_settings().max_dictionary_bytes)
     stored = read_source(source, _readable_dirs(source), limit)
     config = read_config(stored.config, source)
-    return StoredDictionary(source, config, stored.tensors, stored.sha256, stored.report, stored.plain)
+    return StoredDictionary(source, config, stored.tensors, stored.sha256, stored.report, stored.saelens_folder)
 
 
 def _readable_dirs(source: str) -> tuple[Path, ...]:
-    """Return the folders that a source may lie in: also its own, since who types a folder can read it."""
+    """Return the folders that a source may lie in, its own included: whoever runs a command can read it."""
     kind, _, name = source.partition(":")
     return (*environment_settings().dictionary_dirs, *((Path(name),) if kind == "path" else ()))
 
 
 def _metadata(stored: StoredDictionary) -> Mapping[str, object]:
-    found: Mapping[str, object] = stored.config["metadata"]
-    return found
+    metadata: Mapping[str, object] = stored.config["metadata"]
+    return metadata
 
 
 def _name_of(source: str) -> str:
-    """Return a name that can be a dictionary's id: what of the source is not its kind or the hub's organisation."""
-    kind, colon, place = source.partition(":")
-    parts = (place if colon else source).strip("/").split("/")
+    """Return a name that can be a dictionary's id: the source without its kind and the hub's organisation."""
+    kind, colon, name = source.partition(":")
+    parts = (name if colon else source).strip("/").split("/")
     kept = parts[1:] if kind == "hf" else parts if kind == "sae_lens" else parts[-1:]
     return (
         re.sub(r"[^A-Za-z0-9._-]+", "-", "-".join(kept)).lstrip("._-")[-_MAX_NAME_CHARS:].lstrip("._-") or "dictionary"
@@ -242,5 +245,5 @@ def _name_of(source: str) -> str:
 
 
 def _exists(target: Path) -> ConfigError:
-    message = f"{target} is there already. Remove it, or name another folder with --out."
+    message = f"{target} exists already. Remove it, or give another folder with --out."
     return ConfigError(message, param="out")

@@ -1,7 +1,7 @@
 """A dictionary: a SAELens SAE bound to hook points of the served model.
 
-A transcoder reads one hook point and is edited at another, the one whose values it reconstructs; all others do both at
-one.
+A transcoder reads one hook point and is edited at another, whose values it reconstructs. Any other dictionary reads and
+is edited at the same hook point.
 """
 
 from __future__ import annotations
@@ -39,15 +39,15 @@ _POINTWISE = (
     JumpReLUSkipTranscoder,
 )
 _RESCALED = frozenset({"constant_norm_rescale", "layer_norm"})
-"""Normalisations that bring each input to the length sqrt(d_in)."""
+"""Normalisations that scale each input to the length sqrt(d_in)."""
 _OPEN = -torch.inf
 
 
 @dataclass(frozen=True, slots=True)
 class FeatureColumns:
-    """What is needed to read some features without the rest: `act = max(pre * gain + bias, 0)` where the gate is open.
+    """The weights of some features: `act = max(pre * gain + bias, 0)` if the gate is open, else 0.
 
-    `pre = x . encoder`, and the gate is open where `pre + gate_bias > threshold`.
+    `pre = x . encoder`, and the gate is open if `pre + gate_bias > threshold`.
     """
 
     encoder: Float[Tensor, "features d_in"]
@@ -64,27 +64,28 @@ class Dictionary:
 
     id: str
     hook_name: str
-    """Where edits are made."""
+    """Hook point at which edits are made."""
     sae: SAE[Any]
-    """In float32, on the model's device. Engine thread only: SAELens keeps scratch values on it."""
+    """The SAE in float32, on the model's device. Engine thread only: SAELens keeps scratch values on it."""
     sha256: str
-    """Of the weight file."""
+    """SHA-256 of the weights file."""
     contents: str
-    """Names everything that decides what an edit does: the weights, the configuration and the norms."""
+    """SHA-256 of all that decides what an edit does: weights, configuration and norms."""
     zero_directions: frozenset[int]
-    """Features that write nothing, so that there is no direction to remove."""
+    """Features whose decoder row is zero, so that they have no direction to remove."""
     source: str
     stored_dtype: str
     is_default: bool
     report: Mapping[str, Any] | None
-    """What its training measured, where that is known."""
+    """Measurements of its training; None if the dictionary has no report."""
     median_norm: float
-    """Of the vectors where edits are made, sinks and special tokens left out."""
+    """Median norm of the vectors at `hook_name`, without attention sinks and special tokens."""
     mean_norm: float
+    """Mean norm of the same vectors."""
     hook_in: str | None = None
-    """Where a transcoder reads; None for all others, which read where they are edited."""
+    """Hook point that a transcoder reads; None for any other dictionary, which reads `hook_name`."""
     warnings: tuple[str, ...] = ()
-    """What speaks against using it with this model, in sentences; whoever loaded it did so all the same."""
+    """Doubts about using the dictionary with this model, as sentences; it was loaded in spite of them."""
 
     @property
     def d_sae(self) -> int:
@@ -93,12 +94,12 @@ class Dictionary:
 
     @property
     def read_hook_name(self) -> str:
-        """The hook point that `encode` reads; edits are made at `hook_name`."""
+        """The hook point whose vectors `encode` takes."""
         return self.hook_in or self.hook_name
 
     @property
     def hook_names(self) -> tuple[str, ...]:
-        """The hook points whose values reading it takes: what `encode` reads, and that by which sinks are known."""
+        """The hook points that a reading needs: the one for `encode`, and the one at which sinks are recognised."""
         return tuple(dict.fromkeys((self.read_hook_name, self.hook_name)))
 
     @property
@@ -123,19 +124,19 @@ class Dictionary:
 
     @property
     def _is_rescaled(self) -> bool:
-        """Whether what it writes is scaled as the input was; SAELens' transcoders write another hook point unscaled."""
+        """Whether its output is scaled back by the input's norm; SAELens does not scale the output of transcoders."""
         return self.sae.cfg.normalize_activations in _RESCALED and not isinstance(self.sae, Transcoder)
 
     def encode(self, x: Float[Tensor, "rows d_in"]) -> Float[Tensor, "rows d_sae"]:
-        """Return all features' activations, by SAELens' own code."""
+        """Return all features' activations, computed by SAELens."""
         acts: Tensor = self.sae.encode(x)
         return acts
 
     def decode(self, x: Float[Tensor, "rows d_in"], acts: Float[Tensor, "rows d_sae"]) -> Float[Tensor, "rows d_out"]:
-        """Return the reconstruction that these activations give where the input was `x`, by SAELens' own code.
+        """Return the reconstruction from these activations of the input `x`, computed by SAELens.
 
-        Dictionaries that normalise their input keep its statistics on themselves until the next decode, so they are
-        put there again. What a transcoder's skip connection carries past the features is part of its reconstruction.
+        A dictionary that normalises its input keeps the input's statistics on itself for the next decode, so they are
+        set again. The output of a transcoder's skip connection is part of the reconstruction.
         """
         self.sae.process_sae_in(x)
         decoded: Tensor = self.sae.decode(acts)
@@ -150,28 +151,28 @@ class Dictionary:
         return rows
 
     def gains(self, x: Float[Tensor, "rows d_in"]) -> Float[Tensor, " rows"]:
-        """Return what `directions` are multiplied with where the input is `x`: 1, unless the input is normalised."""
+        """Return the factors of `directions` for the inputs `x`: 1, unless the input is normalised."""
         if not self._is_rescaled:
             return torch.ones_like(x[:, 0])
         feature = self.sae.W_dec.detach().norm(dim=-1).argmax()
-        none = torch.zeros(len(x), self.d_sae, dtype=x.dtype, device=x.device)
-        one = none.clone()
-        one[:, feature] = 1.0
+        no_acts = torch.zeros(len(x), self.d_sae, dtype=x.dtype, device=x.device)
+        one_act = no_acts.clone()
+        one_act[:, feature] = 1.0
         [direction] = self.directions(feature[None])
-        # Decoders are affine, so that any feature tells the gain of all.
-        gains: Tensor = (self.decode(x, one) - self.decode(x, none)) @ direction / direction.square().sum()
+        # Decoders are affine, so one feature shows the gain of all.
+        gains: Tensor = (self.decode(x, one_act) - self.decode(x, no_acts)) @ direction / direction.square().sum()
         return gains
 
     def change_norm(self, feature: int) -> float:
-        """Return the length of what one unit of a feature's activation adds, on average where that is per token."""
+        """Return the norm of what one unit of a feature's activation adds; the mean over tokens if it varies."""
         norm = float(self.directions(torch.tensor([feature], device=self.sae.W_dec.device)).norm())
         return norm * (self.mean_norm / math.sqrt(self.d_in) if self._is_rescaled else 1.0)
 
     def columns(self, features: Sequence[int]) -> FeatureColumns:
-        """Gather what reading and writing these features takes; only for a pointwise dictionary.
+        """Return the weights of these features; only for a pointwise dictionary.
 
-        Source: the `encode` of SAELens' StandardSAE, JumpReLUSAE, GatedSAE and transcoders, with `b_dec` folded into
-        the biases; transcoders, whose `b_dec` is of the other width, never subtract it.
+        `b_dec` is folded into the biases; transcoders, whose `b_dec` has the other width, never subtract it.
+        Source: `encode` of SAELens' StandardSAE, JumpReLUSAE, GatedSAE and transcoders.
         """
         sae: Any = self.sae
         index = torch.as_tensor(features, device=sae.W_enc.device)
@@ -217,5 +218,5 @@ class Dictionary:
 
 
 def width_out(sae: SAE[Any]) -> int:
-    """Return the width of the vectors that a dictionary reconstructs: that of those it reads, unless it transcodes."""
+    """Return the width of the vectors that an SAE reconstructs."""
     return int(getattr(sae.cfg, "d_out", sae.cfg.d_in))

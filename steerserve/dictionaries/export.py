@@ -1,4 +1,4 @@
-"""Any dictionary as a plain folder in SAELens' layout, so that it can be served, copied and read without its source."""
+"""Writes any dictionary as a folder in SAELens' layout, which can be served and copied without the source."""
 
 from __future__ import annotations
 
@@ -22,47 +22,47 @@ if TYPE_CHECKING:
 
 
 def write_folder(stored: StoredDictionary, target: Path) -> None:
-    """Write a dictionary that was read into a new folder, whole or not at all, once it has passed its own checks.
+    """Check a stored dictionary and write it into a new folder, completely or not at all.
 
-    A SAELens file is copied as it is and keeps its sha256; anything else is written in the format of its numbers.
+    A weights file of SAELens is copied and keeps its sha256; other weights are written in the dtype they are stored in.
 
     Raises:
-        DictionarySourceError: it is no dictionary that can be served, or its files changed meanwhile.
-        FileExistsError: there is something of that name already.
+        DictionarySourceError: the dictionary cannot be served, or its files have changed since they were read.
+        FileExistsError: `target` exists already.
     """
     build_sae(replace(stored, tensors=dict(stored.tensors)), torch.device("cpu"))
     config = json.dumps(_described(stored), indent=2, ensure_ascii=False, allow_nan=False)
     target.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     try:
-        (aside / WEIGHTS_FILE).write_bytes(_data(stored))
-        (aside / CONFIG_FILE).write_text(config + "\n", encoding="utf-8")
+        (partial / WEIGHTS_FILE).write_bytes(_data(stored))
+        (partial / CONFIG_FILE).write_text(config + "\n", encoding="utf-8")
         if stored.report is not None:
-            (aside / REPORT_FILE).write_text(json.dumps(stored.report, indent=2) + "\n", encoding="utf-8")
-        aside.chmod(0o755)
+            (partial / REPORT_FILE).write_text(json.dumps(stored.report, indent=2) + "\n", encoding="utf-8")
+        partial.chmod(0o755)
         if target.exists():
             raise FileExistsError(target)
-        aside.rename(target)
+        partial.rename(target)
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _data(stored: StoredDictionary) -> bytes:
-    if stored.plain is None:
+    if stored.saelens_folder is None:
         return dump_weights(stored.tensors)
-    with stored.plain.opened(WEIGHTS_FILE) as (file, size):
+    with stored.saelens_folder.opened(WEIGHTS_FILE) as (file, size):
         data = file.read(size)
     if hashlib.sha256(data).hexdigest() != stored.sha256:
-        raise refusal(stored.source, "changed while it was read")
+        raise refusal(stored.source, "changed while it was read; try again")
     return data
 
 
 def _described(stored: StoredDictionary) -> dict[str, Any]:
-    """Return the configuration in SAELens' present form, with where it came from."""
+    """Return the configuration in SAELens' present form, with the source in its metadata."""
     config = read_config(stored.config, stored.source)
     metadata = config["metadata"]
     own = metadata.get("steerserve")
-    came_from = {"source": stored.source, "source_sha256": stored.sha256}
-    metadata["steerserve"] = {**(own if isinstance(own, dict) else {}), **came_from}
+    origin = {"source": stored.source, "source_sha256": stored.sha256}
+    metadata["steerserve"] = {**(own if isinstance(own, dict) else {}), **origin}
     dtype = str(stored.tensors["W_dec"].dtype).removeprefix("torch.")
     return {**config, "dtype": dtype, "device": "cpu"}

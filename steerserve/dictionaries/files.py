@@ -1,6 +1,6 @@
-"""The files of one dictionary, read within bounds: nothing stays mapped, and no link leads out of the allowed folders.
+"""The files of one dictionary, read within limits: no file stays mapped, no link leads out of the allowed folders.
 
-Knows files and folders; not what is in them.
+Knows files and folders, not the meaning of their content.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 MAX_JSON_BYTES = 1 << 20
 """Largest configuration or report; real ones have a few kilobytes."""
 _FLAGS = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
-"""A named pipe must not keep us waiting for a writer, and what was resolved must not have become a link since."""
+"""Opening never waits for the writer of a named pipe, and fails if the resolved path has become a link."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,17 +34,17 @@ class SourceFolder:
 
     path: Path
     source: str
-    """As it was asked for."""
+    """The source as the request wrote it."""
     name: str
-    """Of the folder where it came from, which may not be its name here."""
+    """Name of the folder at its source, which may differ from the name of `path`."""
     roots: tuple[Path, ...] | None = None
-    """Each file must lie within one of these, links followed. None for folders of our own and of the hub's client."""
+    """Folders that each file must lie within, links followed. None for folders of ours and of the hub's client."""
 
     def names(self) -> frozenset[str]:
-        """Return the names of what is in it.
+        """Return the names of its files.
 
         Raises:
-            DictionarySourceError: it cannot be read.
+            DictionarySourceError: the folder cannot be read.
         """
         try:
             return frozenset(path.name for path in self.path.iterdir())
@@ -53,10 +53,10 @@ class SourceFolder:
 
     @contextlib.contextmanager
     def opened(self, name: str) -> Iterator[tuple[BufferedReader, int]]:
-        """Open a file; yields it and its size.
+        """Open a file; yield it and its size.
 
         Raises:
-            DictionarySourceError: there is none, it is no plain file, or it lies outside the allowed folders.
+            DictionarySourceError: the file does not exist, is not a regular file, or lies outside the allowed folders.
         """
         path = self._resolved(name)
         try:
@@ -65,7 +65,7 @@ class SourceFolder:
                 stack.callback(os.close, descriptor)
                 status = os.fstat(descriptor)
                 if not stat.S_ISREG(status.st_mode):
-                    raise self.refused(name, "is no plain file")
+                    raise self.refused(name, "is not a regular file")
                 # A folder on the way may have become a link since the path was resolved.
                 real = opened_path(descriptor)
                 if self.roots is not None and real is not None and not is_within(real, self.roots):
@@ -80,24 +80,24 @@ class SourceFolder:
         """Read a JSON object.
 
         Raises:
-            DictionarySourceError: there is none, it is too large, or it holds something else.
+            DictionarySourceError: the file does not exist, is too large, or holds something else.
         """
         with self.opened(name) as (file, size):
             content = file.read(MAX_JSON_BYTES + 1)
         if max(size, len(content)) > MAX_JSON_BYTES:
             raise self.refused(name, f"has {size} bytes, and at most {MAX_JSON_BYTES} are read")
         try:
-            found = jiter.from_json(content, allow_inf_nan=False, catch_duplicate_keys=True)
+            value = jiter.from_json(content, allow_inf_nan=False, catch_duplicate_keys=True)
         except ValueError as error:
             raise self.refused(name, f"cannot be read as JSON: {error}") from error
-        if not isinstance(found, dict):
+        if not isinstance(value, dict):
             raise self.refused(name, "must hold a JSON object")
-        if not _is_finite(found):
+        if not _is_finite(value):
             raise self.refused(name, "holds a number that is not finite")
-        return found
+        return value
 
     def read_json_beside(self, name: str) -> dict[str, Any]:
-        """Read a JSON object from the folder that this one is in; empty where there is none that may be read."""
+        """Read a JSON object from the parent folder; empty if the file does not exist or must not be read."""
         outer = self.path.parent
         if self.roots is not None and not is_within(outer, self.roots):
             return {}
@@ -105,7 +105,7 @@ class SourceFolder:
         return folder.read_json(name) if (outer / name).is_file() else {}
 
     def refused(self, name: str, reason: str) -> DictionarySourceError:
-        """Return the error that says what is wrong with a file."""
+        """Return the error about a file; `reason` continues the sentence after the file's name and the source."""
         return DictionarySourceError(f"{name} of the dictionary source {self.source!r} {reason}.")
 
     def _resolved(self, name: str) -> Path:
@@ -119,17 +119,17 @@ class SourceFolder:
 
 
 def refusal(source: str, reason: str) -> DictionarySourceError:
-    """Return the error that says why a source is refused; `reason` goes on after its name."""
+    """Return the error about a source; `reason` continues the sentence after the source."""
     return DictionarySourceError(f"The dictionary source {source!r} {reason}.")
 
 
 def is_within(path: Path, roots: Sequence[Path]) -> bool:
-    """Tell whether a resolved path is one of the folders, or below one."""
+    """Tell whether a resolved path is one of the folders or lies below one."""
     return any(path.is_relative_to(root) for root in roots)
 
 
 def _is_finite(value: object) -> bool:
-    # The parser refuses NaN and Infinity, and takes 1e999 for infinity.
+    # The parser refuses NaN and Infinity, but reads 1e999 as infinity.
     if isinstance(value, dict):
         return all(map(_is_finite, value.values()))
     if isinstance(value, list):

@@ -1,6 +1,6 @@
-"""What the files of a dictionary mean: three layouts, all read into SAELens' configuration and tensors.
+"""Reads the files of a dictionary: three layouts, all converted to SAELens' configuration and tensors.
 
-A layout is chosen by the names of the files. What the values are is checked elsewhere.
+The names of the files determine the layout. The values are checked in `saelens.py`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from steerserve.dictionaries.conversions import Parts
+    from steerserve.dictionaries.conversions import ConfigAndTensors
     from steerserve.dictionaries.files import SourceFolder
     from steerserve.dictionaries.weights import SizeLimit
 
@@ -33,55 +33,56 @@ _CONVERT = (
 
 @dataclass(frozen=True, slots=True)
 class StoredDictionary:
-    """What a source holds, not checked yet."""
+    """A dictionary as its source holds it, not checked yet."""
 
     source: str
     config: dict[str, Any]
-    """As SAELens writes it, in one of its versions."""
+    """Configuration as some version of SAELens writes it."""
     tensors: dict[str, Tensor]
-    """By SAELens' names, as they are stored. Taken out one by one when the dictionary is built."""
+    """Tensors by SAELens' names, in the dtype they are stored in. `build_sae` takes them out one by one."""
     sha256: str
+    """SHA-256 of the weights file."""
     report: dict[str, Any] | None = None
-    plain: SourceFolder | None = None
-    """Where its files are, if they are SAELens' own."""
+    saelens_folder: SourceFolder | None = None
+    """Folder of the files, if they have SAELens' layout."""
 
 
 @dataclass(frozen=True, slots=True)
 class FileLayout:
-    """Two files and how to read them."""
+    """The two files of a dictionary and the function that reads them."""
 
     config: str
     weights: str
-    read: Callable[[SourceFolder, dict[str, Any], dict[str, Tensor]], Parts]
+    read: Callable[[SourceFolder, dict[str, Any], dict[str, Tensor]], ConfigAndTensors]
 
 
 def find_layout(names: Collection[str], source: str) -> FileLayout:
     """Return the layout of a folder with files of these names.
 
     Raises:
-        DictionarySourceError: there is none, or its weights are pickled.
+        DictionarySourceError: the files have no known layout, or the weights are pickled.
     """
-    complete = next((found for found in LAYOUTS if {found.config, found.weights} <= set(names)), None)
+    complete = next((layout for layout in LAYOUTS if {layout.config, layout.weights} <= set(names)), None)
     if complete is not None:
         return complete
-    if half := next((found for found in LAYOUTS if found.weights in names), None):
-        raise refusal(source, f"has {half.weights} and no {half.config}")
+    if half := next((layout for layout in LAYOUTS if layout.weights in names), None):
+        raise refusal(source, f"has {half.weights} but no {half.config}")
     if "ae.pt" in names:
         reason = (
-            f"has its weights in ae.pt, a pickle, which is never loaded. If you trust it, convert it there: {_CONVERT}"
+            f"has its weights in ae.pt, a pickle, which is never loaded. If you trust the file, convert it: {_CONVERT}"
         )
         raise refusal(source, reason)
     if pickle := next((name for name in sorted(names) if name.endswith(_PICKLES)), None):
         raise refusal(source, f"has its weights in {pickle}, a pickle, which is never loaded")
-    known = ", or ".join(f"{found.config} with {found.weights}" for found in LAYOUTS)
-    raise refusal(source, f"holds no dictionary: it needs {known}")
+    pairs = ", or ".join(f"{layout.config} with {layout.weights}" for layout in LAYOUTS)
+    raise refusal(source, f"holds no dictionary: it needs {pairs}")
 
 
 def read_folder(folder: SourceFolder, limit: SizeLimit) -> StoredDictionary:
     """Read the dictionary in a folder.
 
     Raises:
-        DictionarySourceError: it has no known layout, or its files are damaged or too large.
+        DictionarySourceError: the folder has no known layout, or its files are damaged or too large.
     """
     names = folder.names()
     layout = find_layout(names, folder.source)
@@ -91,14 +92,14 @@ def read_folder(folder: SourceFolder, limit: SizeLimit) -> StoredDictionary:
     try:
         config, tensors = layout.read(folder, config, weights.tensors)
     except (KeyError, TypeError, ValueError, IndexError, AttributeError, RuntimeError) as error:
-        reason = f"has no {error}" if isinstance(error, KeyError) else f"cannot be understood: {error}"
-        raise refusal(folder.source, f"has a {layout.config} or {layout.weights} that {reason}") from error
-    plain = folder if layout.weights == WEIGHTS_FILE else None
-    return StoredDictionary(folder.source, config, tensors, weights.sha256, report, plain)
+        reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+        raise refusal(folder.source, f"cannot be read from {layout.config} and {layout.weights}: {reason}") from error
+    saelens_folder = folder if layout.weights == WEIGHTS_FILE else None
+    return StoredDictionary(folder.source, config, tensors, weights.sha256, report, saelens_folder)
 
 
-def _read_saelens(_folder: SourceFolder, config: dict[str, Any], tensors: dict[str, Tensor]) -> Parts:
-    # Written for a while by old versions. Source: SAELens' read_sae_components_from_disk.
+def _read_saelens(_folder: SourceFolder, config: dict[str, Any], tensors: dict[str, Tensor]) -> ConfigAndTensors:
+    # Old versions wrote a scaling factor of ones. Source: SAELens' read_sae_components_from_disk.
     factor = tensors.get("scaling_factor")
     if factor is not None and bool((factor == 1).all()):
         del tensors["scaling_factor"]
@@ -110,4 +111,4 @@ LAYOUTS = (
     FileLayout(CONFIG_FILE, "sae.safetensors", read_sparsify),
     FileLayout(OUTER_CONFIG_FILE, "ae.safetensors", read_dictionary_learning),
 )
-"""SAELens', EleutherAI's sparsify, dictionary_learning."""
+"""The layouts of SAELens, EleutherAI's sparsify and dictionary_learning."""

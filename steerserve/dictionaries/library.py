@@ -1,4 +1,4 @@
-"""Dictionaries loaded and unloaded while the server generates: one load of an id at a time."""
+"""Loads and unloads dictionaries while the server generates: one load of an id at a time."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _log = logging.getLogger(__name__)
 
 
 class DictionaryLibrary:
-    """Puts dictionaries into a registry and takes them out. Any thread but that of an event loop."""
+    """Puts loaded dictionaries into the registry and takes them out. Any thread but an event loop's."""
 
     def __init__(self, loader: DictionaryLoader) -> None:
         """Begin with an empty registry."""
@@ -31,12 +31,12 @@ class DictionaryLibrary:
         self._lock = threading.Lock()
 
     def load(self, dictionary_id: str, source: str, *, force: bool = False) -> Dictionary:
-        """Load a dictionary, in place of one with the same id if there is one.
+        """Load a dictionary; it replaces a dictionary with the same id.
 
-        Requests under way finish on the contents that they started with.
+        Running requests finish with the dictionaries that they started with.
 
         Raises:
-            DictionarySourceError: it cannot be used; nothing has changed.
+            DictionarySourceError: the dictionary cannot be used; nothing has changed.
             DictionaryBusyError: a dictionary of the same id is being loaded.
         """
         with self._reserved(dictionary_id):
@@ -50,11 +50,11 @@ class DictionaryLibrary:
         return dictionary
 
     def unload(self, dictionary_id: str) -> None:
-        """Stop serving a dictionary; its memory is free once the requests under way have ended.
+        """Stop serving a dictionary; its memory becomes free when the running requests have ended.
 
         Raises:
             NotFoundError: no dictionary has that id.
-            DictionaryBusyError: a dictionary of that id is being loaded, and would be served after all.
+            DictionaryBusyError: a dictionary of that id is being loaded, and would be served afterwards.
         """
         with self._reserved(dictionary_id):
             self.registry.remove(dictionary_id)
@@ -63,10 +63,10 @@ class DictionaryLibrary:
 
     @contextlib.contextmanager
     def _reserved(self, dictionary_id: str) -> Iterator[None]:
-        """Refuse a second load of the same id: otherwise the last to end would stay, not the last to be requested."""
+        """Refuse a second load of the same id: otherwise the last load to end would win, not the last requested."""
         with self._lock:
             if dictionary_id in self._busy:
-                message = f"The dictionary {dictionary_id!r} is being loaded right now. Try again in a moment."
+                message = f"The dictionary {dictionary_id!r} is being loaded. Try again when that has ended."
                 raise DictionaryBusyError(message, param="id")
             self._busy.add(dictionary_id)
         try:

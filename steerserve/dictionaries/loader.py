@@ -1,4 +1,4 @@
-"""From a source to a dictionary of the served model: read, built, checked."""
+"""Loads a dictionary from its source for the served model: reads, builds and checks it."""
 
 from __future__ import annotations
 
@@ -27,30 +27,30 @@ _LEAST_NORM = 1e-6
 
 @dataclass(frozen=True, slots=True)
 class DictionaryLoader:
-    """Loads dictionaries for one model. Any thread but that of an event loop: it reads, fetches and computes."""
+    """Loads dictionaries for one model. Any thread but an event loop's: it reads, fetches and computes."""
 
     lens: LensModel
     model_names: tuple[str, ...]
-    """What the model may be called."""
+    """The names of the model."""
     norms: Mapping[str, tuple[float, float]]
-    """Median and mean norm at each hook point that can be edited, for dictionaries that do not record theirs."""
+    """Median and mean norm at each hook point that can be edited, for dictionaries that record none."""
     allowed_dirs: tuple[Path, ...]
-    """`path:` sources must lie within one of these folders."""
+    """Folders that `path:` sources must lie within."""
     max_bytes: int
-    """Largest dictionary, as float32."""
+    """Bytes of the largest dictionary that is loaded, in float32."""
     allocating: threading.Lock = field(default_factory=threading.Lock, compare=False, repr=False)
-    """Held from looking at the free memory until it is taken: two that fit one by one may not fit together."""
+    """Held from checking the free memory until it is taken: two dictionaries may fit alone but not together."""
 
     def load(self, dictionary_id: str, source: str, *, force: bool = False) -> Dictionary:
         """Load and check the dictionary at `source`, to be served as `dictionary_id`.
 
         Args:
             dictionary_id: The short name that edits use.
-            source: Where it is.
-            force: Take it also where it was made for a model of another name.
+            source: The source, such as `bundled:MODEL/NAME`.
+            force: Accept a dictionary that was trained on a model of another name.
 
         Raises:
-            DictionarySourceError: there is none, its files are damaged, or it does not fit the model.
+            DictionarySourceError: the source holds no dictionary, its files are damaged, or it does not fit the model.
         """
         limit = SizeLimit(self.max_bytes, self.lens.device)
         folder = fetch_source(source, self.allowed_dirs, limit)
@@ -74,12 +74,12 @@ class DictionaryLoader:
             median_norm=median,
             mean_norm=mean,
             hook_in=fit.hook_in,
-            warnings=tuple(f"The dictionary {dictionary_id!r} {reservation}." for reservation in fit.reservations),
+            warnings=tuple(f"The dictionary {dictionary_id!r} {doubt}." for doubt in fit.doubts),
         )
 
 
 def _contents(sha256: str, sae: SAE[Any], median_norm: float, hook_in: str | None) -> str:
     config = {name: value for name, value in sae.cfg.to_dict().items() if name not in {"metadata", "device"}}
-    read = [] if hook_in is None else [hook_in]
-    described = json.dumps([sha256, median_norm, config, *read], sort_keys=True, default=str)
+    hooks = [] if hook_in is None else [hook_in]
+    described = json.dumps([sha256, median_norm, config, *hooks], sort_keys=True, default=str)
     return hashlib.sha256(described.encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""Whether a dictionary may be used with the served model: its hook point, its width, and whom it was made for."""
+"""Checks a dictionary against the served model: its hook points, its widths, and the model it was trained on."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ if TYPE_CHECKING:
     from steerserve.model.lens import LensModel
 
 _UNFOLDED = {"expected_average_only_in", "covariance_whitening"}
-"""Normalisations of training that SAELens folds into the weights when it ends; without that nobody applies them."""
+"""Normalisations that SAELens folds into the weights after training; without the folding they are lost."""
 _PROCESSED = ("center_writing_weights", "refactor_factored_attn_matrices")
-"""What TransformerLens does to a model before such a dictionary is trained, and this server does not do."""
+"""Changes by TransformerLens to the weights of a model on which dictionaries are trained."""
 _LARGEST_NORM = 1e30
 _MLP_NORM_OUTPUT = ".pre_feedforward_layernorm.output"
-"""In transformers' names what Gemma Scope 2's transcoders read; SAELens calls it `hook_mlp_in`, TransformerLens not."""
+"""End of the name, in transformers, of the module output that Gemma Scope 2's transcoders read."""
 
 
 @dataclass(frozen=True, slots=True)
 class ModelFit:
-    """What holds between a dictionary and a model."""
+    """How a dictionary fits a model."""
 
     hook_name: str
-    """Where edits are made."""
+    """Hook point at which edits are made."""
     hook_in: str | None
-    """Where it reads, if that is elsewhere."""
-    reservations: tuple[str, ...]
-    """What speaks against it and was not enough to refuse it; each goes on after the dictionary's name."""
+    """Hook point that is read, if it is another one; otherwise None."""
+    doubts: tuple[str, ...]
+    """Reasons against using the dictionary, too weak to refuse it; each continues a sentence after its name."""
 
 
 def check_model_fit(
@@ -45,13 +45,13 @@ def check_model_fit(
 
     Args:
         sae: The dictionary.
-        source: Where it comes from, for messages.
+        source: The source of the dictionary, for messages.
         lens: The served model.
-        model_names: What the model may be called; never empty.
-        force: Take it also where it was made for a model of another name.
+        model_names: The names of the model; never empty.
+        force: Accept a dictionary that was trained on a model of another name.
 
     Raises:
-        DictionarySourceError: it may not; the message says whether `force` would help.
+        DictionarySourceError: the dictionary does not fit; the message says if `force` would help.
     """
     metadata = sae.cfg.metadata
     hook_in = _read_hook_name(metadata.hook_name or "", metadata.hf_hook_name)
@@ -67,15 +67,15 @@ def check_model_fit(
             reason = f"{does} the hook point {name[:100]!r}, which this server does not offer on {lens.id}"
             raise refusal(source, f"{reason}. It offers {describe_hook_names(names)}")
     for (does, name), width in widths.items():
-        if width != (there := lens.width(name)):
-            reason = f"{does} vectors of width {width}, and {lens.id} has {there} at {name}"
-            raise refusal(source, f"{reason}: it was made for another model")
+        if width != lens.width(name):
+            reason = f"{does} vectors of width {width}, but those of {lens.id} at {name} have width {lens.width(name)}"
+            raise refusal(source, f"{reason}: it was trained on another model")
     if lens.readable.index(hook_in) > lens.readable.index(hook_name):
         reason = f"reads {hook_in}, which a forward pass reaches only after {hook_name}, where it writes"
         raise refusal(source, reason)
     objections = _objections(sae, lens, tuple(model_names))
     if objections and not force:
-        raise refusal(source, f"{'; and it '.join(objections)}. With force: true it is used all the same")
+        raise refusal(source, f"{'; and it '.join(objections)}. Send force: true to load it anyway")
     return ModelFit(
         hook_name,
         hook_in if is_transcoder else None,
@@ -84,16 +84,16 @@ def check_model_fit(
 
 
 def recorded_norms(sae: SAE[Any], measured: tuple[float, float], source: str) -> tuple[float, float]:
-    """Return the median and mean norm that the dictionary recorded, or the measured ones where it recorded none.
+    """Return the median and mean norm that the dictionary records, or the measured ones if it records none.
 
     Raises:
-        DictionarySourceError: what it recorded are no norms.
+        DictionarySourceError: the recorded values are not positive numbers.
     """
     recorded = sae.cfg.metadata.steerserve
     if not isinstance(recorded, dict):
         return measured
     median, mean = (
-        recorded.get(name, usual) for name, usual in zip(("median_norm", "mean_norm"), measured, strict=True)
+        recorded.get(name, default) for name, default in zip(("median_norm", "mean_norm"), measured, strict=True)
     )
     if not (_is_norm(median) and _is_norm(mean)):
         raise refusal(source, f"must have positive norms in metadata.steerserve, not {str([median, mean])[:100]}")
@@ -101,10 +101,10 @@ def recorded_norms(sae: SAE[Any], measured: tuple[float, float], source: str) ->
 
 
 def _read_hook_name(hook_name: str, hf_hook_name: object) -> str:
-    """Return the hook point that is read, by TransformerLens' name for what it was trained on.
+    """Return the hook point that is read, in TransformerLens' names.
 
-    Gemma Scope 2 records in transformers' names what its transcoders read: the output of the norm before the MLP, which
-    is what the MLP takes. SAELens calls that `hook_mlp_in`, which in TransformerLens is the stream before the norm.
+    Gemma Scope 2's transcoders read the input of the MLP: the output of the norm before it, as their metadata says in
+    transformers' names. SAELens calls it `hook_mlp_in`, which in TransformerLens is the stream before the norm.
     """
     if hook_name.endswith(f".{STREAM_INTO_MLP}") and str(hf_hook_name).endswith(_MLP_NORM_OUTPUT):
         return hook_name.removesuffix(STREAM_INTO_MLP) + MLP_IN
@@ -116,14 +116,14 @@ def _is_norm(value: object) -> bool:
 
 
 def _objections(sae: SAE[Any], lens: LensModel, model_names: tuple[str, ...]) -> list[str]:
-    found = []
+    objections = []
     made_for = sae.cfg.metadata.model_name
     if made_for and _spellings(made_for).isdisjoint(set().union(*map(_spellings, model_names))):
-        found.append(f"was made for the model {made_for[:100]!r}, and this server serves {lens.id!r}")
+        objections.append(f"was made for the model {made_for[:100]!r}, and this server serves {lens.id!r}")
     if sae.cfg.normalize_activations in _UNFOLDED:
         how = sae.cfg.normalize_activations
-        found.append(f"was trained on scaled activations ({how}), and the scale is not folded into its weights")
-    return found
+        objections.append(f"was trained on scaled activations ({how}), and the scale is not folded into its weights")
+    return objections
 
 
 def _spellings(name: str) -> set[str]:
@@ -132,11 +132,11 @@ def _spellings(name: str) -> set[str]:
 
 def _remarks(sae: SAE[Any], hook_in: str, *, is_processed: bool) -> list[str]:
     processing = sae.cfg.metadata.model_from_pretrained_kwargs
-    # What an MLP takes has the norm's weights in it, unless they were folded into the MLP's own.
+    # The input of an MLP contains the norm's weights, unless they were folded into the MLP's own.
     changes = (*_PROCESSED, "fold_ln") if hook_in.endswith(f".{MLP_IN}") else _PROCESSED
     processed = [name for name in changes if isinstance(processing, dict) and processing.get(name) is True]
     if bool(processed) == is_processed:
         return []
     if is_processed:
-        return ["was trained on a model as it is, and TransformerLens has processed the weights of this one"]
-    return [f"was trained on a model that TransformerLens had processed ({', '.join(processed)}), and this one is not"]
+        return ["was trained on unprocessed weights, and TransformerLens has processed the weights of this model"]
+    return [f"was trained on weights that TransformerLens had processed ({', '.join(processed)}), unlike this model's"]

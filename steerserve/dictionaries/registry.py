@@ -1,4 +1,4 @@
-"""The dictionaries being served, as immutable snapshots: a request keeps the one it was checked against."""
+"""The served dictionaries, as immutable snapshots: a request keeps the snapshot it was checked against."""
 
 from __future__ import annotations
 
@@ -18,20 +18,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class RegistrySnapshot:
-    """The dictionaries at one moment."""
+    """The served dictionaries at one moment."""
 
     dictionaries: Mapping[str, Dictionary] = field(default_factory=lambda: MappingProxyType({}))
+    """Dictionaries by id, in the order in which they were first loaded."""
 
     @property
     def default(self) -> Dictionary | None:
-        """The dictionary that an edit means when it names none: the first loaded."""
-        return next((found for found in self.dictionaries.values() if found.is_default), None)
+        """The dictionary of an edit that names none: the first loaded. None if no dictionary is loaded."""
+        return next((dictionary for dictionary in self.dictionaries.values() if dictionary.is_default), None)
 
     def find(self, dictionary_id: str | None, param: str) -> Dictionary:
-        """Return the dictionary of that id, or the default one for None.
+        """Return the dictionary with that id, or the default dictionary for None.
 
         Raises:
-            InvalidRequestError: there is none, with the nearest name.
+            InvalidRequestError: no such dictionary is loaded; the message suggests the nearest id.
         """
         if dictionary_id is None:
             if self.default is None:
@@ -45,7 +46,7 @@ class RegistrySnapshot:
 
 
 class DictionaryRegistry:
-    """Holds the current snapshot and swaps it whole. Thread-safe."""
+    """Holds the current snapshot and replaces it as a whole. Thread-safe."""
 
     def __init__(self) -> None:
         """Start empty."""
@@ -53,13 +54,13 @@ class DictionaryRegistry:
         self._snapshot = RegistrySnapshot()
 
     def snapshot(self) -> RegistrySnapshot:
-        """Return what is loaded now."""
+        """Return the dictionaries that are served now."""
         return self._snapshot
 
     def add(self, dictionary: Dictionary) -> Dictionary:
-        """Serve `dictionary` under its id, and return it as it is listed.
+        """Serve `dictionary` under its id, and return it with `is_default` set.
 
-        One of the same id is replaced and gives its place to the new one; the first of all becomes the default.
+        It replaces a dictionary with the same id and takes its position; the first dictionary becomes the default.
         """
         with self._lock:
             others = self._snapshot.dictionaries
@@ -69,25 +70,25 @@ class DictionaryRegistry:
         return added
 
     def remove(self, dictionary_id: str) -> None:
-        """Serve a dictionary no longer; where it was the default, the next one becomes it.
+        """Stop serving a dictionary; if it was the default, the next dictionary becomes the default.
 
         Raises:
-            NotFoundError: there is none of that id, with the nearest name.
+            NotFoundError: no dictionary has that id; the message suggests the nearest id.
         """
         with self._lock:
-            rest = dict(self._snapshot.dictionaries)
-            if dictionary_id not in rest:
-                message = unknown_dictionary_message(dictionary_id, rest)
+            remaining = dict(self._snapshot.dictionaries)
+            if dictionary_id not in remaining:
+                message = unknown_dictionary_message(dictionary_id, remaining)
                 raise NotFoundError(message, param="dictionary_id", code="dictionary_not_found")
-            removed = rest.pop(dictionary_id)
-            if removed.is_default and rest:
-                following = next(iter(rest))
-                rest[following] = replace(rest[following], is_default=True)
-            self._snapshot = RegistrySnapshot(MappingProxyType(rest))
+            removed = remaining.pop(dictionary_id)
+            if removed.is_default and remaining:
+                following = next(iter(remaining))
+                remaining[following] = replace(remaining[following], is_default=True)
+            self._snapshot = RegistrySnapshot(MappingProxyType(remaining))
 
 
 def unknown_dictionary_message(dictionary_id: str, dictionaries: Mapping[str, Dictionary]) -> str:
-    """Say that there is no such dictionary, with the nearest name and the loaded ones."""
+    """Return the message for an id that is not loaded, with the nearest id and the loaded ids."""
     hint = did_you_mean(dictionary_id, dictionaries)
     loaded = ", ".join(repr(name) for name in dictionaries) or "none"
     return f"There is no dictionary {short_name(dictionary_id)!r}.{hint} Loaded: {loaded}."

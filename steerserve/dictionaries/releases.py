@@ -1,4 +1,4 @@
-"""Dictionaries of SAELens' registry, through SAELens' own loaders; those that would unpickle are refused first."""
+"""Reads dictionaries of SAELens' registry with SAELens' own loaders; loaders that unpickle are refused."""
 
 from __future__ import annotations
 
@@ -38,18 +38,18 @@ SAFE_LOADERS = frozenset(
         "temporal",
     }
 )
-"""Those of SAELens' loaders that read safetensors or plain arrays; the others call torch.load."""
+"""SAELens' loaders that read safetensors or plain arrays; the others call torch.load."""
 _ACROSS_LAYERS = "mntss_clt_layer_transcoder"
-"""Reads one layer of a cross-layer transcoder: its features write at every later layer, and SAELens adds up what they
-write there, for reading activations and not for decoding (so its own warning)."""
+"""Loader of one layer of a cross-layer transcoder, whose features write at every later layer. SAELens sums up what they
+write, for reading activations and not for decoding (as its own warning says)."""
 _FLOAT32_BYTES = 4
 
 
 def read_release(name: str, source: str, limit: SizeLimit) -> StoredDictionary:
-    """Fetch and load `RELEASE/SAE_ID` as SAELens does, with decoder rows of length one where it can fold them.
+    """Fetch and load `RELEASE/SAE_ID` as SAELens does, with decoder rows of norm 1 if the norms can be folded.
 
     Raises:
-        DictionarySourceError: there is none, its weights are pickled, or it cannot be fetched.
+        DictionarySourceError: the registry has no such SAE, its weights are pickled, or it cannot be fetched.
     """
     release, _, sae_id = name.partition("/")
     repo = _find_repo(release, sae_id, source)
@@ -59,13 +59,13 @@ def read_release(name: str, source: str, limit: SizeLimit) -> StoredDictionary:
         raise refusal(source, reason)
     if loader not in SAFE_LOADERS:
         reason = (
-            f"has its weights in pickles (SAELens' loader {loader}), which are never loaded. If you trust it, save it "
-            "with SAELens elsewhere (SAE.from_pretrained, then save_model) and use it with path:"
+            f"has its weights in pickles (SAELens' loader {loader}), which are never loaded. If you trust them, save "
+            "the SAE with SAELens (SAE.from_pretrained, then save_model) and give its folder as path:FOLDER"
         )
         raise refusal(source, reason)
     with hub_refusals(source, repo), progress_line(f"Fetching {source}"):
         try:
-            # In the present form already, without saying so: read as an older one it would lose its metadata.
+            # The form is the present one already, but unmarked: read as an older form it would lose its metadata.
             present = {**load_sae_config_from_huggingface(release, sae_id), "sae_lens_version": sae_lens.__version__}
             config = read_config(present, source)
             num_values = (config["d_in"] + config.get("d_out", config["d_in"])) * config["d_sae"]
@@ -74,12 +74,12 @@ def read_release(name: str, source: str, limit: SizeLimit) -> StoredDictionary:
         except (KeyError, TypeError, ValueError, RecursionError, RuntimeError) as error:
             reason = next(iter(str(error).splitlines()), "")[:200] or type(error).__name__
             raise refusal(source, f"cannot be loaded by SAELens: {reason}") from error
-    with contextlib.suppress(NotImplementedError):  # where the norms decide which features are active, they stay
+    with contextlib.suppress(NotImplementedError):  # the norms decide which features are active
         sae.fold_W_dec_norm()
     described = sae.cfg.to_dict()
     state = sae.state_dict()
     sae.process_state_dict_for_saving(state)
-    # Copied, since they may be views of a mapped file.
+    # Copied, since the tensors may be views of a mapped file.
     tensors = {name: tensor.detach().clone() for name, tensor in state.items()}
     del sae, state
     return StoredDictionary(source, described, tensors, hashlib.sha256(dump_weights(tensors)).hexdigest())
@@ -88,15 +88,16 @@ def read_release(name: str, source: str, limit: SizeLimit) -> StoredDictionary:
 def _find_repo(release: str, sae_id: str, source: str) -> str:
     releases = get_pretrained_saes_directory()
     if release not in releases:
-        raise refusal(source, f"is not there: SAELens knows no release {release!r}{_nearest(release, releases)}")
-    known = releases[release].saes_map
-    if sae_id not in known:
-        reason = f"is not there: the release has no SAE {sae_id!r}{_nearest(sae_id, known)}; one is {next(iter(known))}"
+        raise refusal(source, f"does not exist: SAELens knows no release {release!r}{_nearest(release, releases)}")
+    sae_ids = releases[release].saes_map
+    if sae_id not in sae_ids:
+        hint = f"{_nearest(sae_id, sae_ids)}; it has, for example, {next(iter(sae_ids))!r}"
+        reason = f"does not exist: the release has no SAE {sae_id!r}{hint}"
         raise refusal(source, reason)
     repo: str = releases[release].repo_id
     return repo
 
 
-def _nearest(name: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(name, known, n=1)
+def _nearest(name: str, names: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, names, n=1)
     return f" (did you mean {near[0]!r}?)" if near else ""

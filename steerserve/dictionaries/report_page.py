@@ -1,4 +1,4 @@
-"""A dictionary's report as one page of HTML that needs nothing else: figures, curves, a histogram."""
+"""Renders a dictionary's report as one self-contained HTML page: figures, curves and a histogram."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _environment = Environment(
 
 
 def render_report(report: Mapping[str, Any]) -> str:
-    """Write the page of a report, as `report.json` holds it; what is missing or of another shape is left out."""
+    """Return the page of a report, as `report.json` holds it; missing or malformed parts are left out."""
     history = _mapping(report.get("history"))
     points = [_mapping(point) for point in _items(history.get("points"))[:_MAX_POINTS]]
     points = [{**point, "loss": _loss(_mapping(point.get("losses")))} for point in points]
@@ -73,7 +73,7 @@ def _items(value: object) -> list[Any]:
 
 
 def _is_number(value: object) -> bool:
-    """Tell whether a value can be drawn; a report may be anybody's."""
+    """Tell whether a value can be drawn; reports may come from anybody."""
     return isinstance(value, int | float) and not isinstance(value, bool) and -_LARGEST < value < _LARGEST
 
 
@@ -86,9 +86,9 @@ def _text(value: object) -> str:
     if isinstance(value, float):
         return f"{value:.6g}"
     if isinstance(value, dict):
-        return ", ".join(f"{name}: {_text(one)}" for name, one in list(value.items())[:_MAX_ROWS])
+        return ", ".join(f"{name}: {_text(inner)}" for name, inner in list(value.items())[:_MAX_ROWS])
     if isinstance(value, list):
-        return ", ".join(_text(one) for one in value[:_MAX_ROWS]) or "none"
+        return ", ".join(_text(item) for item in value[:_MAX_ROWS]) or "none"
     if isinstance(value, int) and not isinstance(value, bool):
         return f"{value:,}" if _is_number(value) else "a large number"
     return str(value)
@@ -96,19 +96,19 @@ def _text(value: object) -> str:
 
 def _curve(title: str, points: Sequence[tuple[int, float]]) -> dict[str, Any] | None:
     """Return a polyline over the steps; the vertical range is that of the values."""
-    if len(points) < 2:  # noqa: PLR2004 a line has two ends
+    if len(points) < 2:  # noqa: PLR2004 a polyline has two ends
         return None
     steps, values = [step for step, _ in points], [value for _, value in points]
     low, high = min(values), max(values)
     spread = (high - low) or 1.0
     first, length = steps[0], (steps[-1] - steps[0]) or 1
-    places = (
+    points_text = (
         f"{(step - first) / length * _WIDTH:.1f},{_HEIGHT - (value - low) / spread * _HEIGHT:.1f}"
         for step, value in points
     )
     return {
         "title": title,
-        "line": " ".join(places),
+        "points": " ".join(points_text),
         "last": f"{values[-1]:.4g}",
         "range": f"{low:.4g} to {high:.4g}, steps {first:,} to {steps[-1]:,}",
     }
@@ -125,14 +125,14 @@ def _bars(density: Mapping[str, Any]) -> list[dict[str, Any]]:
     bar_width = _WIDTH / len(counts)
     return [
         {
-            "x": round(place * bar_width, 2),
+            "x": round(index * bar_width, 2),
             "y": round(_HEIGHT - count / top * _HEIGHT, 2),
             "width": round(bar_width - 1, 2),
             "height": round(count / top * _HEIGHT, 2),
-            "label": f"{count:,} features active on {_share(edges[place])} to {_share(edges[place + 1])} of tokens",
-            "tick": _share(edges[place]) if math.isclose(edges[place], round(edges[place])) else "",
+            "label": f"{count:,} features active on {_share(edges[index])} to {_share(edges[index + 1])} of tokens",
+            "tick": _share(edges[index]) if math.isclose(edges[index], round(edges[index])) else "",
         }
-        for place, count in enumerate(counts)
+        for index, count in enumerate(counts)
     ]
 
 

@@ -1,4 +1,4 @@
-"""Where a dictionary is: bundled with the package, in a folder, on a hub, or in SAELens' registry."""
+"""Sources of dictionaries: bundled with the package, a folder, a hub repository, or SAELens' registry."""
 
 from __future__ import annotations
 
@@ -22,21 +22,22 @@ _MAX_SOURCE_CHARS = 1024
 
 
 def read_source(source: str, allowed_dirs: Sequence[Path], limit: SizeLimit) -> StoredDictionary:
-    """Read the dictionary at `source`, which is fetched first where it is elsewhere.
+    """Read the dictionary at `source`; a remote one is fetched first.
 
     Args:
         source: `bundled:NAME`, `path:DIR`, `hf:REPO[/FOLDER]` or `sae_lens:RELEASE/SAE_ID`.
         allowed_dirs: `path:` sources must lie within one of these folders, links followed.
-        limit: How large it may be.
+        limit: Limit of the dictionary's size.
 
     Raises:
-        DictionarySourceError: there is none, it cannot be fetched, its files are damaged, or it is too large.
+        DictionarySourceError: the source holds no dictionary, it cannot be fetched, its files are damaged, or it is
+            too large.
     """
     return read_fetched(fetch_source(source, allowed_dirs, limit), source, limit)
 
 
 def fetch_source(source: str, allowed_dirs: Sequence[Path], limit: SizeLimit) -> SourceFolder | None:
-    """Return the folder of a source, fetched where it is elsewhere; None for a release, which is fetched as it is read.
+    """Return the folder of a source, fetched if it is remote; None for a release, which `read_fetched` fetches.
 
     Raises:
         DictionarySourceError: as `read_source`.
@@ -47,7 +48,7 @@ def fetch_source(source: str, allowed_dirs: Sequence[Path], limit: SizeLimit) ->
 
 
 def read_fetched(folder: SourceFolder | None, source: str, limit: SizeLimit) -> StoredDictionary:
-    """Read what `fetch_source` found.
+    """Read the dictionary in the folder that `fetch_source` returned.
 
     Raises:
         DictionarySourceError: as `read_source`.
@@ -56,10 +57,10 @@ def read_fetched(folder: SourceFolder | None, source: str, limit: SizeLimit) -> 
 
 
 def locate_dictionary(source: str, allowed_dirs: Sequence[Path]) -> SourceFolder | None:
-    """Return the folder of a source, None for one that has to be fetched.
+    """Return the folder of a source; None for a source that must be fetched.
 
     Raises:
-        DictionarySourceError: it is not written as a source is, there is no such folder, or it may not be read.
+        DictionarySourceError: the source is malformed, or its folder does not exist or must not be read.
     """
     kind, _, name = source.partition(":")
     if len(source) > _MAX_SOURCE_CHARS or not source.isprintable():
@@ -77,13 +78,13 @@ def locate_dictionary(source: str, allowed_dirs: Sequence[Path]) -> SourceFolder
 
 
 def bundled_names() -> list[str]:
-    """Return what `bundled:` can name."""
+    """Return the names of the bundled dictionaries."""
     return sorted(str(file.parent.relative_to(BUNDLED_DIR)) for file in BUNDLED_DIR.rglob(CONFIG_FILE))
 
 
 def _bundled(name: str, source: str) -> SourceFolder:
-    if name not in (known := bundled_names()):
-        raise refusal(source, f"is not there. Bundled are {', '.join(known) or 'none'}")
+    if name not in (names := bundled_names()):
+        raise refusal(source, f"does not exist. Bundled are {', '.join(names) or 'none'}")
     return SourceFolder(BUNDLED_DIR / name, source, Path(name).name)
 
 
@@ -92,11 +93,11 @@ def _folder(name: str, source: str, allowed_dirs: Sequence[Path]) -> SourceFolde
         folder = expand_home(Path(name)).resolve()
         roots = tuple(expand_home(allowed).resolve() for allowed in allowed_dirs)
         is_folder = folder.is_dir()
-    except (OSError, RuntimeError, ValueError) as error:  # a name too long, a loop of links
-        raise refusal(source, f"cannot be found: {error}") from error
+    except (OSError, RuntimeError, ValueError) as error:  # a name too long, links in a circle
+        raise refusal(source, f"is not a valid path: {error}") from error
     if not is_within(folder, roots):
         folders = ", ".join(str(allowed) for allowed in allowed_dirs) or "none"
         raise refusal(source, f"lies outside the configured folders ({folders}); add its folder to dictionary_dirs")
     if not is_folder:
-        raise refusal(source, f"is not there: there is no folder {folder}")
+        raise refusal(source, f"does not exist: {folder} is not a folder")
     return SourceFolder(folder, source, folder.name, roots)

@@ -1,6 +1,6 @@
-"""Weight files: looked at before they are read, read once, and hashed as the very bytes that are then used.
+"""Reads weights files: checks the header first, reads the file once, and hashes the very bytes that are used.
 
-Only safetensors. What is read stays in memory of our own: a file that is rewritten or cut later changes nothing.
+Only safetensors. The tensors lie in memory of our own, so a file that is rewritten or cut later changes nothing.
 """
 
 from __future__ import annotations
@@ -49,41 +49,42 @@ _CPU = torch.device("cpu")
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """Tensors, and the name of their contents."""
+    """The tensors of a weights file."""
 
     tensors: dict[str, Tensor]
-    """As they are stored, in memory that nothing else can change."""
+    """Tensors in the dtype they are stored in, in memory that nothing else can change."""
     sha256: str
-    """Of the file."""
+    """SHA-256 of the file."""
 
 
 @dataclass(frozen=True, slots=True)
 class SizeLimit:
-    """How large a dictionary may be."""
+    """Limit of a dictionary's size."""
 
     max_bytes: int
-    """As float32."""
+    """Bytes of the largest dictionary, in float32."""
     device: torch.device = _CPU
+    """Device that the dictionary is loaded on."""
 
     def check(self, source: str, num_values: int, stored_bytes: int) -> None:
-        """Check that so many values, stored in so many bytes, may be loaded and fit into memory.
+        """Check that `num_values` values, stored in `stored_bytes`, are within the limit and fit into memory.
 
         Raises:
-            DictionarySourceError: they do not.
+            DictionarySourceError: they are not, or do not fit.
         """
         needed = _FLOAT32_BYTES * num_values
         if needed > self.max_bytes:
             limit = f"this server loads at most {_size(self.max_bytes)} (max_dictionary_bytes)"
             raise refusal(source, f"has {_size(needed)} as float32, and {limit}")
-        # While it is loaded there are the file's bytes and the tensors in float32.
-        for device, wanted in {self.device: needed, _CPU: stored_bytes + needed}.items():
-            if wanted > (free := free_bytes(device)):
-                raise refusal(source, f"takes {_size(wanted)} on {device} to load, and {_size(free)} are free")
+        # While it is loaded, memory holds the file's bytes and the tensors in float32.
+        for device, num_bytes in {self.device: needed, _CPU: stored_bytes + needed}.items():
+            if num_bytes > (free := free_bytes(device)):
+                raise refusal(source, f"needs {_size(num_bytes)} on {device} to load, and {_size(free)} are free")
 
 
 @dataclass(frozen=True, slots=True)
 class _TensorEntry:
-    """A tensor in a file."""
+    """The header's entry for one tensor."""
 
     name: str
     dtype: torch.dtype
@@ -97,7 +98,7 @@ class _TensorEntry:
         return math.prod(self.shape)
 
     def read(self, data: Tensor) -> Tensor:
-        """Return the tensor, as a view of the bytes after the header where their place in memory allows it."""
+        """Return the tensor: a view of the bytes after the header if they are aligned, else a copy."""
         part = data[self.begin : self.end]
         is_aligned = part.storage_offset() % self.dtype.itemsize == 0
         return (part if is_aligned else part.clone()).view(self.dtype).view(self.shape)
@@ -106,10 +107,10 @@ class _TensorEntry:
 def read_weights(folder: SourceFolder, name: str, limit: SizeLimit) -> Weights:
     """Read a safetensors file.
 
-    Not with the library's own function, which copies all tensors while every other thread of the process waits.
+    The library's own function copies all tensors while every other thread of the process waits.
 
     Raises:
-        DictionarySourceError: it is cut, damaged, something else, or too large.
+        DictionarySourceError: the file is damaged, not a safetensors file, or too large.
     """
     with folder.opened(name) as (file, size):
         head = _read_head(file, size, folder, name)
@@ -125,7 +126,7 @@ def read_weights(folder: SourceFolder, name: str, limit: SizeLimit) -> Weights:
 
 
 def dump_weights(tensors: Mapping[str, Tensor]) -> bytes:
-    """Write tensors as safetensors, the same bytes for the same tensors."""
+    """Return tensors as the bytes of a safetensors file; the same tensors give the same bytes."""
     return safetensors.torch.save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
 
 
@@ -139,13 +140,13 @@ def _read_head(file: BufferedReader, size: int, folder: SourceFolder, name: str)
 
 
 def _read_entries(header: bytes, num_bytes: int, folder: SourceFolder, name: str) -> list[_TensorEntry]:
-    """Return what the header describes, which must be the bytes after it from the first to the last."""
+    """Return the header's entries, which must cover the bytes after the header without a gap."""
     try:
         described = jiter.from_json(header, allow_inf_nan=False, catch_duplicate_keys=True)
     except ValueError as error:
-        raise _damaged(folder, name, f"its header is no JSON: {error}") from error
+        raise _damaged(folder, name, f"its header is not JSON: {error}") from error
     if not isinstance(described, dict):
-        raise _damaged(folder, name, "its header is no JSON object")
+        raise _damaged(folder, name, "its header is not a JSON object")
     described.pop("__metadata__", None)
     entries = [_read_entry(key, entry, folder, name) for key, entry in described.items()]
     end = 0
@@ -154,18 +155,18 @@ def _read_entries(header: bytes, num_bytes: int, folder: SourceFolder, name: str
             raise _damaged(folder, name, f"its header misplaces {entry.name[:60]!r}")
         end = entry.end
     if end != num_bytes:
-        raise _damaged(folder, name, f"its header speaks of {end} bytes, and {num_bytes} follow it")
+        raise _damaged(folder, name, f"its header describes {end} bytes, and {num_bytes} follow it")
     return entries
 
 
 def _read_entry(key: str, entry: object, folder: SourceFolder, name: str) -> _TensorEntry:
-    found = entry if isinstance(entry, dict) else {}
-    dtype, shape, offsets = _DTYPES.get(str(found.get("dtype"))), found.get("shape"), found.get("data_offsets")
+    fields = entry if isinstance(entry, dict) else {}
+    dtype, shape, offsets = _DTYPES.get(str(fields.get("dtype"))), fields.get("shape"), fields.get("data_offsets")
     if dtype is None or not _are_sizes(shape) or not _are_sizes(offsets) or len(offsets) != _NUM_OFFSETS:
-        raise _damaged(folder, name, f"its header describes no tensor of a known type and shape as {key[:60]!r}")
+        raise _damaged(folder, name, f"its header gives {key[:60]!r} no known type and shape")
     if 0 in shape:
-        # Its other sizes cost no byte of the file, and so say nothing: no dictionary has one.
-        raise _damaged(folder, name, f"its tensor {key[:60]!r} is empty, of the shape {shape}")
+        # The other sizes of an empty tensor take no bytes of the file, so nothing bounds them. No dictionary has one.
+        raise _damaged(folder, name, f"its tensor {key[:60]!r} is empty: its shape is {shape}")
     return _TensorEntry(key, dtype, tuple(shape), *offsets)
 
 
@@ -176,7 +177,7 @@ def _are_sizes(value: object) -> TypeGuard[list[int]]:
 
 
 def _damaged(folder: SourceFolder, name: str, reason: str) -> DictionarySourceError:
-    return folder.refused(name, f"is missing, cut or damaged: {reason}")
+    return folder.refused(name, f"is damaged: {reason}")
 
 
 def _size(num_bytes: int) -> str:

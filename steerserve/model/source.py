@@ -14,6 +14,7 @@ from pathlib import Path
 
 from steerserve.core.config import default_cache_dir
 from steerserve.core.errors import ModelSourceError
+from steerserve.core.hub import UNREACHABLE, hub_failure
 from steerserve.core.progress import progress_line
 from steerserve.model.download import BUILTIN_MODELS, fetch_builtin
 from steerserve.model.gguf import convert_gguf
@@ -109,27 +110,16 @@ def _check_folder(path: Path) -> None:
 
 def _hub(repo: str) -> Path:
     from huggingface_hub import snapshot_download  # noqa: PLC0415 slow import, needed for hub sources alone
-    from huggingface_hub.errors import (  # noqa: PLC0415
-        GatedRepoError,
-        HfHubHTTPError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-    )
 
     try:
         with progress_line(f"Fetching {repo} from the hub"):
             path = Path(snapshot_download(repo, allow_patterns=HUB_FILES))
-    except GatedRepoError as error:
-        message = f"The hub repository {repo} is gated: accept its terms there and set HF_TOKEN."
-        raise ModelSourceError(message) from error
-    except RepositoryNotFoundError as error:
-        message = f"The hub has no repository {repo} (or it is private: set HF_TOKEN)."
-        raise ModelSourceError(message) from error
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-        message = (
-            f"The hub cannot be reached for {repo}, and its files are not in the local cache. "
-            "Check the network (HF_ENDPOINT, proxies), or give a local folder or .gguf file."
-        )
+    except Exception as error:
+        failure = hub_failure(error, repo)
+        if failure is None:
+            raise
+        advice = ", or give a local folder or .gguf file" if failure == UNREACHABLE else ""
+        message = f"The model {repo!r} cannot be fetched: {failure}{advice}."
         raise ModelSourceError(message) from error
     if not any(path.glob("*.safetensors")):
         message = f"The hub repository {repo} has no safetensors; pickled weights are never loaded."

@@ -65,7 +65,7 @@ def test_pull_writes_a_folder_that_serves_the_same_contents(
     assert command("check", f"path:{target}")[0] == 0
     assert "my-dictionary" in command("list")[1]
     code, _, err = command("pull", f"path:{folder}")
-    assert (code, err) == (2, f"steerserve: {target} is there already. Remove it, or name another folder with --out.\n")
+    assert (code, err) == (2, f"steerserve: {target} exists already. Remove it, or give another folder with --out.\n")
 
 
 def test_the_list_leaves_out_what_is_no_dictionary_and_says_what_is_broken(
@@ -124,7 +124,7 @@ def test_check_says_whether_it_fits_a_model(
     model = str(model_folders["llama"])
     assert command("check", f"path:{folder}")[:2] == (
         0,
-        f"path:{folder} is sound. (--model checks whether it fits a model.)\n",
+        f"path:{folder} is sound. (Give --model to check it against a model.)\n",
     )
     assert command("check", f"path:{folder}", "--model", model)[:2] == (
         0,

@@ -123,11 +123,11 @@ def test_the_root_of_a_repository_is_a_folder_too_and_the_cache_serves_without_t
 
 REFUSED = {
     "hf:somebody/else": "the hub has no repository somebody/else",
-    f"hf:{REPO}/layer-9": "no such folder",
-    f"hf:{REPO}/layer-0": "no such folder",
+    f"hf:{REPO}/layer-9": "lacks the folder or one of its files",
+    f"hf:{REPO}/layer-0": "lacks the folder or one of its files",
     f"hf:{REPO}/pickled": "ae.pt, a pickle",
     f"hf:{REPO}/notes": "holds no dictionary",
-    "hf:-a/b--c": "no name of a hub repository",
+    "hf:-a/b--c": "not a valid name of a hub repository",
 }
 
 
@@ -155,7 +155,7 @@ def test_a_file_over_the_limit_is_not_fetched(repository: Path, tmp_path: Path) 
 def test_an_unreachable_hub_is_one_line_that_says_what_to_do(tmp_path: Path) -> None:
     done = steerserve("show", f"hf:{REPO}", endpoint="http://127.0.0.1:9", home=tmp_path)
     assert done.returncode == 2
-    assert "use bundled: or path:" in done.stderr
+    assert "give a bundled: or path: source" in done.stderr
     assert "Traceback" not in done.stderr
 
 
@@ -245,7 +245,9 @@ def test_what_the_registry_does_not_have_or_would_unpickle_is_refused_before_any
     with watched_hub(RELEASE_REPO, release) as hub:
         said = refusals(*UNLOADABLE, endpoint=hub.endpoint, home=tmp_path)
         assert hub.asked == []
-        assert "not all files" in refusals(missing, endpoint=hub.endpoint, home=tmp_path)[missing]
+        assert (
+            "lacks the folder or one of its files" in refusals(missing, endpoint=hub.endpoint, home=tmp_path)[missing]
+        )
     assert {source: hint for source, hint in UNLOADABLE.items() if hint not in said[source]} == {}, said
 
 

@@ -129,7 +129,7 @@ SPARSIFY_DAMAGES: dict[str, tuple[dict[str, Any], str]] = {
     "negative sizes": ({"d_in": -D_MODEL, "num_latents": -D_SAE}, "cfg.json"),
     "a size in words": ({"num_latents": "many"}, "whole number"),
     "no k": ({"k": None}, "as k"),
-    "a folder without a place": ({"name": "somewhere"}, "layers.5"),
+    "a folder without a layer": ({"name": "somewhere"}, "layers.5"),
 }
 
 
@@ -243,7 +243,7 @@ def test_where_it_reads_is_told_by_its_submodule(llama: Runtime, tmp_path: Path)
         ("CrossCoder", {}, "CrossCoder"),
         ("AutoEncoder", {"submodule_name": "embeddings"}, "submodule_name"),
         ("AutoEncoder", {"activation_dim": "48"}, "d_in"),
-        ("AutoEncoder", {"dict_size": 0}, "dict_size must be 1 or more"),
+        ("AutoEncoder", {"dict_size": 0}, "dict_size is 0; it must be 1 or more"),
         ("BatchTopKSAE", {"dict_size": 10**9}, "dict_size 1000000000 does not fit the encoder"),
         ("AutoEncoder", {"lm_name": 5}, "model_name"),
         ("AutoEncoder", {"lm_name": "org/other"}, "org/other"),

@@ -96,10 +96,10 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "config-no-object": (lambda f: (f / "cfg.json").write_text("[]", encoding="utf-8"), "object"),
     "config-no-text": (lambda f: (f / "cfg.json").write_bytes(b"\xff\xfe\x00"), "JSON"),
     "report-no-json": (lambda f: (f / "report.json").write_text("x", encoding="utf-8"), r"report\.json"),
-    "weights-empty": (lambda f: (f / "sae_weights.safetensors").write_bytes(b""), "missing, cut or damaged"),
+    "weights-empty": (lambda f: (f / "sae_weights.safetensors").write_bytes(b""), "is damaged"),
     "weights-cut": (
         lambda f: (f / "sae_weights.safetensors").write_bytes((f / "sae_weights.safetensors").read_bytes()[:5000]),
-        "missing, cut or damaged",
+        "is damaged",
     ),
     "weights-pickled": (lambda f: (f / "sae_weights.safetensors").write_bytes(b"\x80\x04."), "damaged"),
     "weights-of-something-else": (lambda f: change_weights(f, lambda _: {"a": torch.zeros(2)}), "W_dec"),
@@ -109,7 +109,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "a-tensor-misshapen": (
         lambda f: change_weights(f, lambda w: w | {"b_enc": torch.zeros(5)}),
-        r"b_enc of the shape \[5\], where \[96\]",
+        r"b_enc of shape \[5\], but .* need shape \[96\]",
     ),
     "nan-decoder": (poison("W_dec", math.nan), "not finite"),
     "infinite-encoder": (poison("W_enc", math.inf), "not finite"),

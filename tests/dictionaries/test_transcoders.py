@@ -139,12 +139,12 @@ def test_one_trained_on_folded_weights_carries_a_warning(lens: LensModel, tmp_pa
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
-    "no place to write": ({"hook_name_out": None}, "does not name the other"),
+    "no hook point to write": ({"hook_name_out": None}, "does not name the hook point that it writes"),
     "read after it is written": ({"reads": READS, "hook_name_out": "blocks.0.hook_resid_pre"}, "only after"),
     "read where there is nothing": ({"reads": "blocks.7.mlp.hook_in"}, r"reads the hook point 'blocks.7.*It offers"),
     "written where one can only read": ({"hook_name_out": "blocks.1.mlp.hook_in"}, "writes the hook point"),
-    "reads another width": ({"d_in": D_MODEL}, f"reads vectors of width {D_MODEL}.*{D_IN} at {READS}"),
-    "writes another width": ({"d_out": D_IN}, f"writes vectors of width {D_IN}.*{D_MODEL} at {WRITES}"),
+    "reads another width": ({"d_in": D_MODEL}, f"reads vectors of width {D_MODEL}.* at {READS} have width {D_IN}"),
+    "writes another width": ({"d_out": D_IN}, f"writes vectors of width {D_IN}.* at {WRITES} have width {D_MODEL}"),
 }
 
 
@@ -166,7 +166,7 @@ def test_a_transcoder_without_its_second_width_is_refused(lens: LensModel, tmp_p
 
 def test_what_is_no_transcoder_and_names_two_hook_points_is_refused(lens: LensModel, tmp_path: Path) -> None:
     folder = write_random(tmp_path / "one", "topk", "blocks.0.hook_mlp_out", d_in=D_MODEL, hook_name_out=WRITES)
-    with pytest.raises(DictionarySourceError, match="is no transcoder"):
+    with pytest.raises(DictionarySourceError, match="is not a transcoder"):
         load(lens, folder)
 
 
@@ -179,7 +179,7 @@ def test_what_reads_where_nobody_may_edit_must_write_elsewhere(lens: LensModel, 
 def test_a_client_cannot_edit_where_transcoders_read(llama: Runtime) -> None:
     for kind in ("mlp.hook_in", "ln2.hook_normalized", "hook_mlp_in"):
         vector = {"hook": f"blocks.0.{kind}", "values": [1.0] * D_MODEL}
-        with pytest.raises(InvalidRequestError, match="There is no hook point"):
+        with pytest.raises(InvalidRequestError, match="has no hook point"):
             llama.resolve_steering([{"vector": vector, "scale": 1.0}])
 
 

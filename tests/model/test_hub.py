@@ -35,7 +35,7 @@ def test_an_unknown_repository_is_one_line_and_exit_code_2(repository: Path, tmp
     with stub_hub(REPO, repository) as endpoint:
         done = fetch("somebody/else", endpoint, tmp_path)
     assert done.returncode == 2
-    assert "The hub has no repository somebody/else" in done.stderr
+    assert "the hub has no repository somebody/else" in done.stderr
     assert "Traceback" not in done.stderr
 
 
