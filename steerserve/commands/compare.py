@@ -35,26 +35,26 @@ _SHOWN = ("kl", "surprise", "repetition", "relevance")
 
 Url = Annotated[
     str | None,
-    typer.Option(help="A running server; without one the model is loaded here, as `serve` would.", show_default=False),
+    typer.Option(help="URL of a running server; by default the model is loaded in this process.", show_default=False),
 ]
-Out = Annotated[Path | None, typer.Option(help="Folder of the results; runs/NAME if not given.", show_default=False)]
-Replace = Annotated[bool, typer.Option("--replace", help="Begin anew where there are other samples.")]
+Out = Annotated[Path | None, typer.Option(help="Folder of the results; runs/NAME by default.", show_default=False)]
+Replace = Annotated[bool, typer.Option("--replace", help="Delete the folder's samples and start again.")]
 
 
 def compare_command(
-    file: Annotated[Path | None, typer.Argument(help="The experiment, a YAML file.", show_default=False)] = None,
+    file: Annotated[Path | None, typer.Argument(help="The experiment's YAML file.", show_default=False)] = None,
     url: Url = None,
     out: Out = None,
     *,
     replace: Replace = False,
     report_only: Annotated[
-        bool, typer.Option("--report-only", help="Write tables and report of what there is; load and ask nothing.")
+        bool, typer.Option("--report-only", help="Write tables and report of the samples so far; load no model.")
     ] = False,
-    schema: Annotated[bool, typer.Option("--schema", help="Print the JSON Schema of experiments and end.")] = False,
+    schema: Annotated[bool, typer.Option("--schema", help="Print the JSON Schema of experiments and exit.")] = False,
 ) -> None:
     """Run an experiment: prompts x arms x seeds, with a report to read.
 
-    Every sample is kept as it comes. Stop it whenever you like: the same command goes on with what is left.
+    Every sample is kept at once. After a stop, the same command continues with the rest.
     """
     from steerserve.experiments.experiment import load_experiment
 
@@ -72,10 +72,10 @@ def compare_command(
 def run_and_report(
     experiment: Experiment, url: str | None, out: Path, *, replace: bool = False, report_only: bool = False
 ) -> None:
-    """Make the samples that are missing, have them judged where that is wanted, and write all that is made of them.
+    """Make the missing samples, have them judged if the experiment has a judge, and write tables and report.
 
     Raises:
-        ConfigError: something keeps it from starting.
+        ConfigError: the experiment cannot be run.
     """
     from steerserve.core.lock import FileLock
     from steerserve.experiments.outputs import REPORT_FILE, write_outputs
@@ -89,11 +89,11 @@ def run_and_report(
     except OSError as error:
         raise ConfigError(f"{out} cannot be written: {error.strerror}. Give another folder with --out.") from error
     if not is_free:
-        raise ConfigError(f"Another command works in {out} now. Wait for it, or give another folder with --out.")
+        raise ConfigError(f"Another command uses {out} now. Wait for it to end, or give another folder with --out.")
     with lock:
         run = folder.run() if report_only else _run(experiment, url, folder, replace=replace)
         if run is None:
-            raise ConfigError(f"{out} has no samples yet. Leave --report-only out.")
+            raise ConfigError(f"{out} has no samples yet. Leave out --report-only.")
         figures = write_outputs(experiment, folder, run)
         judge = experiment.content.judge
         if judge is not None and not report_only:
@@ -104,14 +104,14 @@ def run_and_report(
 
 
 def command_line() -> str:
-    """Return the command as it was typed, for the report; keys are never part of it."""
+    """Return the command line for the report; keys are never part of it."""
     return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
 
 
 def _run(experiment: Experiment, url: str | None, folder: ResultsFolder, *, replace: bool) -> dict[str, Any]:
     from steerserve.experiments.runner import run_experiment
 
-    with _followed() as observer, _asked(url) as (client, weights):
+    with _followed() as observer, _server(url) as (client, weights):
 
         async def run() -> dict[str, Any]:
             try:
@@ -126,32 +126,32 @@ def _run(experiment: Experiment, url: str | None, folder: ResultsFolder, *, repl
 
 def _judge(experiment: Experiment, folder: ResultsFolder) -> None:
     from steerserve.experiments.judge import find_pairs, judge_pairs
-    from steerserve.experiments.outputs import wanted_records
+    from steerserve.experiments.outputs import planned_records
 
     judge = experiment.content.judge
     if judge is None:
         return
     arms = [arm.name for arm in experiment.content.arms]
-    pairs = find_pairs(wanted_records(experiment, folder), arms)
+    pairs = find_pairs(planned_records(experiment, folder), arms)
     with _followed() as observer:
         asyncio.run(judge_pairs(judge, pairs, folder.path, os.environ.get(judge.key_env) or None, observer))
 
 
 @contextlib.contextmanager
 def _followed() -> Iterator[Observer]:
-    """Follow a run on the terminal; Ctrl-C ends the command with a sentence, twice at once."""
-    logging.getLogger("steerserve.server").setLevel(logging.WARNING)  # of a server in this process, a line a request
+    """Show a run on the terminal; Ctrl-C ends it after the present step, a second Ctrl-C at once."""
+    logging.getLogger("steerserve.server").setLevel(logging.WARNING)  # a server in this process logs every request
     try:
         with followed_run() as observer:
             yield observer
     except KeyboardInterrupt as interrupt:
-        typer.echo("Stopped at once. What was kept before is there; the same command goes on.", err=True)
+        typer.echo("Stopped at once. Earlier results are kept; run the same command to continue.", err=True)
         raise typer.Exit(EXIT_STOPPED) from interrupt
 
 
 @contextlib.contextmanager
-def _asked(url: str | None) -> Iterator[tuple[AsyncServerClient, str | None]]:
-    """Give whom to ask, and the sha256 of the weights where it is known: the server at `url`, or one made here."""
+def _server(url: str | None) -> Iterator[tuple[AsyncServerClient, str | None]]:
+    """Give a client of the server at `url`, or of one in this process, and the SHA-256 of the weights if known."""
     from steerserve.client.server_client import AsyncServerClient, environment_key
 
     if url is not None:
@@ -172,7 +172,7 @@ def _asked(url: str | None) -> Iterator[tuple[AsyncServerClient, str | None]]:
 
 
 def _show(figures: Figures) -> None:
-    """Print the difference of each arm from the first, as the report has it in full."""
+    """Print each arm's most important metrics; the report has all."""
     shown = [metric for metric in figures.metrics if metric.name in _SHOWN or "/" in metric.name]
     table = Table("arm", "texts", *(metric.title for metric in shown), box=None)
     for arm in figures.arms:

@@ -1,4 +1,4 @@
-"""The command `steerserve sweep`: what one feature or preset does at several strengths."""
+"""The command `steerserve sweep`: the effect of one feature or preset at several strengths."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ def sweep_command(
         str,
         typer.Argument(metavar="FEATURE|PRESET", help="3857, res17/3857 or a preset's name.", show_default=False),
     ],
-    scales: Annotated[str, typer.Option(help="With commas between them; a preset is multiplied.")] = "0,0.5,1,1.5,2",
-    unit: Annotated[
-        Literal["raw", "max", "norm", "dose"], typer.Option(help="What the scales of a feature count.")
-    ] = "dose",
+    scales: Annotated[
+        str, typer.Option(help="Scales, separated by commas; they multiply a preset's strength.")
+    ] = "0,0.5,1,1.5,2",
+    unit: Annotated[Literal["raw", "max", "norm", "dose"], typer.Option(help="Unit of a feature's scales.")] = "dose",
     mode: Annotated[
-        Literal["add", "clamp", "multiply", "floor", "ceiling"], typer.Option(help="What is done with a feature.")
+        Literal["add", "clamp", "multiply", "floor", "ceiling"], typer.Option(help="Mode of a feature's edit.")
     ] = "add",
     positions: Annotated[
         Literal["all", "prompt", "generated"], typer.Option(help="Which tokens are edited.")
     ] = "generated",
     prompt: Annotated[
-        list[str] | None, typer.Option(help="What the user says. Repeatable; four of everyday talk if not given.")
+        list[str] | None, typer.Option(help="A message of the user. Repeatable; four everyday prompts by default.")
     ] = None,
-    seeds: Annotated[int, typer.Option(min=1, max=10_000, help="How many, for each prompt.")] = 2,
-    max_tokens: Annotated[int, typer.Option(min=1, help="Generated tokens at most.")] = 48,
-    temperature: Annotated[float, typer.Option(min=0, max=2, help="0 is greedy.")] = 0.7,
+    seeds: Annotated[int, typer.Option(min=1, max=10_000, help="Number of seeds for each prompt.")] = 2,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Largest number of generated tokens.")] = 48,
+    temperature: Annotated[float, typer.Option(min=0, max=2, help="Temperature; 0 is greedy.")] = 0.7,
     control: Annotated[
         Literal["none", "largest", "each"], typer.Option(help="Which scales get a control along a random direction.")
     ] = "largest",
@@ -41,7 +41,7 @@ def sweep_command(
     *,
     replace: Replace = False,
 ) -> None:
-    """Measure what a feature or preset does at several strengths: writes the experiment and runs it."""
+    """Measure the effect of a feature or preset at several strengths: writes an experiment and runs it."""
     from steerserve.core.files import write_text
     from steerserve.experiments.experiment import parse_experiment
     from steerserve.experiments.sweep import DEFAULT_PROMPTS, Sweep, sweep_file
@@ -75,4 +75,4 @@ def _numbers(text: str) -> tuple[float, ...]:
     try:
         return tuple(float(part) for part in text.split(",") if part.strip())
     except ValueError as error:
-        raise ConfigError(f"--scales takes numbers with commas between them, such as 0.5,1,2, not {text!r}.") from error
+        raise ConfigError(f"--scales must be numbers separated by commas, such as 0.5,1,2, not {text!r}.") from error

@@ -1,4 +1,4 @@
-"""Curves with intervals as SVG elements, for the report's template to draw. Knows numbers, not experiments."""
+"""Charts of means with intervals, as coordinates for the report's SVG template. Knows numbers, not experiments."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ if TYPE_CHECKING:
 
 WIDTH, HEIGHT = 218, 140
 _TICKS = 4
-_ROOM = 0.06
-"""Of the range, left free above and below."""
+_MARGIN = 0.06
+"""Share of the range that is left free above and below."""
 
 
 @dataclass(frozen=True, slots=True)
-class Point:
-    """A mean at a dose, with its interval where there is one."""
+class ChartPoint:
+    """A mean at a dose, with its interval if it has one."""
 
     x: float
     y: float
@@ -27,16 +27,16 @@ class Point:
 
 
 def chart(
-    title: str, unit: str, points: Sequence[Point], controls: Sequence[Point], limit: float | None
+    title: str, unit: str, points: Sequence[ChartPoint], controls: Sequence[ChartPoint], limit: float | None
 ) -> dict[str, Any]:
-    """Return what the template draws: two lines with their intervals, ticks, and a line at `limit` where that is near.
+    """Return what the template draws: two curves with intervals, ticks, and a line at `limit` if values come near it.
 
     Args:
-        title: Above the chart.
+        title: Title of the chart.
         unit: What the horizontal axis counts.
-        points: By rising x.
-        controls: Of the same scale.
-        limit: A value worth seeing.
+        points: Points of the steered arms, by rising x.
+        controls: Points of their control arms, on the same axes.
+        limit: A value that is marked, if any.
     """
     every = [*points, *controls]
     ys = [value for point in every for value in (point.y, point.low, point.high) if value is not None]
@@ -60,12 +60,12 @@ def chart(
 
 
 class _Axis:
-    """Numbers to places along one side of the chart."""
+    """One side of the chart: from numbers to coordinates."""
 
     def __init__(self, low: float, high: float, length: int, *, flips: bool) -> None:
-        room = _ROOM * ((high - low) or abs(high) or 1.0)
+        margin = _MARGIN * ((high - low) or abs(high) or 1.0)
         stands_on_zero = flips and low == 0
-        self._low, self._high = low if stands_on_zero else low - room, high + room
+        self._low, self._high = low if stands_on_zero else low - margin, high + margin
         self._length, self._flips = length, flips
 
     def at(self, value: float) -> float:
@@ -76,7 +76,7 @@ class _Axis:
         """Return round numbers within the range."""
         step = _round_step((self._high - self._low) / _TICKS)
         first = math.ceil(self._low / step)
-        return [round(place * step, 10) for place in range(first, math.floor(self._high / step) + 1)]
+        return [round(index * step, 10) for index in range(first, math.floor(self._high / step) + 1)]
 
 
 def _round_step(least: float) -> float:
@@ -84,17 +84,17 @@ def _round_step(least: float) -> float:
     return next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= least * (1 - 1e-9))
 
 
-def _x_ticks(points: Sequence[Point]) -> list[float]:
-    """Return the doses themselves, or some of them where there are many."""
+def _x_ticks(points: Sequence[ChartPoint]) -> list[float]:
+    """Return the doses, or every n-th of them if they are many."""
     doses = sorted({point.x for point in points})
     return doses[:: math.ceil(len(doses) / 8)]
 
 
-def _path(points: Sequence[Point], x_axis: _Axis, y_axis: _Axis) -> str:
+def _path(points: Sequence[ChartPoint], x_axis: _Axis, y_axis: _Axis) -> str:
     return " ".join(f"{x_axis.at(point.x)},{y_axis.at(point.y)}" for point in points)
 
 
-def _mark(point: Point, x_axis: _Axis, y_axis: _Axis) -> dict[str, Any]:
+def _mark(point: ChartPoint, x_axis: _Axis, y_axis: _Axis) -> dict[str, Any]:
     has_interval = point.low is not None and point.high is not None
     interval = f" [{point.low:.3g}, {point.high:.3g}]" if has_interval else ""
     return {

@@ -1,4 +1,4 @@
-"""Dose-response: arms that differ only in one scale, in its order, with their controls beside them."""
+"""Dose-response curves: arms that differ in one number only, sorted by it, with their controls."""
 
 from __future__ import annotations
 
@@ -17,34 +17,37 @@ _MAX_EDITS = 4096
 _LEAST_POINTS = 2
 
 Dose = tuple[str, float]
-"""An arm, and the number by which it differs."""
+"""An arm's name, and the number by which the arm differs from the others of its curve."""
 
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """Arms along one scale."""
+    """Arms that differ in one number only."""
 
     title: str
-    """What the number is, such as `strength of ocean`."""
+    """Name of the number, such as `strength of ocean`."""
     points: tuple[Dose, ...]
-    """By rising number; the first arm is the point at 0 where that is what 0 means."""
+    """The arms by rising number; the first arm is the point at 0 if 0 means no edit."""
     controls: tuple[Dose, ...]
+    """The control arms, by the number of the arm that each repeats."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Shape:
-    """An arm's edits without their numbers, and the numbers."""
+    """An arm's steering without its numbers, and the numbers."""
 
     rest: str
+    """Everything but the numbers, as JSON."""
     numbers: tuple[float, ...]
-    """The strength, then the scale of each edit that has one."""
+    """The strength, then the scale of each edit with a scale."""
     names: tuple[str, ...]
+    """Name of each number."""
     zeros: tuple[bool, ...]
-    """Whether each number at 0 leaves the model as it is."""
+    """Whether each number, at 0, leaves the model unchanged."""
 
 
 def find_curves(experiment: Experiment) -> list[Curve]:
-    """Return the curves that an experiment's arms make: groups equal in all but one number."""
+    """Return the curves of an experiment: groups of arms that are equal in all but one number."""
     arms = experiment.arms
     shapes = {arm["name"]: _shape(arm) for arm in arms if arm.get("steering") is not None}
     groups: dict[str, list[str]] = {}
@@ -55,15 +58,15 @@ def find_curves(experiment: Experiment) -> list[Curve]:
         varied = _varied([shapes[name].numbers for name in names])
         if len(names) < _LEAST_POINTS or len(varied) != 1:
             continue
-        place = varied[0]
+        index = varied[0]
         shape = shapes[names[0]]
-        doses = {name: shapes[name].numbers[place] for name in names}
+        doses = {name: shapes[name].numbers[index] for name in names}
         controls = {arm["name"]: doses[arm["control_of"]] for arm in arms if arm.get("control_of") in doses}
-        if shape.zeros[place] and _is_plain(arms[0], _arm(arms, names[0])):
+        if shape.zeros[index] and _is_plain(arms[0], _arm(arms, names[0])):
             for series in (doses, controls):
                 if series:
                     series.setdefault(arms[0]["name"], 0.0)
-        curves.append(Curve(shape.names[place], _sorted(doses), _sorted(controls)))
+        curves.append(Curve(shape.names[index], _sorted(doses), _sorted(controls)))
     return curves
 
 
@@ -76,26 +79,23 @@ def _arm(arms: Sequence[dict[str, Any]], name: str) -> dict[str, Any]:
 
 
 def _is_plain(first: Mapping[str, Any], steered: Mapping[str, Any]) -> bool:
-    """Tell whether the first arm is the other one without its steering."""
+    """Return whether the first arm equals the other one without steering."""
     return (
         first.get("steering") is None and not first.get("control_of") and first.get("system") == steered.get("system")
     )
 
 
 def _varied(numbers: Sequence[tuple[float, ...]]) -> list[int]:
-    return [place for place, values in enumerate(zip(*numbers, strict=True)) if len(set(values)) > 1]
+    return [index for index, values in enumerate(zip(*numbers, strict=True)) if len(set(values)) > 1]
 
 
 def _shape(arm: Mapping[str, Any]) -> _Shape:
     steering = parse_steering(arm["steering"], max_edits=_MAX_EDITS)
     edits = [edit.model_dump(exclude_unset=True) for edit in steering.edits] if steering is not None else []
     presets = list(steering.presets) if steering is not None else []
-    named = [*presets, *(["edits"] if edits else [])]
-    numbers, names, zeros = (
-        [steering.strength if steering is not None else 1.0],
-        [f"strength of {', '.join(named)}"],
-        [True],
-    )
+    parts = [*presets, *(["edits"] if edits else [])]
+    numbers = [steering.strength if steering is not None else 1.0]
+    names, zeros = [f"strength of {', '.join(parts)}"], [True]
     for edit in edits:
         scale = edit.pop("scale", None)
         if scale is None:

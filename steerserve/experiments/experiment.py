@@ -1,4 +1,4 @@
-"""An experiment: read from a file, checked in full, and what is asked of a server for it. No torch."""
+"""An experiment: its file read and checked completely, and the requests that it needs. No torch."""
 
 from __future__ import annotations
 
@@ -25,26 +25,26 @@ if TYPE_CHECKING:
 
 MAX_FILE_BYTES = 16 * 1024 * 1024
 MAX_EDITS = 4096
-"""Of an arm; the server may take fewer, and then says so."""
+"""Largest number of edits of an arm; a server may take fewer, and then refuses the arm itself."""
 
 
 @dataclass(frozen=True, slots=True)
 class Experiment:
-    """What a file says. Its contents never change."""
+    """The content of one experiment file. It never changes."""
 
     content: ExperimentFile
     text: str
-    """As it stands in the file."""
+    """The file's text."""
     document: YamlDocument = field(repr=False)
 
     @property
     def name(self) -> str:
-        """What its results are called."""
+        """The name of the experiment and of its results."""
         return self.content.name
 
     @property
     def prompts(self) -> list[list[dict[str, str]]]:
-        """The conversations that are continued."""
+        """The conversations that the arms continue."""
         return [
             [{"role": "user", "content": prompt}]
             if isinstance(prompt, str)
@@ -54,27 +54,27 @@ class Experiment:
 
     @property
     def seeds(self) -> list[int]:
-        """Of each prompt."""
+        """The seeds with which every prompt is continued."""
         seeds = self.content.seeds
         return list(range(seeds)) if isinstance(seeds, int) else list(seeds)
 
     @property
     def sampling(self) -> dict[str, Any]:
-        """How tokens are drawn and what ends a text, the same for every arm."""
+        """Sampling parameters and stop texts, the same for every arm."""
         stop = self.content.stop
-        said = {name: getattr(self.content, name) for name in Sampling.model_fields}
-        return {**said, "stop": [stop] if isinstance(stop, str) else stop}
+        values = {name: getattr(self.content, name) for name in Sampling.model_fields}
+        return {**values, "stop": [stop] if isinstance(stop, str) else stop}
 
     @property
     def arms(self) -> list[dict[str, Any]]:
-        """The arms as `/v1/compare` takes them."""
-        return [_sent(arm) for arm in self.content.arms]
+        """The arms as `POST /v1/compare` takes them."""
+        return [_arm_body(arm) for arm in self.content.arms]
 
     def check_model(self, model_id: str) -> None:
-        """Check that it may run on that model.
+        """Check that the experiment may run on that model.
 
         Raises:
-            ConfigError: it was made for another.
+            ConfigError: it was made for another model.
         """
         model = self.content.model
         if model is not None and plain_name(model) != plain_name(model_id):
@@ -82,7 +82,7 @@ class Experiment:
             raise _error(self.document, Finding(("model",), sentence))
 
     def refusal(self, message: str, param: str | None) -> ConfigError:
-        """Return the error of a server that refuses a request, with the place in the file that it speaks of."""
+        """Return the error for a server's refusal, with the position in the file that `param` names."""
         path = parse_path(param or "")
         if path[:1] != ("arms",):
             path = ("prompts",) if path[:1] == ("messages",) else path[:1]
@@ -92,23 +92,23 @@ class Experiment:
 
 
 def load_experiment(path: Path) -> Experiment:
-    """Read a file.
+    """Read an experiment's file.
 
     Raises:
-        ConfigError: it cannot be read, or something is wrong with it; the message says where.
+        ConfigError: the file cannot be read or is wrong; the message has the line and column.
     """
     return parse_experiment(read_text(path, MAX_FILE_BYTES), file=str(path))
 
 
 def parse_experiment(text: str, *, file: str) -> Experiment:
-    """Read an experiment from YAML; `file` is what messages call it.
+    """Read an experiment from YAML; `file` is its name in messages.
 
     Raises:
-        ConfigError: something is wrong with it; the message says where.
+        ConfigError: the text is wrong; the message has the line and column.
     """
     document = parse_yaml(text, name=file)
     if not isinstance(document.data, dict):
-        what = "the file is empty" if document.data is None else "this is something else"
+        what = "the file is empty" if document.data is None else "this file holds something else"
         sentence = f"an experiment is a mapping of names to values, such as name: ocean; {what}"
         raise _error(document, Finding((), sentence))
     if (null := find_null(document.data)) is not None:
@@ -132,25 +132,23 @@ def parse_experiment(text: str, *, file: str) -> Experiment:
 
 
 def _check_prompts(experiment: Experiment) -> None:
-    """Refuse a conversation that is there twice, however it is written: its samples would have one name."""
-    places: dict[str, int] = {}
-    for place, messages in enumerate(experiment.prompts):
-        first = places.setdefault(json.dumps(messages), place)
-        if first != place:
-            sentence = (
-                f"prompts[{place}] is prompts[{first}] again, and would give the same texts; take one of them out"
-            )
-            raise _error(experiment.document, Finding(("prompts", place), sentence))
+    """Refuse the same conversation twice, however it is written: its samples would have the same key."""
+    indices: dict[str, int] = {}
+    for index, messages in enumerate(experiment.prompts):
+        first = indices.setdefault(json.dumps(messages), index)
+        if first != index:
+            sentence = f"prompts[{index}] repeats prompts[{first}] and would give the same texts; remove one of them"
+            raise _error(experiment.document, Finding(("prompts", index), sentence))
 
 
 def _check_arms(content: ExperimentFile, document: YamlDocument) -> None:
-    """Check what a server would refuse of the arms, before one is asked."""
-    for place, arm in enumerate(content.arms):
+    """Refuse arms that every server would refuse, before a request is sent."""
+    for index, arm in enumerate(content.arms):
         try:
             parse_steering(arm.steering, max_edits=MAX_EDITS)
         except InvalidRequestError as error:
-            path = _steering_path(arm, ("arms", place), parse_path(error.param or "")[1:])
-            raise _error(document, Finding(path, f"arms[{place}].{error.message}")) from error
+            path = _steering_path(arm, ("arms", index), parse_path(error.param or "")[1:])
+            raise _error(document, Finding(path, f"arms[{index}].{error.message}")) from error
     try:
         control_sources([NamedArm(arm.name, arm.control_of, bool(arm.preset or arm.steering)) for arm in content.arms])
     except InvalidRequestError as error:
@@ -158,36 +156,36 @@ def _check_arms(content: ExperimentFile, document: YamlDocument) -> None:
 
 
 def _steering_path(arm: ArmFile, arm_path: DataPath, inside: DataPath) -> DataPath:
-    """Return where in the file a path of the full form of `steering` is written, whichever spelling it has."""
+    """Return the path in the file of a path in the full form of `steering`, whichever form the file has."""
     if arm.steering is None:
         return (*arm_path, "preset")
     steering = (*arm_path, "steering")
     if not isinstance(arm.steering, list) or inside[:1] not in {("edits",), ("presets",)} or len(inside) == 1:
         return (*steering, *inside)
-    wants_preset, number = inside[0] == "presets", int(inside[1])
-    places = [place for place, part in enumerate(arm.steering) if isinstance(part, str) == wants_preset]
-    return (*steering, places[number], *inside[2:]) if number < len(places) else steering
+    is_preset, number = inside[0] == "presets", int(inside[1])
+    indices = [index for index, part in enumerate(arm.steering) if isinstance(part, str) == is_preset]
+    return (*steering, indices[number], *inside[2:]) if number < len(indices) else steering
 
 
-def _sent(arm: ArmFile) -> dict[str, Any]:
-    sent: dict[str, Any] = {"name": arm.name}
+def _arm_body(arm: ArmFile) -> dict[str, Any]:
+    body: dict[str, Any] = {"name": arm.name}
     if (steering := _steering(arm)) is not None:
-        sent["steering"] = steering
+        body["steering"] = steering
     for name in ("system", "control_of"):
         if (value := getattr(arm, name)) is not None:
-            sent[name] = value
-    return sent
+            body[name] = value
+    return body
 
 
 def _steering(arm: ArmFile) -> object:
-    """Return the steering in full, its presets first; None where there is none."""
+    """Return the full form of an arm's steering, its presets first; None if it has no steering."""
     presets = [arm.preset] if isinstance(arm.preset, str) else arm.preset or []
     own = parse_steering(arm.steering, max_edits=MAX_EDITS)
     if own is None and not presets:
         return None
     full = own.model_dump(exclude_unset=True) if own is not None else {}
-    named = [*presets, *full.get("presets", [])]
-    return {**full, **({"presets": named} if named else {})}
+    all_presets = [*presets, *full.get("presets", [])]
+    return {**full, **({"presets": all_presets} if all_presets else {})}
 
 
 def _error(document: YamlDocument, finding: Finding) -> ConfigError:

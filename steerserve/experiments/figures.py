@@ -1,4 +1,4 @@
-"""What the samples of an experiment come to: each arm's metrics, and their differences from the first arm's."""
+"""The figures of an experiment: each arm's mean metrics, and their differences from the first arm's."""
 
 from __future__ import annotations
 
@@ -25,9 +25,11 @@ class Metric:
     name: str
     title: str
     about: str
+    """Definition of the metric, for readers of the report."""
     digits: int = 2
+    """Number of decimals that are shown."""
     bounds: tuple[float, float] = (0.0, math.inf)
-    """Of a sample's value."""
+    """Smallest and largest value that a sample can have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +38,7 @@ class Cell:
 
     mean: Estimate | None
     difference: Estimate | None
-    """Paired, from the first arm; None for the first arm itself."""
+    """Mean of the paired differences from the first arm; None for the first arm itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +48,7 @@ class Figures:
     arms: tuple[str, ...]
     metrics: tuple[Metric, ...]
     cells: Mapping[tuple[str, str], Cell]
-    """By arm and metric."""
+    """The figures by arm and metric."""
     num_samples: Mapping[str, int]
     num_prompts: int
 
@@ -56,9 +58,9 @@ class Figures:
 
     @property
     def method(self) -> Method | None:
-        """How intervals were made; None where there are none."""
-        found = (cell.mean.method for cell in self.cells.values() if cell.mean is not None)
-        return next((one for one in found if one is not None), None)
+        """How the intervals were made; None if there are no intervals."""
+        methods = (cell.mean.method for cell in self.cells.values() if cell.mean is not None)
+        return next((method for method in methods if method is not None), None)
 
 
 METRICS = (
@@ -72,7 +74,7 @@ METRICS = (
     Metric(
         "repetition",
         "repetition",
-        "share of 3-grams that were there before; over 0.2 a text reads as broken",
+        "share of 3-grams that repeat an earlier one; over 0.2 a text reads as broken",
         3,
         (0, 1),
     ),
@@ -90,7 +92,7 @@ METRICS = (
 
 
 def summarise(records: Iterable[Record], arms: Sequence[str]) -> Figures:
-    """Work out the figures of an experiment's samples.
+    """Compute the figures of an experiment's samples.
 
     Pairs have one prompt, one seed and one sample index, and so the same noise.
     """
@@ -107,15 +109,15 @@ def summarise(records: Iterable[Record], arms: Sequence[str]) -> Figures:
     )
     cells: dict[tuple[str, str], Cell] = {}
     for metric in metrics:
-        values = {arm: _values(found, metric.name) for arm, found in rows.items()}
+        values = {arm: _values(samples, metric.name) for arm, samples in rows.items()}
         first = values[arms[0]]
         for arm in arms:
             own = values[arm]
-            pairs = [place for place in own if place in first]
-            difference = estimate([own[at] - first[at] for at in pairs], [prompts[key] for key, _ in pairs])
+            pairs = [pair for pair in own if pair in first]
+            difference = estimate([own[pair] - first[pair] for pair in pairs], [prompts[key] for key, _ in pairs])
             mean = estimate(list(own.values()), [prompts[key] for key, _ in own], bounds=metric.bounds)
             cells[arm, metric.name] = Cell(mean, None if arm == arms[0] else difference)
-    counts = {arm: len(found) for arm, found in rows.items()}
+    counts = {arm: len(samples) for arm, samples in rows.items()}
     return Figures(tuple(arms), metrics, cells, counts, len(set(prompts.values())))
 
 
@@ -126,7 +128,7 @@ def feature_names(record: Record) -> list[str]:
 
 
 def metric_value(record: Record, name: str) -> float | None:
-    """Return one metric of a sample; None where it has none."""
+    """Return one metric of a sample; None if the sample lacks it."""
     metrics = record.get("metrics") or {}
     value: object
     if (derived := _DERIVED.get(name)) is not None:
@@ -150,9 +152,9 @@ _DERIVED: dict[str, Callable[[Record], float | None]] = {
 }
 
 
-def _values(found: Mapping[tuple[str, int], Record], name: str) -> dict[tuple[str, int], float]:
-    values = ((place, metric_value(record, name)) for place, record in found.items())
-    return {place: value for place, value in values if value is not None}
+def _values(samples: Mapping[tuple[str, int], Record], name: str) -> dict[tuple[str, int], float]:
+    values = ((sample, metric_value(record, name)) for sample, record in samples.items())
+    return {sample: value for sample, value in values if value is not None}
 
 
 def figures_json(figures: Figures) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Everything that is written of an experiment's samples: tables, figures, the report."""
+"""The files made from an experiment's samples: tables, figures, the report."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ if TYPE_CHECKING:
 REPORT_FILE = "report.html"
 
 
-def wanted_records(experiment: Experiment, folder: ResultsFolder) -> list[Record]:
-    """Return the samples of an experiment that there are, in the order of its file."""
+def planned_records(experiment: Experiment, folder: ResultsFolder) -> list[Record]:
+    """Return the samples made so far, in the order of the experiment's file."""
     plan = planned(experiment)
     size = len(experiment.content.arms) * experiment.content.n
-    found = folder.repaired({one.key: size for one in plan})
-    return [record for one in plan for record in found.get(one.key, [])]
+    samples = folder.repaired({comparison.key: size for comparison in plan})
+    return [record for comparison in plan for record in samples.get(comparison.key, [])]
 
 
 def write_outputs(experiment: Experiment, folder: ResultsFolder, run: Mapping[str, Any]) -> Figures:
-    """Write the tables and the report of the samples that there are.
+    """Write the tables and the report of the samples made so far.
 
     Raises:
-        ConfigError: there are none, or they are of another experiment, and nothing is changed; or the folder cannot be
-            written.
+        ConfigError: the folder has no samples or those of another experiment, and no file is changed; or the folder
+            cannot be written.
     """
     _check_same(experiment, folder, run["setup"])
-    records = wanted_records(experiment, folder)
+    records = planned_records(experiment, folder)
     if not records:
         raise ConfigError(f"{folder.path} has no samples of {experiment.name!r} yet. Run it first.")
     arms = [arm.name for arm in experiment.content.arms]
@@ -60,15 +60,15 @@ def write_outputs(experiment: Experiment, folder: ResultsFolder, run: Mapping[st
 
 
 def _check_same(experiment: Experiment, folder: ResultsFolder, setup: Mapping[str, Any]) -> None:
-    """Refuse to read samples as those of another experiment: comparisons of other sizes would be dropped as broken."""
+    """Refuse samples of another experiment: comparisons with another number of samples would be dropped as broken."""
     names = ("name", "system", "control_of")
-    asked = [tuple(arm.get(name) for name in names) for arm in experiment.arms]
+    requested = [tuple(arm.get(name) for name in names) for arm in experiment.arms]
     made = [tuple(arm[name] for name in names) for arm in setup["arms"]]
     content = experiment.content
     limits = {"n": content.n, "max_tokens": content.max_tokens, **experiment.sampling}
-    if asked != made or any(setup.get(name) != value for name, value in limits.items()):
+    if requested != made or any(setup.get(name) != value for name, value in limits.items()):
         message = (
-            f"{folder.path} has samples of another experiment than this file now asks for: other arms, sampling or "
-            "limits. Give the folder of its own with --out, or leave --report-only out."
+            f"{folder.path} has samples of another experiment: its arms, sampling or limits differ from the file's. "
+            "Give this experiment its own folder with --out, or leave out --report-only."
         )
         raise ConfigError(message)

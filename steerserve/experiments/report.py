@@ -1,4 +1,4 @@
-"""An experiment's report: one page of HTML that needs nothing else, and whose every text is escaped."""
+"""An experiment's report: one self-contained page of HTML, in which every text is escaped."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment, FileSystemLoader
 
-from steerserve.experiments.charts import HEIGHT, WIDTH, Point, chart
+from steerserve.experiments.charts import HEIGHT, WIDTH, ChartPoint, chart
 from steerserve.experiments.curves import find_curves
 from steerserve.experiments.figures import BROKEN_REPETITION
 from steerserve.experiments.samples import planned
@@ -28,13 +28,13 @@ if TYPE_CHECKING:
     from steerserve.experiments.statistics import Estimate
 
 _MAX_TEXTS = 400
-"""Shown on the page; the file of samples has all."""
+"""Largest number of texts on the page; samples.jsonl has all."""
 _MAX_SIDE_EFFECTS = 8
 _CHARTED = ("kl", "repetition", "surprise")
 
 
 def _shown(value: object) -> object:
-    """Leave out of any text what a page cannot show; what the template itself wrote is good."""
+    """Replace what a page cannot show in a text; the template's own markup stays."""
     return plain(value) if isinstance(value, str) and not hasattr(value, "__html__") else value
 
 
@@ -49,7 +49,7 @@ _environment = Environment(
 
 @dataclass(frozen=True, slots=True)
 class Results:
-    """All that a report is made of."""
+    """The contents of a report."""
 
     experiment: Experiment
     run: Mapping[str, Any]
@@ -59,7 +59,7 @@ class Results:
 
 
 def render_report(results: Results) -> str:
-    """Write the page."""
+    """Return the page."""
     experiment, figures, run = results.experiment, results.figures, results.run
     records = list(results.records)
     labels = _labels(records)
@@ -76,7 +76,7 @@ def render_report(results: Results) -> str:
         findings=_findings(figures, labels),
         curves=[_curve(curve, figures, labels) for curve in find_curves(experiment)],
         comparisons=comparisons,
-        num_left_out=max(0, len({(one["key"], one["index"]) for one in records}) - len(comparisons)),
+        num_left_out=max(0, len({(record["key"], record["index"]) for record in records}) - len(comparisons)),
         num_done=len({record["key"] for record in records}),
         num_planned=len(planned(experiment)),
         side_effects=_side_effects(records, figures.arms),
@@ -85,7 +85,7 @@ def render_report(results: Results) -> str:
         run=run,
         session=run["sessions"][-1],
         made=time.strftime("%Y-%m-%d", time.gmtime(run["sessions"][-1]["started"])),
-        versions=list({tuple(one["versions"].items()): one["versions"] for one in run["sessions"]}.values()),
+        versions=list({tuple(part["versions"].items()): part["versions"] for part in run["sessions"]}.values()),
         setup=run["setup"],
         seeds=experiment.seeds,
         text=experiment.text,
@@ -107,13 +107,13 @@ def _number(value: float | None, digits: int, *, signed: bool = False) -> str:
 
 
 def _labels(records: Sequence[Record]) -> dict[str, str]:
-    """Return what is known of the features that are edited, as the receipts say it."""
+    """Return the labels of the edited features, as the receipts give them."""
     edits = [edit for record in records for edit in (record.get("steering") or {}).get("edits", [])]
     return {f"{edit['dictionary']}/{edit['feature']}": edit["label"] for edit in edits if edit.get("label")}
 
 
 def _arm(arm: Mapping[str, Any], records: Sequence[Record], labels: Mapping[str, str]) -> dict[str, Any]:
-    """Return what an arm was asked for, and what its first receipt says that it did."""
+    """Return an arm's settings, and what its first receipt says that it did."""
     own = [record for record in records if record["arm"] == arm["name"]]
     receipt: dict[str, Any] = next((record["steering"] for record in own if record.get("steering")), {})
     edits = [
@@ -123,10 +123,10 @@ def _arm(arm: Mapping[str, Any], records: Sequence[Record], labels: Mapping[str,
             if edit.get("feature") is not None
             else edit.get("vector", "vector"),
             "mean_change": _mean(
-                [one["steering"]["edits"][place]["mean_change"] for one in own if one.get("steering")]
+                [record["steering"]["edits"][index]["mean_change"] for record in own if record.get("steering")]
             ),
         }
-        for place, edit in enumerate(receipt.get("edits", []))
+        for index, edit in enumerate(receipt.get("edits", []))
     ]
     return {
         "name": arm["name"],
@@ -144,15 +144,15 @@ def _mean(values: Sequence[float]) -> float:
 
 def _findings(figures: Figures, labels: Mapping[str, str]) -> list[dict[str, Any]]:
     """Return, for each arm, the metrics whose interval excludes 0, in words."""
-    found = []
+    findings = []
     for arm in figures.arms[1:]:
-        said = []
+        sentences = []
         for metric in figures.metrics:
             difference = figures.cell(arm, metric.name).difference
             if difference is not None and difference.excludes_zero:
-                said.append(_sentence(metric, difference, labels))
-        found.append({"arm": arm, "said": said})
-    return found
+                sentences.append(_sentence(metric, difference, labels))
+        findings.append({"arm": arm, "sentences": sentences})
+    return findings
 
 
 def _sentence(metric: Metric, difference: Estimate, labels: Mapping[str, str]) -> str:
@@ -175,9 +175,9 @@ def _curve(curve: Curve, figures: Figures, labels: Mapping[str, str]) -> dict[st
     return {"title": curve.title, "charts": charts, "has_controls": bool(curve.controls), "labels": labels}
 
 
-def _points(doses: Sequence[Dose], metric: Metric, figures: Figures) -> list[Point]:
+def _points(doses: Sequence[Dose], metric: Metric, figures: Figures) -> list[ChartPoint]:
     means = ((arm, dose, figures.cell(arm, metric.name).mean) for arm, dose in doses)
-    return [Point(dose, mean.mean, mean.low, mean.high, arm) for arm, dose, mean in means if mean is not None]
+    return [ChartPoint(dose, mean.mean, mean.low, mean.high, arm) for arm, dose, mean in means if mean is not None]
 
 
 def _comparisons(results: Results) -> list[dict[str, Any]]:
@@ -217,14 +217,14 @@ def _column(record: Record, shades: Shades, *, is_first: bool) -> dict[str, Any]
         "kl": metrics.get("kl"),
         "repetition": metrics.get("repetition"),
         "is_broken": (metrics.get("repetition") or 0) > BROKEN_REPETITION,
-        "acts": [(f"{name}/{feature}", act) for name, found in acts.items() for feature, act in found.items()][:3],
+        "acts": [(f"{name}/{feature}", act) for name, own in acts.items() for feature, act in own.items()][:3],
         "is_cut": record.get("finish_reason") == "length",
     }
 
 
 def _side_effects(records: Sequence[Record], arms: Sequence[str]) -> list[dict[str, Any]]:
-    """Return the features that shifted most in each arm: by the sum of the shifts that its samples tell of."""
-    found = []
+    """Return the features that shifted most in each arm, by the sum of the shifts in its samples."""
+    effects = []
     for arm in arms[1:]:
         own = [record for record in records if record["arm"] == arm]
         shifts: dict[tuple[str, int], list[float]] = defaultdict(list)
@@ -248,5 +248,5 @@ def _side_effects(records: Sequence[Record], arms: Sequence[str]) -> list[dict[s
         for row in rows:
             row["share"] = round(100 * abs(row["change"]) / largest)
         if rows:
-            found.append({"arm": arm, "rows": rows, "num_samples": len(own)})
-    return found
+            effects.append({"arm": arm, "rows": rows, "num_samples": len(own)})
+    return effects

@@ -1,4 +1,4 @@
-"""Running an experiment: one comparison for each prompt and seed, kept as it comes, gone on with after a stop."""
+"""Running an experiment: one comparison for each prompt and seed, kept at once, continued after a stop."""
 
 from __future__ import annotations
 
@@ -32,20 +32,20 @@ async def run_experiment(
     weights: str | None = None,
     replace: bool = False,
 ) -> dict[str, Any]:
-    """Make the samples that are not there yet; return what all were made with, as `run.json` has it.
+    """Make the samples that are missing; return what all samples were made with, as `run.json` has it.
 
     Args:
-        experiment: What to run.
-        client: Whom to ask.
-        folder: Where samples are, and go.
-        observer: Sees the progress, and may stop it.
+        experiment: The experiment to run.
+        client: The server's client.
+        folder: Folder of the results.
+        observer: Sees the progress, and may stop the run.
         command: The command line, for the report.
-        weights: sha256 of the model's weights, where it is known.
-        replace: Forget the samples that are there, once it is sure that new ones can be made.
+        weights: SHA-256 of the model's weights, if known.
+        replace: Delete the existing samples, once the server has accepted the experiment.
 
     Raises:
-        ConfigError: the server refuses the experiment or went away, or the folder has samples of another.
-        StoppedError: the observer asked for it; the same command goes on.
+        ConfigError: the server refuses the experiment or cannot be reached, or the folder has another one's samples.
+        StoppedError: the observer asked to stop; the same command continues later.
     """
     try:
         served = await describe_server(client)
@@ -59,34 +59,34 @@ async def run_experiment(
     if replace:
         folder.clear()
     run = _run(folder, setup, experiment, served, command, weights)
-    wanted = planned(experiment)
+    plan = planned(experiment)
     size = len(experiment.content.arms) * experiment.content.n
-    done = folder.repaired({one.key: size for one in wanted})
+    done = folder.repaired({comparison.key: size for comparison in plan})
     folder.begin(run)
-    with observer.stage(f"Experiment {experiment.name}", len(wanted)) as progress:
+    with observer.stage(f"Experiment {experiment.name}", len(plan)) as progress:
         progress.update(len(done))
-        for one in wanted:
-            if one.key in done:
+        for comparison in plan:
+            if comparison.key in done:
                 continue
             if observer.should_stop():
-                raise StoppedError(_so_far("Stopped", len(done), len(wanted)))
+                raise StoppedError(_so_far("Stopped", len(done), len(plan)))
             try:
-                found = await _compared(experiment, client, one)
+                records = await _compared(experiment, client, comparison)
             except ServerError as error:
-                raise ConfigError(_so_far(error.message, len(done), len(wanted))) from error
-            folder.append(found)
-            done[one.key] = found
+                raise ConfigError(_so_far(error.message, len(done), len(plan))) from error
+            folder.append(records)
+            done[comparison.key] = records
             progress.update(len(done))
     return run
 
 
-def _so_far(why: str, num_done: int, num_wanted: int) -> str:
-    kept = f"{num_done} of {num_wanted} comparisons are kept; the same command goes on with the rest."
-    return f"{why.rstrip('.')}. {kept}"
+def _so_far(reason: str, num_done: int, num_planned: int) -> str:
+    kept = f"{num_done} of {num_planned} comparisons are kept; run the same command to continue."
+    return f"{reason.rstrip('.')}. {kept}"
 
 
 async def _probed(experiment: Experiment, client: AsyncServerClient) -> dict[str, Any]:
-    """Have every arm write one token: what is wrong with any is told now, and the receipts say what each does."""
+    """Have every arm generate one token: errors show before the run, and the receipts say what each arm does."""
     body = {
         **_shared(experiment),
         "messages": [{"role": "user", "content": _PROBE}],
@@ -107,21 +107,25 @@ def _shared(experiment: Experiment) -> dict[str, Any]:
     return {"arms": experiment.arms, **experiment.sampling, "store": False}
 
 
-async def _compared(experiment: Experiment, client: AsyncServerClient, one: Planned) -> list[Record]:
+async def _compared(experiment: Experiment, client: AsyncServerClient, comparison: Planned) -> list[Record]:
     body = {
         **_shared(experiment),
-        "messages": one.messages,
+        "messages": comparison.messages,
         "max_tokens": experiment.content.max_tokens,
         "n": experiment.content.n,
-        "seed": one.seed,
+        "seed": comparison.seed,
         "by_token": True,
     }
     try:
         answer = await client.post("/v1/compare", body)
     except InvalidRequestError as error:
-        raise experiment.refusal(f"prompts[{one.prompt}]: {error.message}", error.param) from error
-    prompt = experiment.content.prompts[one.prompt]
-    shared = {"key": one.key, "prompt": prompt if isinstance(prompt, str) else one.messages, "seed": one.seed}
+        raise experiment.refusal(f"prompts[{comparison.prompt}]: {error.message}", error.param) from error
+    prompt = experiment.content.prompts[comparison.prompt]
+    shared = {
+        "key": comparison.key,
+        "prompt": prompt if isinstance(prompt, str) else comparison.messages,
+        "seed": comparison.seed,
+    }
     return [
         {**shared, "arm": arm["name"], "control_of": arm.get("control_of"), **sample}
         for arm in answer["arms"]
@@ -132,11 +136,11 @@ async def _compared(experiment: Experiment, client: AsyncServerClient, one: Plan
 def _setup(
     experiment: Experiment, served: ServerDescription, probe: dict[str, Any], weights: str | None
 ) -> dict[str, Any]:
-    """Return what a sample depends on, beside its prompt and seed.
+    """Return everything that a sample depends on beside its prompt and seed.
 
-    Fingerprints name edits with the contents of their dictionaries, presets and doses having been looked up; the
-    hash of the probe's prompt stands for system prompts that presets bring, and for the model's template. What presets
-    say of sampling stands for nothing, as the experiment's own is sent.
+    A fingerprint covers an arm's edits with the contents of their dictionaries, presets and doses. The hash of the
+    probe's prompt covers the presets' system prompts and the model's template. The presets' sampling defaults have no
+    effect, since the experiment sends its own parameters.
     """
     probed = {arm["name"]: arm for arm in probe["arms"]}
     arms = [
@@ -163,16 +167,16 @@ def _run(
     command: str,
     weights: str | None,
 ) -> dict[str, Any]:
-    """Return what `run.json` is to say: the setup, and each session that added to it."""
+    """Return the content of `run.json`: the setup, and every session that added samples."""
     before = folder.run() or {}
     earlier = before.get("setup", {})
-    if setup["weights"] is None:  # a server does not tell its own: they stay those that are known
+    if setup["weights"] is None:  # a server does not report its weights, so an earlier value stays
         setup = {**setup, "weights": earlier.get("weights")}
     if before and (differing := _changed(earlier, setup)):
         changed = ", ".join(differing)
         message = (
             f"{folder.path} has samples of another experiment: {changed} differs. Give another folder with --out, or "
-            "begin anew with --replace."
+            "start again with --replace."
         )
         raise ConfigError(message)
     session = {"started": int(time.time()), "command": command, "versions": _versions(served), "weights": weights}
@@ -180,8 +184,8 @@ def _run(
         "digest": digest(setup),
         "setup": setup,
         "dictionaries": [
-            {key: one.get(key) for key in ("id", "hook", "architecture", "d_sae", "source", "sha256")}
-            for one in served.dictionaries
+            {key: dictionary.get(key) for key in ("id", "hook", "architecture", "d_sae", "source", "sha256")}
+            for dictionary in served.dictionaries
         ],
         "experiment": experiment.text,
         "sessions": [*before.get("sessions", []), session][-_MAX_SESSIONS:],
@@ -195,6 +199,6 @@ def _versions(served: ServerDescription) -> dict[str, Any]:
 
 def _changed(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
     changed = [name for name in after if name not in before or before[name] != after[name]]
-    if before.get("weights") is None and "weights" in changed:  # so far they were not known
+    if before.get("weights") is None and "weights" in changed:  # they were unknown before
         changed.remove("weights")
     return changed

@@ -1,7 +1,7 @@
-"""The folder of an experiment's results: what it was run with, and every sample, so that a run can go on.
+"""The folder of an experiment's results: its settings and every sample, so that a run can continue.
 
-`run.json` says what the samples depend on, `samples.jsonl` has a line for each. A line that a crash left half written,
-and a comparison of which lines are missing, are dropped when the folder is opened.
+`run.json` has what the samples depend on, `samples.jsonl` one line for each sample. A line that a crash left half
+written, and a comparison with missing lines, are dropped when the folder is opened.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ RUN_FILE, SAMPLES_FILE = "run.json", "samples.jsonl"
 _KEY_BYTES = 8
 
 Record = dict[str, Any]
-"""One sample with what it came from: `key`, `prompt`, `seed`, `arm`, and all that `/v1/compare` says of it."""
+"""One sample: `key`, `prompt`, `seed`, `arm`, and the sample object of `POST /v1/compare`."""
 
 
 def digest(value: object, size: int = 32) -> str:
-    """Name data that is JSON by its contents."""
+    """Return a hash of JSON data, `size` bytes in hexadecimal."""
     return hashlib.blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=size).hexdigest()
 
 
@@ -38,20 +38,20 @@ class Planned:
     """One comparison of an experiment: a prompt and a seed."""
 
     prompt: int
-    """Its place among the experiment's."""
+    """Index of the prompt in the experiment."""
     seed: int
     messages: list[dict[str, str]]
 
     @property
     def key(self) -> str:
-        """Names it by what it is, so that samples stay good when prompts are added or put in another order."""
+        """Hash of messages and seed, so that samples stay valid if prompts are added or reordered."""
         return digest([self.messages, self.seed], _KEY_BYTES)
 
 
 def planned(experiment: Experiment) -> list[Planned]:
     """Return the comparisons of an experiment: all seeds of a prompt, then those of the next."""
     return [
-        Planned(place, seed, messages) for place, messages in enumerate(experiment.prompts) for seed in experiment.seeds
+        Planned(index, seed, messages) for index, messages in enumerate(experiment.prompts) for seed in experiment.seeds
     ]
 
 
@@ -59,27 +59,27 @@ class ResultsFolder:
     """The files of one experiment."""
 
     def __init__(self, path: Path) -> None:
-        """Work in `path`, which is made when the first thing is written."""
+        """Use `path`, which is created with the first file."""
         self.path = path
         self._samples = path / SAMPLES_FILE
 
     def run(self) -> dict[str, Any] | None:
-        """Return what the samples were made with; None where there are none.
+        """Return the content of `run.json`; None if the file does not exist.
 
         Raises:
             ConfigError: the file cannot be read.
         """
         file = self.path / RUN_FILE
         try:
-            found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+            run: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
         except FileNotFoundError:
             return None
         except (OSError, ValueError) as error:
             raise ConfigError(f"{file} cannot be read: {error}. Give another folder with --out.") from error
-        return found
+        return run
 
     def begin(self, run: Mapping[str, Any]) -> None:
-        """Write what the samples are made with."""
+        """Write `run.json`."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             write_json(self.path / RUN_FILE, run)
@@ -87,7 +87,7 @@ class ResultsFolder:
             raise unwritable(self.path, error) from error
 
     def clear(self) -> None:
-        """Forget all samples.
+        """Delete all samples.
 
         Raises:
             ConfigError: the files cannot be removed.
@@ -99,31 +99,31 @@ class ResultsFolder:
             raise unwritable(self.path, error) from error
 
     def append(self, records: Sequence[Record]) -> None:
-        """Add the samples of one comparison, on disk when this returns."""
+        """Add the samples of one comparison; they are on the disk when this returns."""
         append_lines(self._samples, records)
 
     def repaired(self, sizes: Mapping[str, int]) -> dict[str, list[Record]]:
-        """Return the samples of each complete comparison, and drop what a crash left of others from the file.
+        """Return the samples of each complete comparison; drop incomplete comparisons from the file.
 
         Args:
-            sizes: The number of samples of the comparisons that are wanted; others are kept as they are.
+            sizes: The number of samples of each planned comparison, by key; other comparisons are left alone.
         """
-        found: dict[str, list[Record]] = {}
+        samples: dict[str, list[Record]] = {}
         lines = repaired_lines(self._samples)
         for record in lines:
-            found.setdefault(record["key"], []).append(record)
-        partial = {key for key, records in found.items() if key in sizes and len(records) != sizes[key]}
+            samples.setdefault(record["key"], []).append(record)
+        partial = {key for key, records in samples.items() if key in sizes and len(records) != sizes[key]}
         if partial:
             kept = [record for record in lines if record["key"] not in partial]
             _rewrite(self._samples, kept)
-        return {key: records for key, records in found.items() if key in sizes and key not in partial}
+        return {key: records for key, records in samples.items() if key in sizes and key not in partial}
 
 
 def append_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
-    """Add lines of JSON to a file, on disk when this returns.
+    """Add lines of JSON to a file; they are on the disk when this returns.
 
     Raises:
-        ConfigError: they cannot be written, as on a full disk; what was written of them is dropped by the next run.
+        ConfigError: the file cannot be written, such as on a full disk; the next run drops a partial write.
     """
     try:
         with path.open("a", encoding="utf-8") as file:
@@ -135,13 +135,16 @@ def append_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
 
 
 def unwritable(folder: Path, error: OSError) -> ConfigError:
-    """Return what to tell of a folder that cannot be written."""
-    kept = "What was kept before is there; the same command goes on."
-    return ConfigError(f"{folder} cannot be written: {error.strerror}. {kept} Or give another folder with --out.")
+    """Return the error for a folder that cannot be written."""
+    message = (
+        f"{folder} cannot be written: {error.strerror}. Earlier results are kept; run the same command to continue, or "
+        "give another folder with --out."
+    )
+    return ConfigError(message)
 
 
 def repaired_lines(path: Path) -> list[Record]:
-    """Return the lines of a file, and take off it what a crash left of one: else the next would be added to that.
+    """Return the lines of a file, and remove a partial last line, to which the next line would be added.
 
     Raises:
         ConfigError: the file cannot be read.
@@ -153,7 +156,7 @@ def repaired_lines(path: Path) -> list[Record]:
 
 
 def read_lines(path: Path) -> tuple[list[Record], bool]:
-    """Return the lines of a file up to the first that is broken, and whether that is all of it.
+    """Return the lines of a file up to the first broken one, and whether the file has no broken line.
 
     Raises:
         ConfigError: the file cannot be read.
@@ -169,7 +172,7 @@ def read_lines(path: Path) -> tuple[list[Record], bool]:
     for line in lines:
         try:
             record = json.loads(line)
-        except ValueError:  # what follows may be good, but cannot be trusted to be
+        except ValueError:  # the lines after a broken one cannot be trusted
             return records, False
         if not isinstance(record, dict):
             return records, False

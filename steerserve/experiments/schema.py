@@ -6,13 +6,14 @@ import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from steerserve.presets.schema import MAX_STOPS, PRESET_NAME, Number, Prompt, StopText
+from steerserve.wire.base import StrictModel
 
 SCHEMA_FILE = Path(__file__).with_name("experiment.schema.json")
-"""What editors check experiments with; `steerserve compare --schema` prints the same."""
+"""The JSON Schema by which editors check experiments; `steerserve compare --schema` prints the same."""
 MAX_ARMS = 16
 MAX_PROMPTS = 10_000
 MAX_SEEDS = 10_000
@@ -33,21 +34,19 @@ def _check_url(url: str) -> str:
     return url
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-
-class Message(_Strict):
+class PromptMessage(StrictModel):
     """One message of a conversation."""
 
-    role: Literal["system", "developer", "user", "assistant"] = Field(description="Who says it.")
-    content: Annotated[str, Field(max_length=1 << 20)] = Field(description="The text.")
+    model_config = ConfigDict(title="Message")
+
+    role: Literal["system", "developer", "user", "assistant"] = Field(description="Who says the message.")
+    content: Annotated[str, Field(max_length=1 << 20)] = Field(description="Text of the message.")
 
 
-class ArmFile(_Strict):
+class ArmFile(StrictModel):
     """One way of continuing every prompt."""
 
-    name: Name = Field(description="Names it in the report; no two are alike.")
+    name: Name = Field(description="Name of the arm in the report; each arm needs its own.")
     preset: PresetName | Annotated[list[PresetName], Field(min_length=1, max_length=16)] | None = Field(
         default=None, description="A preset, or several, added to `steering`."
     )
@@ -57,68 +56,78 @@ class ArmFile(_Strict):
         json_schema_extra={"anyOf": [{"type": "array"}, {"type": "string"}, {"type": "object"}]},
     )
     system: Annotated[str, Field(min_length=1, max_length=65_536)] | None = Field(
-        default=None, description="Its own system prompt, in place of the prompt's or before it."
+        default=None, description="The arm's system prompt, in place of the prompt's own or before it."
     )
     control_of: Name | None = Field(
-        default=None, description="The arm whose edits it repeats along random directions, of the same size."
+        default=None,
+        description="Name of an arm whose edits this control repeats along random directions, with the same size.",
     )
 
 
-class JudgeFile(_Strict):
-    """A language model that says which of two texts it prefers."""
+class JudgeFile(StrictModel):
+    """A language model that judges which of two texts is better."""
 
     url: Annotated[str, Field(max_length=2048), AfterValidator(_check_url)] = Field(
         description="An OpenAI-compatible endpoint, such as http://127.0.0.1:8000/v1."
     )
     model: Name = Field(description="The model's name there.")
-    criterion: Prompt = Field(description="What makes one answer the better one, in a sentence.")
+    criterion: Prompt = Field(description="What makes an answer better, in a sentence.")
     key_env: Annotated[str, Field(min_length=1, max_length=128)] = Field(
-        default="OPENAI_API_KEY", description="The environment variable with the key, where the endpoint wants one."
+        default="OPENAI_API_KEY", description="Environment variable with the endpoint's API key, if it needs one."
     )
 
 
-class Sampling(_Strict):
-    """Sent with every request, so that no preset's or server's defaults make arms differ by it."""
+class Sampling(StrictModel):
+    """Sampling parameters, sent with every request so that no defaults of presets or servers make arms differ."""
 
-    temperature: Number = Field(default=1.0, ge=0, le=2, description="0 is greedy.")
-    top_p: Number = Field(default=1.0, ge=0, le=1, description="Likeliest tokens with this share.")
-    top_k: int = Field(default=0, ge=0, le=1_000_000, description="Number of candidates; 0 is all.")
-    min_p: Number = Field(default=0.0, ge=0, le=1, description="Least share of the likeliest token's.")
-    presence_penalty: Number = Field(default=0.0, ge=-2, le=2, description="As in OpenAI's API; 0 is none.")
-    frequency_penalty: Number = Field(default=0.0, ge=-2, le=2, description="As in OpenAI's API; 0 is none.")
-    repetition_penalty: Number = Field(default=1.0, gt=0, le=10, description="1 is none.")
+    temperature: Number = Field(default=1.0, ge=0, le=2, description="Temperature; 0 is greedy.")
+    top_p: Number = Field(default=1.0, ge=0, le=1, description="Share of the likeliest tokens that are kept.")
+    top_k: int = Field(default=0, ge=0, le=1_000_000, description="Number of likeliest tokens that are kept; 0 is all.")
+    min_p: Number = Field(
+        default=0.0, ge=0, le=1, description="Smallest probability that is kept, as a share of the likeliest token's."
+    )
+    presence_penalty: Number = Field(default=0.0, ge=-2, le=2, description="Penalty as in OpenAI's API; 0 is none.")
+    frequency_penalty: Number = Field(default=0.0, ge=-2, le=2, description="Penalty as in OpenAI's API; 0 is none.")
+    repetition_penalty: Number = Field(default=1.0, gt=0, le=10, description="Penalty of repeated tokens; 1 is none.")
     stop: StopText | Annotated[list[StopText], Field(max_length=MAX_STOPS)] = Field(
-        default=[], description="A text, or a list of them, before which a sample ends; none by default."
+        default=[], description="A text, or a list of texts, before which a sample ends; none by default."
     )
 
 
 class ExperimentFile(Sampling):
-    """Prompts x arms x seeds: what `steerserve compare` runs."""
+    """An experiment of prompts x arms x seeds, which `steerserve compare` runs."""
 
     model_config = ConfigDict(title="steerserve experiment")
 
-    name: str = Field(pattern=PRESET_NAME, description="Names its folder of results.")
-    description: str = Field(default="", max_length=2000, description="What it is to find out, for the report.")
-    model: Annotated[str, Field(min_length=1, max_length=512)] | None = Field(
-        default=None, description="The model it is made for; refused on another. Any model if absent."
+    name: str = Field(pattern=PRESET_NAME, description="Name of the experiment and of its folder of results.")
+    description: str = Field(
+        default="", max_length=2000, description="What the experiment should find out, for the report."
     )
-    prompts: list[Prompt | Annotated[list[Message], Field(min_length=1, max_length=256)]] = Field(
-        min_length=1, max_length=MAX_PROMPTS, description="What the user says, or whole conversations."
+    model: Annotated[str, Field(min_length=1, max_length=512)] | None = Field(
+        default=None,
+        description="Model that the experiment was made for; another model refuses it. Any model if absent.",
+    )
+    prompts: list[Prompt | Annotated[list[PromptMessage], Field(min_length=1, max_length=256)]] = Field(
+        min_length=1, max_length=MAX_PROMPTS, description="Messages of the user, or whole conversations."
     )
     arms: list[ArmFile] = Field(
-        min_length=1, max_length=MAX_ARMS, description="The first is what the others are held against."
+        min_length=1, max_length=MAX_ARMS, description="The arms; the others are compared with the first."
     )
     seeds: (
         Annotated[int, Field(ge=1, le=MAX_SEEDS)] | Annotated[list[Seed], Field(min_length=1, max_length=MAX_SEEDS)]
-    ) = Field(default=1, description="A list, or how many: 3 is 0, 1 and 2.")
-    n: int = Field(default=1, ge=1, le=MAX_SAMPLES, description="Samples of each arm for one prompt and seed.")
-    max_tokens: int = Field(default=64, ge=1, le=MAX_TOKENS, description="Generated tokens at most.")
-    judge: JudgeFile | None = Field(default=None, description="Who compares the texts in pairs; optional.")
+    ) = Field(default=1, description="A list of seeds, or their number: 3 is 0, 1 and 2.")
+    n: int = Field(
+        default=1, ge=1, le=MAX_SAMPLES, description="Number of samples of each arm for one prompt and seed."
+    )
+    max_tokens: int = Field(default=64, ge=1, le=MAX_TOKENS, description="Largest number of generated tokens.")
+    judge: JudgeFile | None = Field(
+        default=None, description="Language model that compares the texts in pairs; optional."
+    )
 
     @model_validator(mode="after")
     def _no_seed_twice(self) -> ExperimentFile:
         if isinstance(self.seeds, list) and len(set(self.seeds)) < len(self.seeds):
-            problem = "a seed is there twice, and would give the same texts again; take one of them out"
+            problem = "a seed is listed twice and would give the same texts again; remove one of them"
             raise PydanticCustomError("preset", "{problem}", {"problem": problem, "field": "seeds"})
         return self
 

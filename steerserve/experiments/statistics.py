@@ -2,7 +2,7 @@
 
 Samples of one prompt are alike, so prompts are the units. From 20 of them on the interval is a percentile bootstrap
 that draws prompts. Of fewer it is Student's t on their means: a percentile bootstrap of 4 leaves out the truth in 18 %
-of the cases, for it has neither the variance's missing n / (n - 1) nor the t distribution's tails.
+of the cases, since it lacks the variance's factor n / (n - 1) and the tails of the t distribution.
 
 Source: Efron and Tibshirani, An Introduction to the Bootstrap (1993), sections 13.3 (percentile interval) and 8.3
 (resampling the units that are independent, here prompts); Cochran, Sampling Techniques (1977), section 6.3 (the
@@ -27,42 +27,38 @@ NUM_RESAMPLES = 4000
 LEVEL = 0.95
 SEED = 0
 MIN_PROMPTS = 3
-"""With fewer there is no interval: it would hold for those prompts alone, or be too wide to say anything."""
+"""Smallest number of prompts for an interval; with fewer it would hold for those alone, or be too wide to be useful."""
 MIN_BOOTSTRAPPED = 20
-"""Prompts from which on they are drawn."""
+"""Smallest number of prompts for the bootstrap."""
 ANY_NUMBER = (-math.inf, math.inf)
 _MAX_DRAWN = 1 << 22
-"""Prompts drawn at once, over some of the resamples."""
-_T_QUANTILES = (
-    *(4.302653, 3.182446, 2.776445, 2.570582, 2.446912, 2.364624, 2.306004, 2.262157, 2.228139),
-    *(2.200985, 2.178813, 2.160369, 2.144787, 2.131450, 2.119905, 2.109816, 2.100922),
-)
-"""Of 0.975, for `MIN_PROMPTS` - 1 degrees of freedom and more; numpy has none, and scipy is no dependency."""
+"""Largest number of prompts that are drawn at once."""
 
 Method = Literal["t", "bootstrap"]
 
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A mean, and how far it may be from that of all prompts like these."""
+    """A mean, with an interval for the mean over all prompts like these."""
 
     mean: float
     num_values: int
     num_prompts: int
     low: float | None = None
+    """Lower end of the interval; None if there are too few prompts for an interval."""
     high: float | None = None
-    """None where there are too few prompts for an interval."""
+    """Upper end of the interval; None like `low`."""
     method: Method | None = None
-    """How the interval was made."""
+    """How the interval was made; None without one."""
 
     @property
     def excludes_zero(self) -> bool:
-        """Whether the interval is above or below 0 as a whole."""
+        """Whether the whole interval is above 0, or below 0."""
         return self.low is not None and self.high is not None and (self.low > 0 or self.high < 0)
 
     @property
     def is_zero(self) -> bool:
-        """Whether all values are 0: then there is nothing to draw an interval around."""
+        """Whether the mean is 0 with an interval of no width, so all values are 0."""
         return self.mean == 0 and self.low in {None, 0} and self.high in {None, 0}
 
 
@@ -73,38 +69,40 @@ def estimate(
     bounds: tuple[float, float] = ANY_NUMBER,
     seed: int = SEED,
 ) -> Estimate | None:
-    """Return the mean of values, or of paired differences, with its interval; None without any.
+    """Return the mean of values, or of paired differences, with its interval; None without values.
 
     Args:
         values: Finite numbers.
-        prompts: Which prompt each is of.
-        bounds: What a value can be; the interval does not go over them.
-        seed: Of the resampling.
+        prompts: The prompt of each value.
+        bounds: Smallest and largest possible value; the interval stays within them.
+        seed: Seed of the resampling.
     """
     if not values:
         return None
     numbers = np.asarray(values, dtype=np.float64)
-    places = {name: place for place, name in enumerate(dict.fromkeys(prompts))}
-    units = np.array([places[name] for name in prompts])
+    indices = {prompt: index for index, prompt in enumerate(dict.fromkeys(prompts))}
+    units = np.array([indices[prompt] for prompt in prompts])
     sums = np.bincount(units, weights=numbers).astype(np.float64)
     counts = np.bincount(units).astype(np.float64)
-    mean, num_prompts = float(numbers.mean()), len(places)
+    mean, num_prompts = float(numbers.mean()), len(indices)
     if num_prompts < MIN_PROMPTS:
         return Estimate(mean, len(numbers), num_prompts)
     method: Method = "t" if num_prompts < MIN_BOOTSTRAPPED else "bootstrap"
-    if np.ptp(numbers) == 0:  # no rounding where all say the same
+    if np.ptp(numbers) == 0:  # equal values have no rounding errors
         return Estimate(mean, len(numbers), num_prompts, mean, mean, method)
     low, high = _t_interval(sums, counts) if method == "t" else _bootstrap_interval(sums, counts, seed)
     return Estimate(mean, len(numbers), num_prompts, max(low, bounds[0]), min(high, bounds[1]), method)
 
 
 def _t_interval(sums: NDArray[np.float64], counts: NDArray[np.float64]) -> tuple[float, float]:
-    """Return Student's interval; where prompts have equally many values, that of the prompts' means."""
+    """Return Student's interval; if prompts have equally many values, that of the prompts' means."""
+    from scipy.stats import t  # noqa: PLC0415 scipy takes half a second to load
+
     num_prompts, total = len(sums), counts.sum()
     mean = sums.sum() / total
     squares = float(np.square(sums - mean * counts).sum())
     error = math.sqrt(num_prompts / (num_prompts - 1) * squares) / total
-    reach = _T_QUANTILES[num_prompts - MIN_PROMPTS] * error
+    reach = float(t.ppf((1 + LEVEL) / 2, num_prompts - 1)) * error
     return float(mean - reach), float(mean + reach)
 
 
@@ -123,7 +121,7 @@ def _resampled_means(
     block = max(1, _MAX_DRAWN // num_units)
     means = []
     for start in range(0, NUM_RESAMPLES, block):
-        # How often each unit is drawn, a row for each resample: the same as drawing places, and one matrix product.
+        # How often each unit is drawn, one row a resample: the same as drawing indices, and one matrix product.
         size = min(block, NUM_RESAMPLES - start)
         drawn = generator.multinomial(num_units, np.full(num_units, 1 / num_units), size=size)
         means.append((drawn @ sums) / (drawn @ counts))

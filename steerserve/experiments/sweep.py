@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -11,6 +10,7 @@ import yaml
 
 from steerserve.core.errors import ConfigError
 from steerserve.experiments.schema import MAX_ARMS, SCHEMA_FILE
+from steerserve.presets.writing import schema_line
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -27,13 +27,13 @@ DEFAULT_PROMPTS = (
 
 @dataclass(frozen=True, slots=True)
 class Sweep:
-    """What is asked for on the command line."""
+    """The options of one sweep."""
 
     target: str
-    """A feature as `3857` or `res17/3857`, or a preset's name."""
+    """The swept feature, as `3857` or `res17/3857`, or a preset's name."""
     scales: tuple[float, ...]
     unit: str | None = "dose"
-    """Of features; None where the mode takes none."""
+    """Unit of a feature's scales; None if the mode takes no unit."""
     mode: str = "add"
     positions: str = "generated"
     prompts: tuple[str, ...] = DEFAULT_PROMPTS
@@ -41,30 +41,34 @@ class Sweep:
     max_tokens: int = 48
     temperature: float = 0.7
     controls: str = "largest"
-    """`none`, `largest` or `each`."""
+    """Which scales get a control arm: `none`, `largest` or `each`."""
 
     @property
     def name(self) -> str:
-        """What the experiment is called."""
+        """The experiment's name."""
         return "sweep-" + re.sub(r"[^a-z0-9._-]+", "-", self.target.lower())[:50]
 
 
 def sweep_file(sweep: Sweep, folder: Path) -> str:
-    """Return the YAML of a sweep that will lie in `folder`.
+    """Return the YAML of a sweep's experiment, for a file in `folder`.
 
     Raises:
-        ConfigError: there is nothing to sweep, or it would be too many arms.
+        ConfigError: no scale is left to sweep, or there would be too many arms.
     """
-    scales = [scale for scale in dict.fromkeys(sweep.scales) if scale or not _is_nothing_at_zero(sweep)]
+    scales = [scale for scale in dict.fromkeys(sweep.scales) if scale or not _is_baseline_at_zero(sweep)]
     if not scales:
-        raise ConfigError("--scales names no scale but 0, which is the baseline. Give some, such as 0.5,1,1.5,2.")
+        raise ConfigError(
+            "--scales names no scale but 0, which is the baseline. Give other scales, such as 0.5,1,1.5,2."
+        )
     arms: list[dict[str, Any]] = [{"name": "baseline"}]
     arms += [{"name": f"scale {scale:g}", "steering": _steering(sweep, scale)} for scale in scales]
     controlled = {"none": [], "largest": [max(scales, key=abs)], "each": scales}[sweep.controls]
     arms += [{"name": f"control {scale:g}", "control_of": f"scale {scale:g}"} for scale in controlled]
     if len(arms) > MAX_ARMS:
-        most = f"The sweep has {len(arms)} arms, and an experiment at most {MAX_ARMS}"
-        message = f"{most}. Give fewer scales, or --control none."
+        message = (
+            f"The sweep has {len(arms)} arms, and an experiment may have at most {MAX_ARMS}. Give fewer scales, or "
+            "--control none."
+        )
         raise ConfigError(message)
     head = {
         "name": sweep.name,
@@ -72,27 +76,22 @@ def sweep_file(sweep: Sweep, folder: Path) -> str:
         "prompts": list(sweep.prompts),
     }
     tail = {"seeds": sweep.num_seeds, "max_tokens": sweep.max_tokens, "temperature": sweep.temperature}
-    lines = [schema_line(folder), _dumped(head), "arms:\n"]
+    lines = [schema_line(folder, SCHEMA_FILE), _dumped(head), "arms:\n"]
     for arm in arms:
         dumped = yaml.safe_dump(arm, default_flow_style=True, sort_keys=False, allow_unicode=True, width=10_000)
         lines.append(f"  - {dumped}")
     return "".join([*lines, _dumped(tail)])
 
 
-def schema_line(folder: Path) -> str:
-    """Return the comment by which editors find the schema, for files in `folder`."""
-    return f"# yaml-language-server: $schema={os.path.relpath(SCHEMA_FILE, folder.resolve())}\n"
-
-
-def _is_nothing_at_zero(sweep: Sweep) -> bool:
+def _is_baseline_at_zero(sweep: Sweep) -> bool:
     return _FEATURE.fullmatch(sweep.target) is None or sweep.mode == "add"
 
 
 def _steering(sweep: Sweep, scale: float) -> object:
-    found = _FEATURE.fullmatch(sweep.target)
-    if found is None:
+    match = _FEATURE.fullmatch(sweep.target)
+    if match is None:
         return {"presets": [sweep.target], "strength": scale}
-    dictionary, feature = found.groups()
+    dictionary, feature = match.groups()
     edit: dict[str, Any] = {"dictionary": dictionary} if dictionary else {}
     edit |= {"feature": int(feature), "mode": sweep.mode, "scale": scale}
     if sweep.unit is not None and sweep.mode != "multiply":

@@ -1,4 +1,4 @@
-"""The results of an experiment as tables for other programs: samples and summary as CSV."""
+"""The results of an experiment as CSV tables: samples and summary."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _SUMMARY = (
 
 
 def write_samples(path: Path, records: Sequence[Record], figures: Figures) -> None:
-    """Write a row for each sample: where it comes from, its metrics, its text."""
+    """Write a row for each sample: its origin, its metrics, its text."""
     names = [metric.name for metric in figures.metrics]
     prompts: dict[str, int] = {}
     rows = []
@@ -34,8 +34,8 @@ def write_samples(path: Path, records: Sequence[Record], figures: Figures) -> No
         steering = record.get("steering") or {}
         own = [record.get(name) for name in _FROM_SAMPLE]
         divergence = (record.get("metrics") or {}).get("first_divergence")
-        known = {*feature_names(record)}
-        values = [metric_value(record, name) if "/" not in name or name in known else None for name in names]
+        features = {*feature_names(record)}
+        values = [metric_value(record, name) if "/" not in name or name in features else None for name in names]
         rows.append([prompt, *own, steering.get("fingerprint"), divergence, *values, record["text"]])
     header = ["prompt", *_FROM_SAMPLE, "fingerprint", "first_divergence", *names, "text"]
     _write(path, header, rows)
@@ -50,8 +50,8 @@ def write_summary(path: Path, figures: Figures) -> None:
     _write(path, _SUMMARY, rows)
 
 
-def _numbers(found: Estimate | None) -> list[float | None]:
-    return [None] * 4 if found is None else [found.num_values, found.mean, found.low, found.high]
+def _numbers(estimate: Estimate | None) -> list[float | None]:
+    return [None] * 4 if estimate is None else [estimate.num_values, estimate.mean, estimate.low, estimate.high]
 
 
 def _write(path: Path, header: Iterable[str], rows: Iterable[Iterable[object]]) -> None:

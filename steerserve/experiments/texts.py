@@ -1,4 +1,4 @@
-"""The texts of an experiment side by side: where each leaves the first arm's, and which tokens its features shade."""
+"""The texts of an experiment side by side: where each leaves the first arm's, and how strongly tokens are shaded."""
 
 from __future__ import annotations
 
@@ -12,29 +12,31 @@ if TYPE_CHECKING:
 
 LEVELS = 9
 _LEAST_SHARE = 0.04
-"""Of a feature's largest activation in the experiment; below it a token is not shaded."""
+"""Share of a feature's largest activation in the experiment, below which a token is not shaded."""
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 """Characters that a page cannot show."""
 
 Feature = tuple[str, str]
-"""A dictionary and the index of a feature."""
+"""A dictionary's id and the index of a feature."""
 
 
-class Piece(NamedTuple):
-    """Some text with one shade."""
+class ShadedText(NamedTuple):
+    """A part of a text with one shade."""
 
     text: str
     level: int
+    """Strength of the shade, 0 for none to `LEVELS`."""
     title: str
+    """The activation in words; empty without a shade."""
     is_shared: bool
-    """Whether the first arm's text is the same up to here."""
+    """Whether the first arm's text is the same up to this part."""
 
 
 class Shades:
-    """How strong an activation looks: by the feature's largest one in all texts of the experiment."""
+    """The shades of tokens, relative to a feature's largest activation in all texts of the experiment."""
 
     def __init__(self, records: Iterable[Record]) -> None:
-        """Look for the largest activation of each feature."""
+        """Find the largest activation of each feature."""
         self.peaks: dict[Feature, float] = {}
         for record in records:
             for feature, acts in _by_token(record).items():
@@ -44,7 +46,7 @@ class Shades:
     def of(
         self, features: Sequence[Feature], acts: Mapping[Feature, Sequence[float | None]], token: int
     ) -> tuple[int, str]:
-        """Return a token's level, by the strongest of `features`, and what to say of it."""
+        """Return a token's level, by the strongest of `features`, and its title."""
         best, title = 0.0, ""
         for feature in features:
             column = acts.get(feature, ())
@@ -56,26 +58,26 @@ class Shades:
 
 
 def edited_features(record: Record) -> list[Feature]:
-    """Return the features that a sample's edits name; those that were measured where it has none."""
+    """Return the features that a sample edits; all measured features if it edits none."""
     edits = (record.get("steering") or {}).get("edits", [])
     own = [(edit["dictionary"], str(edit["feature"])) for edit in edits if edit.get("feature") is not None]
     return list(dict.fromkeys(own)) or list(_by_token(record))
 
 
-def pieces_of(record: Record, shades: Shades) -> list[Piece]:
-    """Return a sample's text in pieces; tokens that are alike in everything are put together."""
+def pieces_of(record: Record, shades: Shades) -> list[ShadedText]:
+    """Return the parts of a sample's text; neighbouring tokens with equal shades are joined."""
     metrics = record.get("metrics") or {}
     divergence = metrics.get("first_divergence")
     acts, features = _by_token(record), edited_features(record)
     room = len(record["text"])
-    pieces: list[Piece] = []
-    for place, token in enumerate(metrics.get("tokens") or [record["text"]]):
+    pieces: list[ShadedText] = []
+    for index, token in enumerate(metrics.get("tokens") or [record["text"]]):
         text, room = token[:room], room - len(token[:room])
         if not text:
             continue
-        level, title = shades.of(features, acts, place)
-        is_shared = divergence is None or place < divergence
-        piece = Piece(plain(text), level, title, is_shared)
+        level, title = shades.of(features, acts, index)
+        is_shared = divergence is None or index < divergence
+        piece = ShadedText(plain(text), level, title, is_shared)
         if pieces and level == 0 == pieces[-1].level and is_shared == pieces[-1].is_shared:
             pieces[-1] = piece._replace(text=pieces[-1].text + piece.text)
         else:
@@ -84,10 +86,10 @@ def pieces_of(record: Record, shades: Shades) -> list[Piece]:
 
 
 def plain(text: str) -> str:
-    """Return text that a page can show: what it cannot is a replacement character."""
+    """Return text that a page can show: other characters become replacement characters."""
     return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
 def _by_token(record: Record) -> dict[Feature, list[float | None]]:
-    found: Mapping[str, Any] = (record.get("metrics") or {}).get("features_by_token") or {}
-    return {(name, feature): acts for name, columns in found.items() for feature, acts in columns.items()}
+    by_dictionary: Mapping[str, Any] = (record.get("metrics") or {}).get("features_by_token") or {}
+    return {(name, feature): acts for name, columns in by_dictionary.items() for feature, acts in columns.items()}

@@ -177,7 +177,7 @@ def test_mistakes_are_one_line(here: Path, capsys: pytest.CaptureFixture[str], m
     )
     (here / "file").touch()
     assert "cannot be written" in refused(capsys, monkeypatch, "compare", "little.yaml", "--out", "file/x")
-    assert "numbers with commas" in refused(capsys, monkeypatch, "sweep", "3", "--scales", "a,b")
+    assert "numbers separated by commas" in refused(capsys, monkeypatch, "sweep", "3", "--scales", "a,b")
     assert json.loads(ran("compare", "--schema").stdout)["title"] == "steerserve experiment"
 
 
@@ -201,7 +201,7 @@ def test_ctrl_c_ends_with_a_sentence_and_the_same_command_goes_on(here: Path, en
     _, said = process.communicate()
     killer.cancel()
     assert process.returncode == EXIT_STOPPED, said
-    assert "800 comparisons are kept; the same command goes on with the rest." in said.splitlines()[-1]
+    assert "800 comparisons are kept; run the same command to continue." in said.splitlines()[-1]
     assert "Traceback" not in said
     num_kept = len(samples.read_text().splitlines())
     assert num_kept % 3 == 0

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from steerserve.core.errors import ConfigError
-from steerserve.experiments.charts import HEIGHT, WIDTH, Point, chart
+from steerserve.experiments.charts import HEIGHT, WIDTH, ChartPoint, chart
 from steerserve.experiments.curves import find_curves
 from steerserve.experiments.experiment import parse_experiment
 from steerserve.experiments.sweep import Sweep, sweep_file
@@ -94,7 +94,11 @@ def test_a_sweep_of_nothing_or_too_much_is_refused(sweep: Sweep, tmp_path: Path)
 
 
 def test_points_lie_within_the_chart_and_ticks_are_round() -> None:
-    points = [Point(0, 0.0, None, None, "a"), Point(1, 0.3, 0.1, 0.55, "b"), Point(2, 0.9, 0.8, 1.05, "c")]
+    points = [
+        ChartPoint(0, 0.0, None, None, "a"),
+        ChartPoint(1, 0.3, 0.1, 0.55, "b"),
+        ChartPoint(2, 0.9, 0.8, 1.05, "c"),
+    ]
     drawn = chart("KL", "doses", points, points[1:], None)
     marks = [mark for line in drawn["lines"] for mark in line["marks"]]
     assert all(0 <= mark["x"] <= WIDTH and 0 <= mark["y"] <= HEIGHT for mark in marks)
@@ -107,6 +111,6 @@ def test_points_lie_within_the_chart_and_ticks_are_round() -> None:
 
 @pytest.mark.parametrize("value", [0.0, 5.0, -2.0, 1e-9, 1e9])
 def test_a_chart_of_equal_values_can_be_drawn(value: float) -> None:
-    drawn = chart("x", "y", [Point(0, value, value, value, "a"), Point(1, value, None, None, "b")], [], 0.2)
+    drawn = chart("x", "y", [ChartPoint(0, value, value, value, "a"), ChartPoint(1, value, None, None, "b")], [], 0.2)
     assert all(0 <= mark["y"] <= HEIGHT for mark in drawn["lines"][0]["marks"])
     assert 1 <= len(drawn["y_ticks"]) <= 12

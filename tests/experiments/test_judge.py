@@ -153,7 +153,7 @@ async def test_a_judge_that_takes_whatever_comes_first_prefers_nobody(
     ],
 )
 def test_a_reply_is_read_for_the_answer_and_not_for_an_article(reply: str, verdict: str | None) -> None:
-    found = [_score(reply, mine=mine) for mine in ("a", "b")]
+    found = [_score(reply, own=mine) for mine in ("a", "b")]
     assert found == {"a": [1, 0], "b": [0, 1], "tie": [0.5, 0.5], None: [None, None]}[verdict]
 
 
@@ -170,7 +170,7 @@ async def test_nothing_is_asked_twice_and_another_criterion_is_another_question(
 ) -> None:
     endpoint, pairs = serve(by_sea), pairs_of(*((f"a{place}", f"b{place}") for place in range(6)))
     judge = judge_at(endpoint.url)
-    with pytest.raises(StoppedError, match="same command goes on"):
+    with pytest.raises(StoppedError, match="same command to continue"):
         await judge_pairs(judge, pairs, tmp_path, None, Follower(1))
     assert len(endpoint.asked) == 8
     file = tmp_path / JUDGEMENTS_FILE

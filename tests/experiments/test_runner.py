@@ -140,7 +140,7 @@ async def test_arms_differ_by_nothing_that_a_preset_says_of_sampling(
 async def test_a_run_that_was_stopped_anywhere_goes_on_to_the_same_samples(tiny: Runtime, tmp_path: Path) -> None:
     await run(tiny, tmp_path / "whole", experiment_of())
     part = tmp_path / "part"
-    with pytest.raises(StoppedError, match="1 of 4 comparisons are kept; the same command goes on"):
+    with pytest.raises(StoppedError, match="1 of 4 comparisons are kept; run the same command to continue"):
         await run(tiny, part, experiment_of(), until=1)
     file = part / SAMPLES_FILE
     first = file.read_bytes()
@@ -274,7 +274,7 @@ async def test_a_busy_server_is_asked_again_and_a_failing_one_ends_the_run_which
 ) -> None:
     failing = Failing(create_app(tiny), [429, None, 503, 409, None, None, 500])
     client, experiment = AsyncServerClient.inside(failing, None, max_attempts=8), experiment_of()
-    with pytest.raises(ConfigError, match=r"Too much\. 2 of 4 comparisons are kept; the same command goes on"):
+    with pytest.raises(ConfigError, match=r"Too much\. 2 of 4 comparisons are kept; run the same command to continue"):
         await run_experiment(experiment, client, ResultsFolder(tmp_path), Follower(), command="x")
     await run_experiment(experiment, client, ResultsFolder(tmp_path), Follower(), command="x")
     await client.close()
