@@ -1,6 +1,6 @@
 """The same server as a Ray Serve deployment: `serve run steerserve.ray_app:application config=steerserve.yaml`.
 
-Each replica is a whole server with its own model; Ray spreads requests over them.
+Each replica is a whole server with its own model; Ray distributes the requests among them.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def application(args: dict[str, str]) -> Application:
 
     def build_app() -> object:
         limit_spinning(os.environ)
-        from steerserve.core.settings_sources import load_settings  # noqa: PLC0415 torch loads in the replica, after the line above
+        from steerserve.core.settings_sources import load_settings  # noqa: PLC0415 torch is loaded in the replica, after the line above
         from steerserve.runtime import build_runtime  # noqa: PLC0415
         from steerserve.server.app import create_app  # noqa: PLC0415
 

@@ -1,4 +1,4 @@
-"""The composition root: builds the model, the dictionaries and the engine, and wires them together."""
+"""The composition root: builds the model, the dictionaries and the engine, and connects them."""
 
 from __future__ import annotations
 
@@ -36,26 +36,26 @@ _log = logging.getLogger(__name__)
 
 
 class Runtime(ServedModel):
-    """A served model with what runs beside it: jobs, kept comparisons, and a watch over the preset files."""
+    """A served model together with jobs, kept comparisons and the polling of preset files."""
 
     engine: SlotEngine
 
     def __init__(self, settings: Settings, lens: LensModel, loader: DictionaryLoader, engine: SlotEngine) -> None:
-        """Keep the parts; `build_runtime` makes them."""
+        """Keep the parts that `build_runtime` makes."""
         super().__init__(settings, lens, loader, engine)
         self.jobs = Supervisor(settings.dictionary_dirs[0], settings.jobs, self.dictionary_library.load)
-        """Call it from any thread but that of an event loop."""
-        # Pools of their own: calls that wait for a disk or a hub must not delay the tokenising of long prompts.
+        """The supervisor of the jobs. Not for an event loop."""
+        # Separate pools: calls that wait for a disk or a hub must not delay the tokenising of long prompts.
         self.job_calls = Pool("job-calls", 4)
         self.load_calls = Pool("loads", 4)
         self.comparisons = ComparisonStore(settings.dictionary_dirs[0] / COMPARISONS_FOLDER)
         self._preset_poll = PresetPoll(self.presets.snapshot)
 
     def start(self, *, with_jobs: bool = True) -> None:
-        """Start generating; if `with_jobs`, continue the unfinished jobs and watch the preset files too.
+        """Start generating; with `with_jobs`, also continue unfinished jobs and poll the preset files.
 
         Raises:
-            ConfigError: the jobs of an earlier server cannot be read.
+            ConfigError: the saved jobs cannot be read.
         """
         if with_jobs:
             self.jobs.start()
@@ -63,7 +63,7 @@ class Runtime(ServedModel):
         super().start()
 
     def stop(self) -> None:
-        """Let jobs save their progress, and stop generating; requests under way end with an error."""
+        """Stop jobs, which save their progress, and stop generating; running requests end with an error."""
         self._is_stopping = True
         self.jobs.stop()
         self._preset_poll.stop()
@@ -73,14 +73,14 @@ class Runtime(ServedModel):
 
 
 def build_runtime(settings: Settings) -> Runtime:
-    """Load the model and the dictionaries, with progress on stderr; the engine is not started yet.
+    """Load the model and the dictionaries, with progress on stderr. The engine is not started.
 
     Raises:
         StartupError: the model or a dictionary cannot be used.
     """
     if settings.engine.threads is not None:
         torch.set_num_threads(settings.engine.threads)
-    for entry in settings.dictionaries:  # before a model is fetched and loaded for nothing
+    for entry in settings.dictionaries:  # a wrong source is found before a model is fetched and loaded
         locate_dictionary(entry.source, settings.allowed_dictionary_dirs)
     files = fetch_model(
         settings.model.source, cache_dir=settings.cache_dir, trust_remote_code=settings.model.trust_remote_code
@@ -123,7 +123,7 @@ def _loader(
 def _build_runner(settings: Settings, lens: LensModel, median_norms: Mapping[str, float]) -> Runner:
     context = settings.engine.context
     if context > lens.max_context:
-        _log.info("engine.context is %s, and %s reads %s tokens: taking that", context, lens.id, lens.max_context)
+        _log.info("engine.context is %s; reduced to the %s tokens that %s reads", context, lens.max_context, lens.id)
         context = lens.max_context
     _check_cache_memory(lens, settings.engine.slots, context)
     runner = Runner(lens, settings.engine.slots, context, median_norms)
@@ -132,11 +132,11 @@ def _build_runner(settings: Settings, lens: LensModel, median_norms: Mapping[str
 
 
 def _check_cache_memory(lens: LensModel, num_slots: int, context: int) -> None:
-    """Refuse slots that would not fit into memory, before they fill it."""
+    """Check that the slots fit into the free memory, before they fill it."""
     needed, free = num_slots * context * lens.cache_bytes_per_token, lens.free_bytes()
     if needed > free:
         message = (
-            f"{num_slots} slots of {context} tokens need {needed / 1e9:.1f} GB for keys and values, and "
-            f"{free / 1e9:.1f} GB are free on {lens.device}. Set smaller engine.slots or engine.context."
+            f"{num_slots} slots of {context} tokens need {needed / 1e9:.1f} GB for keys and values, but only "
+            f"{free / 1e9:.1f} GB are free on {lens.device}. Set a smaller engine.slots or engine.context."
         )
         raise ConfigError(message)

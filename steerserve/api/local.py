@@ -21,7 +21,7 @@ from steerserve.requests.answers.chat import ChatWriter
 from steerserve.requests.answers.comparison import ComparisonWriter
 from steerserve.requests.answers.completions import CompletionWriter
 from steerserve.requests.comparison import prepare_comparison
-from steerserve.requests.comparison_running import ComparisonGeneration, TextDelta
+from steerserve.requests.comparison_running import ComparisonGeneration
 from steerserve.requests.contrast import contrast
 from steerserve.requests.generation import prepare_chat, prepare_completion
 from steerserve.requests.inspection import inspect
@@ -108,10 +108,7 @@ class LocalBackend:
             )
             writer = ComparisonWriter(self._runtime, request, prepared, generation)
             with generation:
-                async for items in generation.updates():
-                    for item in items:
-                        if not isinstance(item, TextDelta):
-                            writer.done(item)
+                await writer.write_samples()
             whole = await asyncio.to_thread(writer.kept, self._runtime.comparisons)
             return whole.model_dump(mode="json")
 

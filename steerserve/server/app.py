@@ -47,8 +47,8 @@ if TYPE_CHECKING:
 
 _DESCRIPTION = (
     "OpenAI's API for one language model, with edits of sparse-autoencoder features in the field `steering` of every "
-    "generating request. Unknown top-level fields are ignored, null means left out, and a documented field that is "
-    "not supported is refused."
+    "generating request. Unknown top-level fields are ignored, null means that a field was left out, and documented "
+    "fields that are not supported are refused."
 )
 _API_ROUTERS = (
     chat.router,
@@ -68,7 +68,7 @@ _API_ROUTERS = (
 
 
 def create_app(runtime: Runtime) -> FastAPI:
-    """Build the application that serves `runtime`, which whoever calls this starts and stops."""
+    """Build the application that serves `runtime`; the caller starts and stops `runtime`."""
     metrics = Metrics(runtime)
     origins = list(runtime.settings.server.cors_origins)
     cors = Middleware(
@@ -85,7 +85,7 @@ def create_app(runtime: Runtime) -> FastAPI:
         description=_DESCRIPTION,
         redirect_slashes=False,
         redoc_url=None,
-        # The first is the outermost: answers of the others carry an id and a log line too.
+        # The first is the outermost: the answers of the others get an id and a log line too.
         middleware=[
             Middleware(RequestTracing, metrics=metrics),
             *([cors] if origins else []),
@@ -96,7 +96,7 @@ def create_app(runtime: Runtime) -> FastAPI:
     app.state.metrics = metrics
     install_error_handlers(app)
     for router in _API_ROUTERS:
-        app.include_router(router, responses=error_responses())
+        app.include_router(router, responses=error_responses(401, 404))
     app.include_router(operations.router)
     bodies: list[type[BaseModel]] = [
         ChatCompletionRequest,

@@ -1,4 +1,4 @@
-"""Reading a JSON body: within the limit, as strict JSON, into a schema."""
+"""Reading a JSON body: within the size limit, as strict JSON, into a schema."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ Model = TypeVar("Model", bound=RequestModel)
 
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _DRAIN_FACTOR = 16
-"""A body over the limit is read (and thrown away) up to this many times the limit before the answer."""
+"""A body over the limit is read and discarded, up to this multiple of the limit, before the answer is sent."""
 
 
 def json_body(model: type[Model]) -> Callable[..., Awaitable[Model]]:
-    """Make the dependency that reads the request's body as `model`.
+    """Return the dependency that reads the request's body as `model`.
 
-    Not a FastAPI body parameter: FastAPI reads those before it checks keys, without a limit, and takes NaN.
+    This is not a FastAPI body parameter: FastAPI reads those before it checks keys, without a limit, and accepts NaN.
     """
 
     async def read(request: Request, runtime: RuntimeDep) -> Model:
@@ -40,7 +40,7 @@ def parse_json(body: bytes) -> Any:  # noqa: ANN401 JSON is anything
     """Parse strict JSON: finite numbers, whole characters, no key twice, not nested over 200 levels.
 
     Raises:
-        InvalidRequestError: it is not; the message says where.
+        InvalidRequestError: the body is not strict JSON; the message says where.
     """
     try:
         return jiter.from_json(body.removeprefix(_BYTE_ORDER_MARK), allow_inf_nan=False, catch_duplicate_keys=True)
@@ -49,27 +49,27 @@ def parse_json(body: bytes) -> Any:  # noqa: ANN401 JSON is anything
 
 
 def _check_content_type(request: Request) -> None:
-    # A browser sends other types to any server without asking first; JSON it does not.
+    # Web pages can make a browser send other types to any server; JSON needs the server's permission (CORS).
     sent = request.headers.get("content-type", "")
     kind = content_type_of(request)
     if kind != "application/json" and not (kind.startswith("application/") and kind.endswith("+json")):
-        got = f"not {sent[:100]!r}" if sent else "and there was none"
+        got = f"not {sent[:100]!r}" if sent else "which is missing"
         message = f"The request body must be JSON with the header 'Content-Type: application/json', {got}."
         raise InvalidRequestError(message)
 
 
 def content_type_of(request: Request) -> str:
-    """Return the type that a body is said to have, without parameters such as the character set."""
+    """Return the body's content type, without parameters such as the character set."""
     return request.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
 async def read_body(request: Request, limit: int) -> bytes:
-    """Read the body, counting what arrives: a chunked body announces no length.
+    """Read the body, counting the bytes that arrive, because a chunked body announces no length.
 
-    A client that is still sending would see a broken connection and not the answer, so some of the rest is read too.
+    Some of a body that is too large is read too: a client that is still sending would not see the answer.
 
     Raises:
-        BodyTooLargeError: it is over the limit.
+        BodyTooLargeError: the body is over the limit.
     """
     announced = request.headers.get("content-length", "0")
     is_over = (
@@ -91,4 +91,4 @@ async def read_body(request: Request, limit: int) -> bytes:
 
 
 def _too_large(limit: int) -> BodyTooLargeError:
-    return BodyTooLargeError(f"The request body is over this server's limit of {limit} bytes. Send a shorter one.")
+    return BodyTooLargeError(f"The request body is over this server's limit of {limit} bytes. Send a smaller one.")

@@ -1,4 +1,4 @@
-"""What routes are given: the runtime and the metrics of their app."""
+"""The parameters of routes: the runtime and the metrics of their app."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def get_metrics(request: Request) -> Metrics:
 
 
 def summary_of(request: Request) -> RequestSummary:
-    """Return what the log line of this request will say."""
+    """Return the summary of this request, which is logged when the request is over."""
     return cast("RequestSummary", request.state.summary)
 
 

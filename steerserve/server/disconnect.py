@@ -1,4 +1,4 @@
-"""Noticing that a client went away while its answer is being made."""
+"""Noticing that a client disconnected before its answer is ready."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ Result = TypeVar("Result")
 
 
 async def unless_disconnected(request: Request, work: Coroutine[Any, Any, Result]) -> Result:
-    """Return what `work` returns, or cancel it when the client goes away first.
+    """Return the result of `work`, or cancel it if the client disconnects first.
 
-    The body must have been read: what comes next from the client can only be its going away. Asking for that from time
-    to time (`Request.is_disconnected`) is too late for a slot to be free before the next step.
+    The body must have been read, so that the next message from the client can only be its disconnection. Polling
+    `Request.is_disconnected` would be too late to free a slot before the next step.
 
     Raises:
-        ClientDisconnect: the client went away; nobody reads an answer.
+        ClientDisconnect: the client disconnected.
     """
     working = asyncio.ensure_future(work)
-    leaving = asyncio.ensure_future(_departure(request))
+    leaving = asyncio.ensure_future(_disconnection(request))
     try:
         await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
         if working.done():
@@ -38,6 +38,6 @@ async def unless_disconnected(request: Request, work: Coroutine[Any, Any, Result
         await asyncio.gather(working, leaving, return_exceptions=True)
 
 
-async def _departure(request: Request) -> None:
+async def _disconnection(request: Request) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass

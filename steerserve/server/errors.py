@@ -1,4 +1,4 @@
-"""From errors to HTTP: the only table from error classes to statuses, and OpenAI's error object."""
+"""From errors to HTTP answers: the only table of statuses by error class, and OpenAI's error object."""
 
 from __future__ import annotations
 
@@ -39,31 +39,31 @@ _STATUSES: Mapping[type[errors.SteerserveError], tuple[int, str]] = {
     errors.EngineError: (500, SERVER_ERROR),
     errors.SteerserveError: (500, SERVER_ERROR),
 }
-"""A class without an entry takes that of the nearest class it is derived from."""
+"""Status and type of error by class; a class without an entry has that of its nearest base class."""
 
 
 def install_error_handlers(app: FastAPI) -> None:
-    """Make every refusal of `app` an OpenAI error object."""
+    """Make `app` answer every error with an OpenAI error object."""
     app.add_exception_handler(errors.SteerserveError, _answer_own_error)
     app.add_exception_handler(HTTPException, _answer_http_error)
     app.add_exception_handler(RequestValidationError, _answer_validation_error)
 
 
 def error_body(error: errors.SteerserveError) -> ErrorBody:
-    """Write `error` as OpenAI's error object, all four keys always."""
+    """Write `error` as OpenAI's error object, always with all four keys."""
     _, kind = _status_of(error)
     return ErrorBody(error=ErrorDetail(message=error.message, type=kind, param=error.param, code=error.code))
 
 
 def error_response(error: errors.SteerserveError) -> Response:
-    """Answer with the status, headers and body that `error` has."""
+    """Return the answer to `error`, with its status, headers and body."""
     status, _ = _status_of(error)
     return _response(status, error_body(error), _headers(error))
 
 
 def internal_error_response() -> Response:
-    """Answer for a bug of ours: says nothing of what happened inside."""
-    message = "The server failed to answer this request because of an error of its own. Its log says more."
+    """Return the answer to an unexpected error, which reveals nothing about the error."""
+    message = "The server failed to answer this request because of an internal error. Its log says more."
     return _response(500, ErrorBody(error=ErrorDetail(message=message, type=SERVER_ERROR, param=None, code=None)))
 
 
@@ -88,7 +88,7 @@ async def _answer_own_error(_request: Request, error: Exception) -> Response:
 
 
 async def _answer_validation_error(_request: Request, error: Exception) -> Response:
-    """Answer for a query or path parameter that FastAPI refused; bodies are read by `body.py`."""
+    """Answer to an invalid query or path parameter, which FastAPI refused; bodies are checked in `body.py`."""
     details = error.errors() if isinstance(error, RequestValidationError) else []
     bare = [{**detail, "loc": detail["loc"][1:]} for detail in details]
     return error_response(request_error(bare, {part: None for detail in bare for part in detail["loc"]}))
@@ -114,7 +114,7 @@ async def _answer_http_error(request: Request, error: Exception) -> Response:
 
 
 def _methods_of(request: Request) -> list[str]:
-    """Return what the URL takes: routes of one path have a method each, and Starlette tells of the first alone."""
+    """Return the methods of a URL; Starlette's own answer names only those of the first route of the path."""
     scopes = {method: {**request.scope, "method": method} for method in _METHODS}
     routes = request.app.routes
     return [name for name in _METHODS if any(route.matches(scopes[name])[0] is Match.FULL for route in routes)]

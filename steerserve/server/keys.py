@@ -1,4 +1,4 @@
-"""API keys with two scopes: `inference` for the routes under /v1, `admin` for those under /admin (and /v1 too)."""
+"""API keys with two scopes: `inference` for routes under /v1, `admin` for routes under /admin and /v1."""
 
 from __future__ import annotations
 
@@ -18,37 +18,38 @@ if TYPE_CHECKING:
 
     from pydantic import SecretStr
 
-_BEARER = HTTPBearer(auto_error=False, description="A key from the server's configuration; none if it has none.")
+_BEARER = HTTPBearer(auto_error=False, description="A key of the server's configuration, if it has any.")
 Credentials = Annotated[HTTPAuthorizationCredentials | None, Depends(_BEARER)]
 _FORWARDED = ("forwarded", "x-forwarded-for", "x-real-ip")
 
 
 def require_inference(request: Request, runtime: RuntimeDep, _documented: Credentials) -> None:
-    """Let a request pass that may generate: any does where no keys are configured.
+    """Check that a request may use the routes under /v1; if no keys are configured, every request may.
 
     Raises:
-        AuthenticationError: there is no key, or one that is not known.
+        AuthenticationError: the key is missing or unknown.
     """
     settings = runtime.settings.server
     if settings.api_keys or settings.admin_keys:
         token = _bearer_token(request)
-        # Both lists are always compared, so that the time taken does not tell which list a key is near.
+        # Both lists are always compared, so that the time taken does not reveal which list has the key.
         if not _matches(token, settings.api_keys) | _matches(token, settings.admin_keys):
             raise _unknown_key()
 
 
 def require_admin(request: Request, runtime: RuntimeDep, _documented: Credentials) -> None:
-    """Let a request pass that may administrate: without any keys, only one from this machine.
+    """Check that a request may use the routes under /admin; if no keys are configured, only local requests may.
 
     Raises:
-        AuthenticationError: there is no key, or one that is not known.
-        PermissionDeniedError: the key has no admin scope, or there are no keys and the request is not local.
+        AuthenticationError: the key is missing or unknown.
+        PermissionDeniedError: the key is not an admin key, or no keys are configured and the request is not local.
     """
     settings = runtime.settings.server
     if not settings.api_keys and not settings.admin_keys:
         if not is_local(request):
             message = (
-                "Without keys, this route answers this machine alone. Configure an admin key (STEERSERVE_ADMIN_KEY)."
+                "No keys are configured, so this route accepts only requests from the server's own machine. Configure "
+                "an admin key (STEERSERVE_ADMIN_KEY)."
             )
             raise PermissionDeniedError(message)
         return
@@ -63,10 +64,10 @@ def require_admin(request: Request, runtime: RuntimeDep, _documented: Credential
 
 
 def is_local(request: Request) -> bool:
-    """Tell whether a request was made on this machine, by something that a person there runs.
+    """Tell whether a request comes from this machine, and neither through a proxy nor from a foreign web page.
 
-    The address alone does not say so: a proxy on this machine has it, and so has a web page of somebody else's in a
-    browser here (directly, or with a host name of its own that it points at this machine).
+    The address is not enough: a proxy on this machine has a local address, and so has a foreign web page in a browser
+    on it, which connects directly or through a host name that resolves to this machine.
     """
     client = request.client.host if request.client is not None else ""
     origin = request.headers.get("origin")
@@ -85,16 +86,16 @@ def _bearer_token(request: Request) -> bytes:
             "You didn't provide an API key. Send one of this server's keys in the header 'Authorization: Bearer KEY'."
         )
         raise AuthenticationError(message)
-    return token.strip().encode("latin-1")  # as it came: headers are bytes, which Starlette reads as Latin-1
+    return token.strip().encode("latin-1")  # the bytes as sent: Starlette decodes headers as Latin-1
 
 
 def _matches(token: bytes, keys: Iterable[SecretStr]) -> bool:
-    """Compare with every key, in a time that depends on neither what they hold nor how long they are."""
+    """Compare with every key, in a time that depends neither on the contents nor on the lengths of the keys."""
     digest = hashlib.sha256(token).digest()
-    is_found = False
+    is_match = False
     for key in keys:
-        is_found |= hmac.compare_digest(digest, hashlib.sha256(key.get_secret_value().encode()).digest())
-    return is_found
+        is_match |= hmac.compare_digest(digest, hashlib.sha256(key.get_secret_value().encode()).digest())
+    return is_match
 
 
 def _unknown_key() -> AuthenticationError:

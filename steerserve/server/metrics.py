@@ -1,6 +1,6 @@
-"""Prometheus metrics, named as vLLM names them, under the prefix `steerserve_`.
+"""Prometheus metrics with vLLM's names and the prefix `steerserve_`.
 
-Counts of the engine are read from the runtime when they are asked for; what only the HTTP side sees is kept here.
+The engine's counters are read from the runtime whenever the metrics are; those of the HTTP side are kept here.
 """
 
 from __future__ import annotations
@@ -26,45 +26,45 @@ _FAST_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 
 _SLOW_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0, 160.0, 640.0, 2560.0)
 _TOKENS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000, 20_000, 50_000, 100_000)
 _GAUGES = {
-    "num_requests_running": "Sequences that generate now.",
-    "num_requests_waiting": "Sequences that wait for a slot.",
-    "num_slots": "Sequences that can generate at the same time.",
-    "kv_cache_usage_perc": "Share of the cache of keys and values that is in use; 1 is all of it.",
+    "num_requests_running": "Number of sequences that are generating.",
+    "num_requests_waiting": "Number of sequences that wait for a slot.",
+    "num_slots": "Number of sequences that can generate at the same time.",
+    "kv_cache_usage_perc": "Share of the key-value cache that is in use, from 0 to 1.",
 }
 _COUNTERS = {
-    "prompt_tokens": "Prompt tokens read.",
-    "generation_tokens": "Tokens generated.",
-    "prefix_cache_hits": "Prompt tokens whose computation was shared with another sequence.",
-    "engine_steps": "Forward passes of the model.",
-    "sequences": "Sequences taken in.",
-    "sequences_aborted": "Sequences whose client went away.",
+    "prompt_tokens": "Number of prompt tokens read.",
+    "generation_tokens": "Number of tokens generated.",
+    "prefix_cache_hits": "Number of prompt tokens whose computation was shared with another sequence.",
+    "engine_steps": "Number of forward passes of the model.",
+    "sequences": "Number of sequences accepted.",
+    "sequences_aborted": "Number of sequences whose client disconnected.",
 }
 
 
 class Metrics:
-    """The metrics of one app, in a registry of their own. Event loop only."""
+    """The metrics of one app, in their own registry. Event loop only."""
 
     def __init__(self, runtime: Runtime) -> None:
-        """Start at zero; the engine's counts come from `runtime`."""
+        """Start all counters at zero; the engine's counters are read from `runtime`."""
         self._registry = CollectorRegistry(auto_describe=True)
         self._registry.register(_EngineCollector(runtime))
         self._model = runtime.model_id
-        self._ttft = self._histogram("time_to_first_token_seconds", "From request to first token.", _SLOW_S)
-        self._itl = self._histogram("inter_token_latency_seconds", "Between two tokens of a sequence.", _FAST_S)
-        self._e2e = self._histogram("e2e_request_latency_seconds", "From request to its end.", _SLOW_S)
-        self._num_prompt = self._histogram("request_prompt_tokens", "Prompt tokens of a request.", _TOKENS)
-        self._num_generated = self._histogram("request_generation_tokens", "Tokens generated for a request.", _TOKENS)
+        self._ttft = self._histogram("time_to_first_token_seconds", "Time from a request to its first token.", _SLOW_S)
+        self._itl = self._histogram("inter_token_latency_seconds", "Time between two tokens of a sequence.", _FAST_S)
+        self._e2e = self._histogram("e2e_request_latency_seconds", "Time from a request to its end.", _SLOW_S)
+        self._num_prompt = self._histogram("request_prompt_tokens", "Number of prompt tokens of a request.", _TOKENS)
+        self._num_generated = self._histogram("request_generation_tokens", "Number of tokens generated.", _TOKENS)
         self._success = Counter(
             "steerserve_request_success",
-            "Sequences that ended, by reason; `abort` is a client that went away, `error` a failed forward pass.",
+            "Number of ended sequences by reason; `abort`: the client disconnected, `error`: a forward pass failed.",
             ["model_name", "finished_reason"],
             registry=self._registry,
         )
         self._steered = Counter(
-            "steerserve_steered_requests", "Requests with edits.", ["model_name"], registry=self._registry
+            "steerserve_steered_requests", "Number of requests with edits.", ["model_name"], registry=self._registry
         )
         self._requests = Counter(
-            "steerserve_http_requests", "Answers sent.", ["method", "route", "status"], registry=self._registry
+            "steerserve_http_requests", "Number of answers.", ["method", "route", "status"], registry=self._registry
         )
 
     def render(self) -> bytes:
@@ -72,7 +72,7 @@ class Metrics:
         return generate_latest(self._registry)
 
     def count_request(self, method: str, route: str, status: int) -> None:
-        """Count one HTTP request that is over."""
+        """Count one finished HTTP request."""
         self._requests.labels(method if method in _METHODS else "OTHER", route, str(status)).inc()
 
     def observe_first_token(self, seconds: float) -> None:
@@ -80,16 +80,16 @@ class Metrics:
         self._ttft.labels(self._model).observe(seconds)
 
     def observe_next_tokens(self, seconds: float, num_tokens: int) -> None:
-        """Record the time since a sequence's last tokens, for each of the `num_tokens` that came."""
+        """Record the time since a sequence's previous tokens, divided among its `num_tokens` new ones."""
         for _ in range(num_tokens):
             self._itl.labels(self._model).observe(seconds / num_tokens)
 
     def count_finished(self, reason: str) -> None:
-        """Count one sequence that ended."""
+        """Count one ended sequence."""
         self._success.labels(self._model, reason).inc()
 
     def observe_request(self, seconds: float, num_prompt_tokens: int, num_generated_tokens: int) -> None:
-        """Record a generating request that is over."""
+        """Record a finished generating request."""
         self._e2e.labels(self._model).observe(seconds)
         self._num_prompt.labels(self._model).observe(num_prompt_tokens)
         self._num_generated.labels(self._model).observe(num_generated_tokens)
@@ -103,10 +103,10 @@ class Metrics:
 
 
 class RequestObserver(GenerationObserver):
-    """Writes what happens to one request's generation into the metrics and into the request's line of log."""
+    """Records the events of one request's generation in the metrics and in the summary of the request."""
 
     def __init__(self, metrics: Metrics, summary: RequestSummary) -> None:
-        """Write into `metrics` and `summary`."""
+        """Record in `metrics` and `summary`."""
         self._metrics = metrics
         self._summary = summary
 

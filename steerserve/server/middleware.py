@@ -1,4 +1,4 @@
-"""What every HTTP request passes through, as plain ASGI: an id, a log line, and an answer to bugs of ours."""
+"""The middleware of every HTTP request, as plain ASGI: its id, its log line, and the answer to unexpected errors."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _UNMATCHED = "unmatched"
 
 
 class RequestTracing:
-    """Gives each request an id, which its answer carries, and logs and counts it when it is over."""
+    """Gives each request an id, which its answer has too, and logs and counts the request when it is over."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         """Wrap `app`; count in `metrics`."""
@@ -61,7 +61,7 @@ class RequestTracing:
 
 
 class BugBarrier:
-    """Answers 500 for an error that nothing expected, and writes its traceback to the log alone."""
+    """Answers unexpected errors with status 500; their tracebacks go only to the log."""
 
     def __init__(self, app: ASGIApp) -> None:
         """Wrap `app`."""
@@ -86,11 +86,11 @@ class BugBarrier:
         except Exception:
             logger.exception("request %s failed", scope["state"]["summary"].request_id)
             if has_started:
-                raise  # The server must cut the connection, or the client would take half an answer for all of it.
+                raise  # The server must cut the connection, or the client would take half an answer for a whole one.
             await internal_error_response()(scope, receive, send)
 
 
 def clean_request_id(sent: str | None) -> str:
-    """Return the client's id, reduced to visible ASCII and 128 characters, or a new one where nothing is left."""
+    """Return the client's id, reduced to at most 128 visible ASCII characters, or a new id if none are left."""
     cleaned = "".join(character for character in sent or "" if character in _ID_CHARS)[:_MAX_ID_CHARS]
     return cleaned or f"req_{uuid.uuid4().hex}"

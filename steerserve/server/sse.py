@@ -1,4 +1,4 @@
-"""Server-sent events: their exact bytes, and a response that gives its slots back however it ends."""
+"""Server-sent events: their exact bytes, and a response that frees its slots however it ends."""
 
 from __future__ import annotations
 
@@ -20,21 +20,25 @@ if TYPE_CHECKING:
 
 DONE = b"data: [DONE]\n\n"
 _SEND_TIMEOUT_S = 60.0
-"""A client that reads nothing for so long is taken to be gone."""
+"""A client that reads nothing for this long is treated as disconnected."""
 _FAREWELL_S = 1.0
-"""Kept of the time for draining, to tell clients that it is over; that the server stops is noticed up to 0.5 s late."""
+"""Part of the drain time in which clients get the final error; a stop of the server is noticed up to 0.5 s late."""
 
 
 def event_bytes(body: BaseModel) -> bytes:
-    """Write one event: a single line of JSON."""
+    """Return one event: a single line of JSON."""
     return line_bytes(body.model_dump_json())
 
 
-def line_bytes(line: str) -> bytes:
-    """Write one event of a line of JSON.
+def named_event_bytes(name: str, body: BaseModel) -> bytes:
+    """Return one event with a name."""
+    return b"event: " + name.encode() + b"\n" + event_bytes(body)
 
-    Clients that split decoded text into lines take more characters for line ends than the standard does; JSON may
-    write these as escapes.
+
+def line_bytes(line: str) -> bytes:
+    """Return one event of a line of JSON.
+
+    Some clients split the decoded text at more characters than the standard's line ends; JSON can escape these.
     """
     for separator in ("\u2028", "\u2029", "\u0085"):
         line = line.replace(separator, f"\\u{ord(separator):04x}")
@@ -42,12 +46,12 @@ def line_bytes(line: str) -> bytes:
 
 
 class EventStream(EventSourceResponse):
-    """Sends events as they come and a bare comment in silence."""
+    """Sends events as they arrive, and comments while none arrive."""
 
     def __init__(
         self, events: AsyncIterator[bytes], stopping: anyio.Event, *, keep_alive_s: float, drain_s: float
     ) -> None:
-        """Send `events`; when the server stops, `stopping` is set and they may go on for `drain_s`."""
+        """Send `events`. When the server stops, `stopping` is set, and the stream is cut after `drain_s`."""
         super().__init__(
             events,
             sep="\n",
@@ -60,28 +64,28 @@ class EventStream(EventSourceResponse):
 
 
 class GenerationStream(EventStream):
-    """Sends what is generated; ends the generation when the client is gone."""
+    """Sends the events of a generation; closes the generation when the client disconnects."""
 
     def __init__(
         self, events: AsyncIterator[bytes], generation: Generation, *, keep_alive_s: float, drain_s: float
     ) -> None:
-        """Send `events`; when the server stops they may go on for `drain_s`."""
+        """Send `events`; when the server stops, the stream is cut after `drain_s`."""
         self._stopping = anyio.Event()
         super().__init__(events, self._stopping, keep_alive_s=keep_alive_s, drain_s=drain_s)
         self._generation = generation
         self._drain_s = drain_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send the whole stream; also where it never began, since then no code of the iterator runs."""
-        farewell = asyncio.create_task(self._say_farewell())
+        """Send the stream, and close the generation even if the stream never began and the iterator never ran."""
+        farewell = asyncio.create_task(self._end_before_cut())
         try:
             with self._generation:
                 await super().__call__(scope, receive, send)
         finally:
             farewell.cancel()
 
-    async def _say_farewell(self) -> None:
-        """End the stream with an error shortly before the server would cut it."""
+    async def _end_before_cut(self) -> None:
+        """End the stream with an error shortly before the stopping server cuts it."""
         await self._stopping.wait()
         await asyncio.sleep(max(self._drain_s - _FAREWELL_S, 0.0))
         self._generation.fail(

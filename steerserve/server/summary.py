@@ -1,4 +1,4 @@
-"""What the log says of a request when it is over: one line, with counts and times and never a prompt."""
+"""The log line of a finished request, which has counts and times and never a prompt."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 logger = logging.getLogger(__name__)
 
 CLIENT_CLOSED_REQUEST = 499
-"""Nginx's status for a client that went away before the answer."""
+"""Nginx's status for a client that disconnected before the answer."""
 
 
 @dataclass(slots=True)
@@ -21,19 +21,19 @@ class RequestSummary:
     route: str = "unknown"
     status: int = CLIENT_CLOSED_REQUEST
     generation_id: str | None = None
-    """The `id` of the response object, where text was generated."""
+    """The `id` of the response object; None if no text was generated."""
     num_prompt_tokens: int = 0
     num_generated_tokens: int = 0
     num_edits: int = 0
     ttft_ms: float | None = None
     finish_reason: str | None = None
-    """Of all choices, joined by commas; `abort` where the client went away."""
+    """The finish reasons of all choices, joined by commas; `abort` if the client disconnected."""
     is_quiet: bool = False
-    """Asked for by machines again and again: logged at DEBUG."""
+    """Whether the request is logged at DEBUG, because monitors send it again and again."""
     started_s: float = field(default_factory=time.perf_counter)
 
     def log(self) -> None:
-        """Write the line."""
+        """Write the line to the log."""
         level = logging.DEBUG if self.is_quiet else logging.INFO
         total_ms = 1000 * (time.perf_counter() - self.started_s)
         if self.generation_id is None:

@@ -239,5 +239,5 @@ async def test_without_keys_other_machines_read_vectors_and_make_none(runtime: R
     async with client_of(create_app(runtime), address="192.0.2.7") as remote:
         answer = await remote.post(VECTORS, json={"name": "polite", **SETS})
         assert answer.status_code == 403
-        assert "this route answers this machine alone" in answer.json()["error"]["message"]
+        assert "this route accepts only requests from the server's own machine" in answer.json()["error"]["message"]
         assert (await remote.get(VECTORS)).status_code == 200

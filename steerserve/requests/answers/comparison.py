@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -17,7 +18,8 @@ from steerserve.compare.metrics import (
     side_effects,
 )
 from steerserve.core.errors import UnavailableError
-from steerserve.requests.watching import FeatureWriter
+from steerserve.requests.comparison_running import ArmSample, TextDelta
+from steerserve.requests.watching import FeatureWriter, is_long
 from steerserve.wire.compare import (
     ArmDelta,
     ArmDone,
@@ -31,13 +33,19 @@ from steerserve.wire.compare import (
 from steerserve.wire.generation import PromptTokensDetails, Usage
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Sequence
+
+    from pydantic import BaseModel
+
     from steerserve.compare.metrics import SampleScore
     from steerserve.compare.store import ComparisonStore
     from steerserve.engine.request import TokenEvent
     from steerserve.requests.comparison import PreparedComparison
-    from steerserve.requests.comparison_running import ArmSample, ComparisonGeneration, TextDelta
+    from steerserve.requests.comparison_running import ComparisonGeneration
     from steerserve.requests.served import ServedModel
     from steerserve.wire.compare import ComparisonRequest
+
+Written = TypeVar("Written")
 
 logger = logging.getLogger(__name__)
 
@@ -64,19 +72,52 @@ class ComparisonWriter:
         self._features = FeatureWriter(served, prepared.watch)
         self._samples: dict[tuple[int, int], Sample] = {}
 
-    def delta(self, new: TextDelta) -> ArmDelta:
-        """Write new text."""
-        features = self._features.entries(new.features) if new.features else None
-        return ArmDelta(arm=self._prepared.arms[new.arm].name, index=new.index, delta=new.text, features=features)
+    async def write_samples(self) -> None:
+        """Write every sample once it is complete; then the whole comparison can be written with `kept`.
 
-    def done(self, complete: ArmSample) -> ArmDone:
+        Raises:
+            SteerserveError: a sample failed, or could not be measured.
+        """
+        async for updates in self._generation.updates():
+            if samples := [update for update in updates if not isinstance(update, TextDelta)]:
+                await asyncio.to_thread(lambda samples: [self._done(sample) for sample in samples], samples)
+
+    async def events(
+        self, store: ComparisonStore, write: Callable[[Sequence[tuple[str, BaseModel]]], Written]
+    ) -> AsyncIterator[Written]:
+        """Yield `write` of the events that become ready together, each with its name; the last one is the comparison.
+
+        `write` runs in a thread if it may take a while, so that it does not delay other streams.
+
+        Raises:
+            SteerserveError: a sample failed, or could not be measured.
+        """
+
+        def write_updates(updates: Sequence[TextDelta | ArmSample]) -> Written:
+            return write([self._event(update) for update in updates])
+
+        async for updates in self._generation.updates():
+            has_samples = not all(isinstance(update, TextDelta) for update in updates)
+            if has_samples or is_long(update.features for update in updates):
+                yield await asyncio.to_thread(write_updates, updates)
+            else:
+                yield write_updates(updates)
+        yield await asyncio.to_thread(lambda: write([("comparison.done", self.kept(store))]))
+
+    def _event(self, update: TextDelta | ArmSample) -> tuple[str, ArmDelta | ArmDone]:
+        if isinstance(update, ArmSample):
+            return "arm.done", self._done(update)
+        features = self._features.entries(update.features) if update.features else None
+        name = self._prepared.arms[update.arm].name
+        return "arm.delta", ArmDelta(arm=name, index=update.index, delta=update.text, features=features)
+
+    def _done(self, complete: ArmSample) -> ArmDone:
         """Write a complete sample, and remember it for the whole comparison."""
         sample = self._sample(complete)
         self._samples[complete.arm, complete.index] = sample
         return ArmDone(arm=self._prepared.arms[complete.arm].name, index=complete.index, sample=sample)
 
-    def whole(self, *, kept: bool) -> Comparison:
-        """Write the comparison; all of its samples must have been written."""
+    def _whole(self, *, kept: bool) -> Comparison:
         arms = [
             ArmResult(
                 name=arm.name,
@@ -97,23 +138,22 @@ class ComparisonWriter:
         )
 
     def kept(self, store: ComparisonStore) -> Comparison:
-        """Write the comparison, and keep it in `store` if the request says so; not for an event loop.
+        """Write the comparison, all of whose samples are written, and keep it in `store` if the request says so.
 
-        If it cannot be kept, `kept` is false in what this returns.
+        If it cannot be kept, the field `kept` of the result is false. Not for an event loop.
         """
-        whole = self.whole(kept=self._body.store)
+        whole = self._whole(kept=self._body.store)
         if not self._body.store:
             return whole
-        content = whole.model_copy(update={"request": self.request()}).model_dump_json()
+        content = whole.model_copy(update={"request": self._request()}).model_dump_json()
         try:
-            is_kept = store.add(whole.id, self.summary().model_dump(), content)
+            is_kept = store.add(whole.id, self._summary().model_dump(), content)
         except UnavailableError as error:
             logger.warning("comparison %s is not kept: %s", whole.id, error.message)
             is_kept = False
         return whole if is_kept else whole.model_copy(update={"kept": False})
 
-    def summary(self) -> KeptComparison:
-        """Write the comparison as lists show it."""
+    def _summary(self) -> KeptComparison:
         return KeptComparison(
             id=self._prepared.id,
             created=self._prepared.created,
@@ -124,8 +164,8 @@ class ComparisonWriter:
             prompt=self._body.messages[-1].as_template_input()["content"][:_MAX_PROMPT_CHARS],
         )
 
-    def request(self) -> dict[str, Any]:
-        """Write the request, so that it can be sent again."""
+    def _request(self) -> dict[str, Any]:
+        """Return the request in a form that can be sent again."""
         sent = self._body.model_dump(mode="json", exclude_unset=True, exclude=set(_NOT_KEPT))
         return sent | {"seed": self._prepared.seed}
 

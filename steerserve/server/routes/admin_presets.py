@@ -1,4 +1,4 @@
-"""`/admin/presets`: files of presets read, checked, written and deleted while the server generates."""
+"""`/admin/presets`: reading, checking, writing and deleting preset files while the server generates."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from steerserve.presets.writing import parse_json_preset
 from steerserve.server.body import content_type_of, parse_json, read_body
 from steerserve.server.dependencies import RuntimeDep
 from steerserve.server.keys import require_admin
-from steerserve.server.openapi import preset_body, preset_responses, text_response
+from steerserve.server.openapi import error_responses, request_body, text_response
 from steerserve.wire.catalog import DeletedPreset, PresetList, PresetObject
 
 if TYPE_CHECKING:
@@ -25,16 +25,17 @@ if TYPE_CHECKING:
     from steerserve.presets.preset import Preset
     from steerserve.runtime import Runtime
 
-PresetName = Annotated[str, Path(description="As `/admin/presets` lists it.")]
+PresetName = Annotated[str, Path(description="Name of the preset, as `/admin/presets` lists it.")]
 Version = Annotated[
-    Literal["current", "previous"], Query(description="`previous` is what the last PUT or DELETE took the place of.")
+    Literal["current", "previous"],
+    Query(description="`previous` is the version that the last PUT or DELETE replaced."),
 ]
 _YAML = "application/yaml"
 _YAML_TYPES = frozenset({_YAML, "application/x-yaml", "text/yaml", "text/x-yaml", "text/plain"})
 
 
 def _check_path(request: Request) -> None:
-    """Refuse a name that ends in a line break, which the router takes for the name without it."""
+    """Refuse a name that ends in a line break, which the router would ignore."""
     path: str = request.scope["path"]
     if path.endswith("\n"):
         check_name(path.rpartition("/")[2])
@@ -45,33 +46,36 @@ router = APIRouter(tags=["Presets"], dependencies=[Depends(require_admin), Depen
 
 @router.get("/admin/presets")
 async def list_presets(runtime: RuntimeDep) -> PresetList:
-    """List all presets, those too that are broken or for another model."""
+    """List all presets, including those that are broken or for another model."""
     return await asyncio.to_thread(_listed, runtime)
 
 
 @router.get("/admin/presets/{name:path}", response_model=PresetObject, responses=text_response(_YAML))
 async def get_preset(name: PresetName, request: Request, runtime: RuntimeDep, version: Version = "current") -> Response:
-    """Give one preset, with the text of its file; the text alone where the header `accept` asks for YAML."""
-    found = await asyncio.to_thread(_found, runtime, name, version)
+    """Return one preset with the text of its file, or only the text if the header `accept` asks for YAML."""
+    preset = await asyncio.to_thread(_find, runtime, name, version)
     if "yaml" in request.headers.get("accept", ""):
-        return Response(found.text or "", media_type=f"{_YAML}; charset=utf-8")
-    return Response(found.model_dump_json(), media_type="application/json")
+        return Response(preset.text or "", media_type=f"{_YAML}; charset=utf-8")
+    return Response(preset.model_dump_json(), media_type="application/json")
 
 
 @router.put(
     "/admin/presets/{name:path}",
     response_model=PresetObject,
-    responses=preset_responses(),
-    openapi_extra=preset_body(PresetFile, _YAML),
+    responses={
+        201: {"description": "The preset is new."},
+        **error_responses(
+            413, status_400="The preset is wrong; the message says what, where, and what would be right."
+        ),
+    },
+    openapi_extra=request_body(PresetFile, _YAML),
 )
 async def put_preset(name: PresetName, request: Request, runtime: RuntimeDep) -> Response:
-    """Check a preset in full and write its file, which the next request finds; the version before is kept."""
+    """Check a preset completely and write its file, which the next request uses; the previous version is kept."""
     kind = content_type_of(request)
     if kind not in {*_YAML_TYPES, "application/json"}:
-        got = f"not {kind[:100]!r}" if kind else "and there was none"
-        message = (
-            f"The body must be YAML or JSON: send the header 'Content-Type: {_YAML}' (or application/json), {got}."
-        )
+        got = f"not {kind[:100]!r}" if kind else "which is missing"
+        message = f"The body must be YAML or JSON, with the header 'Content-Type: {_YAML}' or application/json, {got}."
         raise InvalidRequestError(message)
     check_name(name)
     body = await read_body(request, min(runtime.settings.server.max_body_bytes, MAX_FILE_BYTES))
@@ -81,13 +85,13 @@ async def put_preset(name: PresetName, request: Request, runtime: RuntimeDep) ->
 
 @router.delete("/admin/presets/{name:path}")
 async def delete_preset(name: PresetName, runtime: RuntimeDep) -> DeletedPreset:
-    """Delete a preset's file; its text stays as the version before. Requests under way are not touched."""
+    """Delete a preset's file; its text is kept as the previous version. Running requests are not affected."""
     await asyncio.to_thread(runtime.presets.delete, name)
     return DeletedPreset(name=name)
 
 
 def _put(runtime: Runtime, name: str, body: bytes, *, is_json: bool) -> tuple[bool, PresetObject]:
-    """Return whether it is new, and what was written; to look again could find what others wrote since."""
+    """Return whether the preset is new, and the preset as written: others may have changed the file since."""
     file = f"{name}{SUFFIX}"
     if is_json:
         value, folder = parse_json(body), runtime.presets.folder
@@ -105,7 +109,7 @@ def _listed(runtime: Runtime) -> PresetList:
     return PresetList(data=[_object(runtime, snapshot, name) for name in names])
 
 
-def _found(runtime: Runtime, name: str, version: str = "current") -> PresetObject:
+def _find(runtime: Runtime, name: str, version: str) -> PresetObject:
     snapshot = runtime.presets.snapshot()
     if version == "previous":
         return _previous(runtime, snapshot, name)
@@ -117,7 +121,7 @@ def _found(runtime: Runtime, name: str, version: str = "current") -> PresetObjec
 def _previous(runtime: Runtime, snapshot: PresetSnapshot, name: str) -> PresetObject:
     text = runtime.presets.previous(name)
     if text is None:
-        message = f"No version before the present one is kept of the preset {name[:100]!r}."
+        message = f"No previous version of the preset {name[:100]!r} is kept."
         raise NotFoundError(message, param="version", code="preset_not_found")
     try:
         preset = parse_preset(text, file=f"{name}{SUFFIX}", name=name)

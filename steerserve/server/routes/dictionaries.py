@@ -1,4 +1,4 @@
-"""`GET /v1/dictionaries`, `GET /v1/dictionaries/{id}` and the page of its report."""
+"""`GET /v1/dictionaries`, `GET /v1/dictionaries/{id}` and the page with its report."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
     from steerserve.dictionaries.dictionary import Dictionary
     from steerserve.runtime import Runtime
 
-DictionaryId = Annotated[str, Path(description="As `/v1/dictionaries` lists it.")]
+DictionaryId = Annotated[str, Path(description="Id of the dictionary, as `/v1/dictionaries` lists it.")]
 
 router = APIRouter(tags=["Features"], dependencies=[Depends(require_inference)])
 
 
 @router.get("/v1/dictionaries")
 async def list_dictionaries(runtime: RuntimeDep) -> DictionaryList:
-    """List the dictionaries that edits can name."""
+    """List the loaded dictionaries, which edits can name."""
     return await asyncio.to_thread(described_dictionaries, runtime)
 
 
@@ -38,7 +38,7 @@ async def get_dictionary(dictionary_id: DictionaryId, runtime: RuntimeDep) -> di
 
 @router.get("/v1/dictionaries/{dictionary_id}/report", response_class=HTMLResponse)
 async def get_dictionary_report(dictionary_id: DictionaryId, runtime: RuntimeDep) -> HTMLResponse:
-    """Give the dictionary's report as a page: figures, training curves, how often features are active."""
+    """Return the dictionary's report as a page: its measurements, training curves and feature densities."""
     report = find_dictionary(runtime, dictionary_id).report
     if report is None:
         message = f"The dictionary {dictionary_id!r} has no report. `steerserve dictionaries judge` writes one."
@@ -47,7 +47,7 @@ async def get_dictionary_report(dictionary_id: DictionaryId, runtime: RuntimeDep
 
 
 def described_dictionaries(runtime: Runtime) -> DictionaryList:
-    """Return all that is loaded. Not for an event loop."""
+    """Return all loaded dictionaries. Not for an event loop."""
     return DictionaryList(data=[runtime.describe(dictionary) for dictionary in runtime.dictionaries()])
 
 
@@ -55,7 +55,7 @@ def find_dictionary(runtime: Runtime, dictionary_id: str) -> Dictionary:
     """Return the dictionary that a path names.
 
     Raises:
-        NotFoundError: there is none of that id, with the nearest name.
+        NotFoundError: no dictionary of this id is loaded; the message suggests the nearest id.
     """
     loaded = {dictionary.id: dictionary for dictionary in runtime.dictionaries()}
     if dictionary_id not in loaded:

@@ -1,4 +1,4 @@
-"""`POST /v1/features/inspect`: what a text activates."""
+"""`POST /v1/features/inspect`: the features that a text activates."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from steerserve.server.body import json_body
 from steerserve.server.dependencies import RuntimeDep
 from steerserve.server.disconnect import unless_disconnected
 from steerserve.server.keys import require_inference
-from steerserve.server.openapi import reading_responses, request_body
+from steerserve.server.openapi import GENERATION_ERRORS, error_responses, request_body
 from steerserve.wire.texts import InspectionObject, InspectRequest
 
 router = APIRouter(tags=["Features"], dependencies=[Depends(require_inference)])
@@ -22,12 +22,12 @@ router = APIRouter(tags=["Features"], dependencies=[Depends(require_inference)])
 @router.post(
     "/v1/features/inspect",
     response_model=InspectionObject,
-    responses=reading_responses(),
+    responses=error_responses(*GENERATION_ERRORS),
     openapi_extra=request_body(InspectRequest),
 )
 async def inspect_text(
     request: Request, body: Annotated[InspectRequest, Depends(json_body(InspectRequest))], runtime: RuntimeDep
 ) -> Response:
-    """Read a text or a conversation, and give what it activates: at every token, and over the whole."""
+    """Return the features that a text or a conversation activates, at every token and over the whole text."""
     inspection = await unless_disconnected(request, inspect(runtime, body))
     return Response(await asyncio.to_thread(inspection.model_dump_json), media_type="application/json")

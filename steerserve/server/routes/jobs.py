@@ -17,7 +17,7 @@ from steerserve.server.body import json_body
 from steerserve.server.dependencies import RuntimeDep
 from steerserve.server.errors import error_body
 from steerserve.server.keys import require_admin
-from steerserve.server.openapi import job_responses, request_body, stream_response
+from steerserve.server.openapi import GENERATION_ERRORS, error_responses, request_body, stream_response
 from steerserve.server.sse import DONE, EventStream, event_bytes, line_bytes
 from steerserve.wire.jobs import InterpretRequest, JobEventObject, JobList, JobObject, TrainRequest
 
@@ -29,7 +29,11 @@ if TYPE_CHECKING:
 
 _POLL_S = 0.25
 _MAX_LISTED = 1000
-JobId = Annotated[str, Path(description="As `/admin/jobs` lists it.", max_length=200)]
+JobId = Annotated[str, Path(description="Id of the job, as `/admin/jobs` lists it.", max_length=200)]
+_RESPONSES = error_responses(
+    *GENERATION_ERRORS,
+    status_409="Another job works on the dictionary, or another server on the folder; `code` says which.",
+)
 
 router = APIRouter(tags=["Jobs"], dependencies=[Depends(require_admin)])
 
@@ -38,13 +42,13 @@ router = APIRouter(tags=["Jobs"], dependencies=[Depends(require_admin)])
     "/admin/train",
     status_code=202,
     response_model=JobObject,
-    responses=job_responses(),
+    responses=_RESPONSES,
     openapi_extra=request_body(TrainRequest),
 )
 async def start_training(
     body: Annotated[TrainRequest, Depends(json_body(TrainRequest))], runtime: RuntimeDep
 ) -> Response:
-    """Start a job that trains dictionaries on the served model, beside serving."""
+    """Start a job that trains dictionaries on the served model while the server generates."""
 
     def submit() -> Job:
         with runtime.jobs.admission:
@@ -59,13 +63,13 @@ async def start_training(
     "/admin/interpret",
     status_code=202,
     response_model=JobObject,
-    responses=job_responses(),
+    responses=_RESPONSES,
     openapi_extra=request_body(InterpretRequest),
 )
 async def start_interpreting(
     body: Annotated[InterpretRequest, Depends(json_body(InterpretRequest))], runtime: RuntimeDep
 ) -> Response:
-    """Start a job that reads text and finds out what the features of dictionaries do, beside serving."""
+    """Start a job that interprets dictionaries while the server generates."""
 
     def submit() -> Job:
         with runtime.jobs.admission:
@@ -79,22 +83,22 @@ async def start_interpreting(
 async def list_jobs(
     runtime: RuntimeDep,
     state: Annotated[JobState | None, Query(description="Only jobs in this state.")] = None,
-    limit: Annotated[int, Query(ge=1, le=_MAX_LISTED, description="At most so many.")] = 100,
+    limit: Annotated[int, Query(ge=1, le=_MAX_LISTED, description="Largest number of jobs to return.")] = 100,
 ) -> JobList:
-    """List jobs, the newest first; the reports in their results only with the single job."""
+    """List jobs, the newest first, without the reports in their results."""
     jobs = await runtime.job_calls.run(runtime.jobs.newest, limit + 1, state)
     return JobList(data=[_listed(job) for job in jobs[:limit]], has_more=len(jobs) > limit)
 
 
 @router.get("/admin/jobs/{job_id}")
 async def get_job(job_id: JobId, runtime: RuntimeDep) -> JobObject:
-    """Return one job."""
+    """Return one job with the reports in its result."""
     return JobObject(**(await runtime.job_calls.run(runtime.jobs.find, job_id)).as_json())
 
 
 @router.delete("/admin/jobs/{job_id}")
 async def cancel_job(job_id: JobId, runtime: RuntimeDep) -> JobObject:
-    """Cancel a job. A running one saves a checkpoint first and is `running` until then; an ended one stays as it is."""
+    """Cancel a job. A running job is `running` until it has saved a checkpoint; an ended job stays as it is."""
     return JobObject(**(await runtime.job_calls.run(runtime.jobs.cancel, job_id)).as_json())
 
 
@@ -106,9 +110,9 @@ async def cancel_job(job_id: JobId, runtime: RuntimeDep) -> JobObject:
 async def follow_job(
     job_id: JobId,
     runtime: RuntimeDep,
-    after: Annotated[int, Query(ge=0, le=2**62, description="Only events with a larger number.")] = 0,
+    after: Annotated[int, Query(ge=0, le=2**62, description="Only events with a larger `seq`.")] = 0,
 ) -> EventStream:
-    """Follow a job: what has happened first, then what happens, until it has ended."""
+    """Stream a job's events, the past ones first, until the job has ended."""
     await runtime.job_calls.run(runtime.jobs.find, job_id)
     settings = runtime.settings.server
     stopping = anyio.Event()
@@ -121,14 +125,15 @@ async def follow_job(
 
 
 def _listed(job: Job) -> JobObject:
-    """Return a job without the reports in its result, of which a thousand jobs have many megabytes."""
-    found = job.as_json()
-    if found["result"] is not None and "dictionaries" in found["result"]:
+    """Return a job without the reports in its result, which are many megabytes for a thousand jobs."""
+    fields = job.as_json()
+    if fields["result"] is not None and "dictionaries" in fields["result"]:
         short = [
-            {name: value for name, value in one.items() if name != "report"} for one in found["result"]["dictionaries"]
+            {name: value for name, value in dictionary.items() if name != "report"}
+            for dictionary in fields["result"]["dictionaries"]
         ]
-        found["result"] = {**found["result"], "dictionaries": short}
-    return JobObject(**found)
+        fields["result"] = {**fields["result"], "dictionaries": short}
+    return JobObject(**fields)
 
 
 def _accepted(job: Job) -> Response:
@@ -139,7 +144,7 @@ def _accepted(job: Job) -> Response:
 
 async def _events(runtime: Runtime, job_id: str, after: int, stopping: anyio.Event) -> AsyncIterator[bytes]:
     while not stopping.is_set():
-        # In this order: an event that comes in between is seen before the end is.
+        # In this order, an event that arrives between the two calls is sent before the end.
         has_ended = (await runtime.job_calls.run(runtime.jobs.find, job_id)).has_ended
         events = await runtime.job_calls.run(runtime.jobs.events, job_id, after)
         if events:
@@ -151,6 +156,6 @@ async def _events(runtime: Runtime, job_id: str, after: int, stopping: anyio.Eve
             with anyio.move_on_after(_POLL_S):
                 await stopping.wait()
     else:
-        error = UnavailableError("The server stopped. The job goes on when it is back; follow it again then.")
+        error = UnavailableError("The server stopped. The job continues when the server is back; follow it again then.")
         yield event_bytes(error_body(error))
     yield DONE

@@ -16,14 +16,16 @@ from steerserve.wire.catalog import ModelList, ModelObject
 if TYPE_CHECKING:
     from steerserve.runtime import Runtime
 
-ModelId = Annotated[str, Path(description="As `/v1/models` lists it, or with several presets: `model@a+b`.")]
+ModelId = Annotated[
+    str, Path(description="Id of the model, as `/v1/models` lists it, or with several presets: `model@a+b`.")
+]
 
 router = APIRouter(tags=["OpenAI"], dependencies=[Depends(require_inference)])
 
 
 @router.get("/v1/models")
 async def list_models(runtime: RuntimeDep) -> ModelList:
-    """List the models that can be asked for: the served one, then the same with each preset that it can use."""
+    """List the models that requests can name: the served model, then the same with each usable preset."""
     named = [model_with(runtime.model_id, [name]) for name in await asyncio.to_thread(_usable, runtime)]
     return ModelList(data=[_model_object(runtime, model_id) for model_id in (runtime.model_id, *named)])
 
@@ -33,13 +35,13 @@ async def get_model(model_id: ModelId, runtime: RuntimeDep) -> ModelObject:
     """Describe one model; its id may contain slashes."""
     try:
         await asyncio.to_thread(_check, runtime, model_id)
-    except InvalidRequestError as error:  # here a preset that there is not is a model that there is not
+    except InvalidRequestError as error:  # with an unknown preset, the whole model is unknown
         raise ModelNotFoundError(error.message, param="model") from error
     return _model_object(runtime, model_id)
 
 
 def _usable(runtime: Runtime) -> list[str]:
-    """Return the presets that go with the model and with the dictionaries that are loaded now."""
+    """Return the names of the presets that fit the model and the loaded dictionaries."""
     presets = runtime.presets.snapshot()
     return [name for name in presets.usable() if runtime.preset_problem(presets.presets[name]) is None]
 

@@ -1,4 +1,4 @@
-"""`/health`, `/ready`, `/version` and `/metrics`: for whoever runs the server, without a key."""
+"""`/health`, `/ready`, `/version` and `/metrics`: routes for operators, which need no key."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ _REASONS = {"loading": "The model is still loading.", "stopping": "The server is
 @router.head("/health", include_in_schema=False)
 @router.get("/health")
 async def get_health() -> Health:
-    """Answer as long as the process does, whatever the model is doing."""
+    """Answer as long as the process runs, whatever the model is doing."""
     return Health()
 
 
 @router.head("/ready", include_in_schema=False)
 @router.get(
     "/ready",
-    responses={_NOT_READY: {"model": Readiness, "description": "Requests are not taken now; `reasons` says why."}},
+    responses={_NOT_READY: {"model": Readiness, "description": "Requests are not accepted now; `reasons` says why."}},
 )
 async def get_readiness(runtime: RuntimeDep, response: Response) -> Readiness:
-    """Tell whether requests are taken, and which presets' files are broken."""
+    """Tell whether requests are accepted, and which preset files are broken."""
     reasons = [_REASONS[runtime.state]] if runtime.state in _REASONS else []
     if reasons:
         response.status_code = _NOT_READY
@@ -43,7 +43,7 @@ async def get_readiness(runtime: RuntimeDep, response: Response) -> Readiness:
 
 @router.get("/version")
 async def get_version(runtime: RuntimeDep) -> Version:
-    """Tell which steerserve this is, and on what it stands."""
+    """Return the versions of steerserve and of its main libraries."""
     return Version(
         version=steerserve.__version__,
         torch=importlib.metadata.version("torch"),
@@ -62,5 +62,5 @@ async def get_version(runtime: RuntimeDep) -> Version:
     responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
 )
 async def get_metrics_text(metrics: MetricsDep) -> Response:
-    """Give all metrics in Prometheus' text format."""
+    """Return all metrics in Prometheus' text format."""
     return Response(metrics.render(), media_type=CONTENT_TYPE_LATEST)

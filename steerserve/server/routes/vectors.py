@@ -1,4 +1,4 @@
-"""`/v1/vectors`: steering vectors made from two sets of texts, and stored under a name."""
+"""`/v1/vectors`: steering vectors, made from two sets of texts and stored under a name."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from steerserve.server.body import json_body
 from steerserve.server.dependencies import RuntimeDep
 from steerserve.server.disconnect import unless_disconnected
 from steerserve.server.keys import require_admin, require_inference
-from steerserve.server.openapi import request_body, vector_responses
+from steerserve.server.openapi import GENERATION_ERRORS, error_responses, request_body
 from steerserve.steering.lookups import StoredVector
 from steerserve.wire.vectors import (
     CreateVectorRequest,
@@ -31,7 +31,7 @@ from steerserve.wire.vectors import (
 if TYPE_CHECKING:
     from steerserve.runtime import Runtime
 
-VectorName = Annotated[str, Path(description="As `/v1/vectors` lists it.")]
+VectorName = Annotated[str, Path(description="Name of the vector, as `/v1/vectors` lists it.")]
 _METHOD = "difference of means"
 
 router = APIRouter(tags=["Features"], dependencies=[Depends(require_inference)])
@@ -40,19 +40,19 @@ router = APIRouter(tags=["Features"], dependencies=[Depends(require_inference)])
 @router.post(
     "/v1/vectors",
     status_code=201,
-    responses=vector_responses(),
+    responses=error_responses(*GENERATION_ERRORS, 403, status_409="A vector of that name exists."),
     openapi_extra=request_body(CreateVectorRequest),
     dependencies=[Depends(require_admin)],
 )
 async def create_vector(
     request: Request, body: Annotated[CreateVectorRequest, Depends(json_body(CreateVectorRequest))], runtime: RuntimeDep
 ) -> VectorObject:
-    """Store the difference between the means of two sets of texts, from the second to the first, at a hook point."""
+    """Store a vector: the mean activation of the positive texts less that of the negative texts, at a hook point."""
     runtime.check_ready()
     runtime.check_plain_model(body.model)
-    hook_name, median_norm = _place(runtime, body.hook)
+    hook_name, median_norm = _hook_point(runtime, body.hook)
     if not body.replace and body.name in await asyncio.to_thread(runtime.vectors.names):
-        message = f"There is a vector {body.name!r} already. Choose another name, or send 'replace': true."
+        message = f"A vector {body.name!r} exists already. Choose another name, or send 'replace': true."
         raise ConflictError(message, param="name", code="vector_exists")
     sets = await asyncio.to_thread(
         read_text_sets, runtime.tokenizer, body.positive, body.negative, runtime.context_length
@@ -78,7 +78,7 @@ async def create_vector(
 
 @router.get("/v1/vectors")
 async def list_vectors(runtime: RuntimeDep) -> VectorList:
-    """List the vectors that edits can name."""
+    """List the stored vectors, which edits can name."""
     vectors = await asyncio.to_thread(runtime.vectors.all)
     return VectorList(data=[_object(runtime, vector) for vector in vectors])
 
@@ -87,7 +87,9 @@ async def list_vectors(runtime: RuntimeDep) -> VectorList:
 async def get_vector(
     name: VectorName,
     runtime: RuntimeDep,
-    values: Annotated[bool, Query(description="Give the numbers too, in the form that edits take inline.")] = False,  # noqa: FBT002 a query parameter
+    values: Annotated[  # noqa: FBT002 a query parameter
+        bool, Query(description="Whether to return the values too, in the form of inline vectors.")
+    ] = False,
 ) -> VectorObject:
     """Describe one vector."""
     return _object(runtime, await asyncio.to_thread(runtime.vectors.find, name), with_values=values)
@@ -95,17 +97,17 @@ async def get_vector(
 
 @router.delete("/v1/vectors/{name}", dependencies=[Depends(require_admin)])
 async def delete_vector(name: VectorName, runtime: RuntimeDep) -> DeletedVector:
-    """Forget a vector. Requests under way finish with the values that they started with."""
+    """Delete a vector. Running requests keep the values that they began with."""
     await asyncio.to_thread(runtime.vectors.delete, name)
     return DeletedVector(name=name)
 
 
-def _place(runtime: Runtime, hook: str | None) -> tuple[str, float]:
-    """Return the hook point, and the median norm there by which sinks are told."""
+def _hook_point(runtime: Runtime, hook: str | None) -> tuple[str, float]:
+    """Return the hook point, and the median residual norm there, from which attention sinks are recognised."""
     default = runtime.registry.snapshot().default
     if hook is None:
         if default is None:
-            message = "No dictionary is loaded whose hook point would be the default. Send 'hook'."
+            message = "No dictionary is loaded, so there is no default hook point. Send 'hook'."
             raise InvalidRequestError(message, param="hook")
         return default.hook_name, default.median_norm
     runtime.check_hook(hook, "hook")
