@@ -86,7 +86,8 @@ def verdicts_of(check: Check, generated: GeneratedText) -> Iterator[Verdict]:
 
 async def measure_kl(served: ServedModel, arm: Arm, token_ids: Sequence[int]) -> float:
     """Return the mean KL(steered || unsteered) of a text in nats; both models read the same tokens."""
-    # A text without tokens is measured where the model chose to end it: the last token here is never a target.
+    # A text without tokens is measured where the model ended it, after the prompt. Any token stands for that end, since
+    # only the logits before a token are compared.
     score = await _score(served, arm, token_ids or arm.prompt_ids[-1:])
     return score.kl or 0.0
 
@@ -148,7 +149,7 @@ async def _score(
 ) -> SampleScore:
     """Read a text in pieces between the engine's steps; with a dictionary, measure the feature at every token."""
     dictionaries = [dictionary] if dictionary is not None else []
-    features = {one.id: [feature] for one in dictionaries}
+    features = {dictionary.id: [feature]} if dictionary is not None else {}
     scorer = Scorer(served.lens, served.engine.median_norms, dictionaries, (), features)
     try:
         return await asyncio.wrap_future(served.scoring.submit(scorer, arm, token_ids, lambda: True))
