@@ -224,7 +224,7 @@ async def test_a_model_that_was_cut_off_while_it_thought_gets_more_room_and_then
 async def test_what_may_pass_is_tried_again_and_what_will_not_is_said(
     store: FeatureStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("steerserve.interpret.endpoint._FIRST_WAIT_S", 0.0)
+    monkeypatch.setattr("openai._base_client.INITIAL_RETRY_DELAY", 0.0)
     with answering(Clever(statuses=[429, 503])) as url:
         assert (await labelled(store, url)).num_labelled == NUM_FEATURES
     with answering(Clever(statuses=[401] * 9)) as url, pytest.raises(EndpointError, match=r"refuses requests .*401"):
@@ -243,7 +243,7 @@ async def _again(store: FeatureStore, url: str) -> None:
 
 @pytest.mark.parametrize("url", ["http://[::1", "ftp://there", "http://", "there:80/v1", "http://there:port/v1"])
 def test_an_address_that_is_none_is_refused(url: str) -> None:
-    with pytest.raises(ConfigError, match="no address"):
+    with pytest.raises(ConfigError, match="is not the address"):
         ChatEndpoint(url, "clever", None)
 
 
