@@ -1,4 +1,4 @@
-"""Labels without a language model: the token a feature fires on, the tokens it writes, the words it is found among."""
+"""Labels without a language model: the token a feature fires on, the tokens it writes, the words around it."""
 
 from __future__ import annotations
 
@@ -17,47 +17,51 @@ if TYPE_CHECKING:
     TokenBytes = Callable[[int], bytes]
 
 LEAST_PURITY = 0.6
-"""A feature fires on a token where so many of its strongest snippets peak there."""
+"""Share of its strongest snippets that must peak at a token for the feature to fire on the token."""
 LEAST_Z = 6.5
-"""Promoted tokens say something where the first is so many standard deviations above the vocabulary. Of random
-directions one in 200 comes so far; of features in the middle of a model not many more."""
+"""Standard deviations above the vocabulary that the first promoted token needs for a label.
+
+One of 200 random directions reaches it, and not many more features in the middle of a model.
+"""
 _LEAST_SNIPPETS = 3
 _SAME_WORD = 0.8
-_NUM_SHOWN = 3
+"""Share of the peaks at a token that must be in the same word for the label to name the word."""
+_NUM_NAMED = 3
+"""Tokens or words in a label."""
 _WORD_REACH = 10
 """Tokens on each side of a peak whose words count."""
 _LEAST_WORD_SHARE = 0.2
 _LEAST_WORD_WEIGHT = 2
-"""Snippets that have a word count once, and those whose peak is in it twice."""
+"""Least weight of a word: the number of snippets that have it, those whose peak is in it counted twice."""
 _LEAST_RARITY = 1.5
-"""Words that more than about one feature in five has in some snippet set nothing apart."""
+"""Least inverse document frequency of a word: more than one feature in five has a more common word in a snippet."""
 _WORD = re.compile(r"[^\W\d_]{2,}")
 
 
 class Labeller:
-    """Makes the automatic labels of one dictionary's features, by comparison with each other.
+    """Makes automatic labels of one dictionary's features.
 
-    It is told of every feature's snippets first, since the words of one are weighed by how many others have them.
+    It reads the snippets of all features first, since a word of one feature counts less if many others have it.
     """
 
     def __init__(self, token_bytes: TokenBytes, special_ids: frozenset[int], created: float) -> None:
-        """Begin with no feature.
+        """Begin without features.
 
         Args:
-            token_bytes: What a token id stands for.
-            special_ids: Tokens that are no text.
-            created: The time of the labels.
+            token_bytes: Returns the bytes of a token id.
+            special_ids: Special tokens, which are not text.
+            created: Unix time of the labels.
         """
         self._token_bytes = token_bytes
         self._special_ids = special_ids
         self._created = created
-        self._known: dict[int, bytes] = {}
+        self._bytes_of: dict[int, bytes] = {}
         self._words: dict[int, Mapping[str, tuple[float, float]]] = {}
-        """Of each feature's frequent words the weight, and the share of snippets that have it."""
+        """Frequent words of each feature, each with its weight and the share of snippets that have it."""
         self._num_features: Counter[str] = Counter()
 
     def read(self, feature: int, snippets: Sequence[TextSnippet]) -> None:
-        """Take in the snippets of one feature."""
+        """Count the words in the snippets of one feature."""
         strongest = _strongest(snippets)
         near: Counter[str] = Counter()
         at_peak: Counter[str] = Counter()
@@ -74,52 +78,52 @@ class Labeller:
         }
         self._num_features.update(near.keys())
 
-    def labels(self, feature: FeatureRecord) -> tuple[Label, ...]:
-        """Return what can be said of a feature that was read."""
-        made = (self._peak(feature), self._promoted(feature), self._among(feature.feature))
-        return tuple(label for label in made if label is not None)
+    def labels(self, record: FeatureRecord) -> tuple[Label, ...]:
+        """Return the labels of a feature whose snippets were read."""
+        labels = (self._peak(record), self._promoted(record), self._words_around(record.feature))
+        return tuple(label for label in labels if label is not None)
 
-    def _peak(self, feature: FeatureRecord) -> Label | None:
-        """Name the token that its strongest snippets peak at, in whatever spelling, where there is one."""
-        strongest = _strongest(feature.snippets)
+    def _peak(self, record: FeatureRecord) -> Label | None:
+        """Name the token at which most of its strongest snippets peak, in any spelling; None if none has most."""
+        strongest = _strongest(record.snippets)
         if len(strongest) < _LEAST_SNIPPETS:
             return None
         texts = [self._text([snippet.token_ids[snippet.peak]]) for snippet in strongest]
         folded, count = Counter(map(_folded, texts)).most_common(1)[0]
         if (purity := count / len(texts)) < LEAST_PURITY:
             return None
-        at = [place for place, text in enumerate(texts) if _folded(text) == folded]
-        shown = _quoted(texts[at[0]])
-        # Where the token is a piece of the same word nearly always, that says more.
-        words = Counter(word for place in at for word in self._words_of(strongest[place])[1])
+        matches = [index for index, text in enumerate(texts) if _folded(text) == folded]
+        token = _quoted(texts[matches[0]])
+        # If the token is nearly always a piece of the same word, the word says more.
+        words = Counter(word for index in matches for word in self._words_of(strongest[index])[1])
         for word, number in words.most_common(1):
-            if word != folded and number >= _SAME_WORD * len(at):
-                shown = f"{shown} of {_quoted(word)}"
-        return Label(f"fires on {shown}", "peak", purity, self._created)
+            if word != folded and number >= _SAME_WORD * len(matches):
+                token = f"{token} of {_quoted(word)}"
+        return Label(f"fires on {token}", "peak", purity, self._created)
 
-    def _promoted(self, feature: FeatureRecord) -> Label | None:
-        """Name the tokens that it promotes, where they stand out; the score is by how much."""
-        if not feature.promoted or feature.promoted[0][1] < LEAST_Z:
+    def _promoted(self, record: FeatureRecord) -> Label | None:
+        """Name the tokens that it promotes, if they stand out; the score is by how many standard deviations."""
+        if not record.promoted or record.promoted[0][1] < LEAST_Z:
             return None
         texts: dict[str, str] = {}
-        for token_id, _ in feature.promoted:
+        for token_id, _ in record.promoted:
             text = self._text([token_id])
             texts.setdefault(_folded(text), text)
-        shown = ", ".join(_quoted(text) for text in list(texts.values())[:_NUM_SHOWN])
-        return Label(f"writes {shown}", "promoted", feature.promoted[0][1], self._created)
+        tokens = ", ".join(_quoted(text) for text in list(texts.values())[:_NUM_NAMED])
+        return Label(f"writes {tokens}", "promoted", record.promoted[0][1], self._created)
 
-    def _among(self, feature: int) -> Label | None:
-        """Name the words that are in its snippets and not in those of others; the score is the first one's share."""
+    def _words_around(self, feature: int) -> Label | None:
+        """Name words of its snippets that are rare in other features; the score is the share with the first word."""
         words = self._words[feature]
         rarity = {word: math.log(len(self._words) / self._num_features[word]) for word in words}
         rare = [word for word in words if rarity[word] >= _LEAST_RARITY]
         best = sorted(rare, key=lambda word: (-words[word][0] * rarity[word], word))
         if not best:
             return None
-        return Label(", ".join(best[:_NUM_SHOWN]), "words", words[best[0]][1], self._created)
+        return Label(", ".join(best[:_NUM_NAMED]), "words", words[best[0]][1], self._created)
 
     def _words_of(self, snippet: TextSnippet) -> tuple[set[str], set[str]]:
-        """Return the words near the peak, and the one that the peak is in."""
+        """Return the words near the peak, and those that the peak is in."""
         start, stop = max(snippet.peak - _WORD_REACH, 0), snippet.peak + _WORD_REACH + 1
         before, peak, after = (
             self._text([token_id for token_id in token_ids if token_id not in self._special_ids]).casefold()
@@ -130,25 +134,25 @@ class Labeller:
             )
         )
         text = before + peak + after
-        # A word that goes on beyond the reach would be half of one.
+        # A word that continues beyond the reach is incomplete.
         is_cut = (
             start > 0 and self._text(snippet.token_ids[start - 1 : start])[-1:].isalpha(),
             self._text(snippet.token_ids[stop : stop + 1])[:1].isalpha(),
         )
-        found = [
+        matches = [
             match
             for match in _WORD.finditer(text)
             if not (is_cut[0] and match.start() == 0) and not (is_cut[1] and match.end() == len(text))
         ]
         low, high = len(before), len(before) + len(peak)
-        at_peak = {match[0] for match in found if match.start() < high and match.end() > low}
-        return {match[0] for match in found}, at_peak
+        at_peak = {match[0] for match in matches if match.start() < high and match.end() > low}
+        return {match[0] for match in matches}, at_peak
 
     def _text(self, token_ids: Sequence[int]) -> str:
         for token_id in token_ids:
-            if token_id not in self._known:
-                self._known[token_id] = self._token_bytes(token_id)
-        return b"".join(self._known[token_id] for token_id in token_ids).decode("utf-8", errors="replace")
+            if token_id not in self._bytes_of:
+                self._bytes_of[token_id] = self._token_bytes(token_id)
+        return b"".join(self._bytes_of[token_id] for token_id in token_ids).decode("utf-8", errors="replace")
 
 
 def _strongest(snippets: Sequence[TextSnippet]) -> list[TextSnippet]:
@@ -160,6 +164,6 @@ def _folded(text: str) -> str:
 
 
 def _quoted(text: str) -> str:
-    """Return a token as people read it: without the space before it, unless it is nothing else."""
-    shown = text.strip() or repr(text)[1:-1]
-    return f"'{shown}'" if '"' in shown else f'"{shown}"'
+    """Return a token in quotes, without the space before it, unless it is only space."""
+    visible = text.strip() or repr(text)[1:-1]
+    return f"'{visible}'" if '"' in visible else f'"{visible}"'

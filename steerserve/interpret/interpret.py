@@ -1,4 +1,4 @@
-"""A whole interpretation: text, what features do in it, labels, the store, calibration. The entry that others call."""
+"""A whole interpretation: scan text, make labels, write the feature stores, calibrate."""
 
 from __future__ import annotations
 
@@ -44,36 +44,45 @@ _NUM_PEAK_TOKENS = 10
 
 @dataclass(frozen=True, slots=True)
 class Interpreted:
-    """What came out for one dictionary."""
+    """Result of the interpretation of one dictionary."""
 
     id: str
+    """Name of the dictionary in the run."""
     source: str
+    """Source of the dictionary."""
     sha256: str
+    """SHA-256 of its weights file."""
     store: Path
+    """File of its feature store."""
     num_tokens: int
+    """Number of tokens that were counted."""
     num_features: int
+    """Number of its features."""
     num_live: int
+    """Number of features that were active at all."""
     num_labelled: int
+    """Number of features with a label."""
     num_calibrated: int
+    """Number of features with a calibration."""
 
     def as_json(self) -> dict[str, Any]:
-        """Return it as a job's result shows it."""
+        """Return the result as JSON, as a job shows it."""
         return {name: getattr(self, name) for name in self.__slots__} | {"store": str(self.store)}
 
 
 def interpret(options: InterpretOptions, observer: Observer) -> tuple[Interpreted, ...]:
-    """Fill the dictionaries' stores; labels by people and language models, and calibrations, outlive it.
+    """Write the dictionaries' feature stores; keep calibrations and labels by people and language models.
 
-    Called again after a stop, an interrupt or a kill, with the same options and text, it goes on where the last run
-    was. What is left of a run with others is dropped.
+    Called again with the same options and text after a stop, an interrupt or a kill, it goes on from there. The state
+    of an unfinished run with other options is deleted.
 
     Raises:
-        ConfigError: the folder for what is unfinished cannot be written, or the model reads shorter texts.
+        ConfigError: the folder for unfinished runs cannot be written, or the model's context is too short.
         CorpusError: the text cannot be read or is too short.
-        DictionarySourceError: a dictionary cannot be used, or its weights are not those that were meant.
+        DictionarySourceError: a dictionary cannot be used, or its weights do not have the given SHA-256.
         FeatureStoreError: a store cannot be written.
         ModelSourceError: the model cannot be loaded.
-        StoppedError: the observer asked for it; what was done is kept.
+        StoppedError: the observer requested a stop; finished work is kept.
     """
     corpus = load_corpus(options.prepared or options.corpus, allowed_dirs=options.text_dirs)
     files, lens = open_model(options)
@@ -89,56 +98,55 @@ def interpret(options: InterpretOptions, observer: Observer) -> tuple[Interprete
         allowed_dirs=options.allowed_dirs,
         max_bytes=options.max_dictionary_bytes,
     )
-    dictionaries = {one.id: _load(loader, one) for one in options.dictionaries}
-    _claim(options, corpus, dictionaries)
-    places = FeatureStores(options.dictionary_dirs, options.allowed_dirs)
-    places.serve(lens.id, model_names(files))
-    locations = {name: places.location(dictionary) for name, dictionary in dictionaries.items()}
-    # What came with a dictionary is copied to where its store is written, so that labels are kept; and a file that
-    # cannot be used is told before all the text is read.
-    stores = {name: location.prepare() for name, location in locations.items()}
+    dictionaries = {source.id: _load(loader, source) for source in options.dictionaries}
+    _prepare_run(options, corpus, dictionaries)
+    feature_stores = FeatureStores(options.dictionary_dirs, options.allowed_dirs)
+    feature_stores.serve(lens.id, model_names(files))
+    locations = {name: feature_stores.location(dictionary) for name, dictionary in dictionaries.items()}
+    # Before the text is read: it copies shipped stores, so that their labels are kept, and refuses unusable files.
+    paths = {name: location.prepare() for name, location in locations.items()}
     unwritten = {
         name: dictionary
         for name, dictionary in dictionaries.items()
-        if not (_mark(options, name).is_file() and stores[name].is_file())
+        if not (_written_mark(options, name).is_file() and paths[name].is_file())
     }
     if unwritten:
         _scan_text(lens, options, corpus, unwritten, locations, observer)
-    found = []
+    results = []
     for name, dictionary in dictionaries.items():
         store = FeatureStore.open(locations[name].prepare())
         if options.calibrate:
             _calibrate(lens, dictionary, store, observer)
-        found.append(_interpreted(dictionary, store.path))
+        results.append(_interpreted(dictionary, store.path))
     shutil.rmtree(options.run_dir, ignore_errors=True)
-    return tuple(found)
+    return tuple(results)
 
 
-def _load(loader: DictionaryLoader, wanted: InterpretedSource) -> Dictionary:
-    dictionary = loader.load(wanted.id, wanted.source, force=wanted.force)
-    if wanted.sha256 not in {None, dictionary.sha256}:
+def _load(loader: DictionaryLoader, source: InterpretedSource) -> Dictionary:
+    dictionary = loader.load(source.id, source.source, force=source.force)
+    if source.sha256 not in {None, dictionary.sha256}:
         message = (
-            f"The dictionary source {wanted.source!r} has changed: its weights are no longer those that {wanted.id!r} "
-            "was loaded with. Load it anew and ask again."
+            f"The dictionary source {source.source!r} has changed: its weights are no longer those that {source.id!r} "
+            "was loaded with. Load the dictionary again, then interpret it."
         )
         raise DictionarySourceError(message)
     return dictionary
 
 
-def _claim(options: InterpretOptions, corpus: Corpus, dictionaries: Mapping[str, Dictionary]) -> None:
-    """Make the run's folder anew, unless the unfinished run in it is this one."""
+def _prepare_run(options: InterpretOptions, corpus: Corpus, dictionaries: Mapping[str, Dictionary]) -> None:
+    """Empty the run's folder, unless it has the state of an unfinished run with the same options."""
     contents = {name: dictionary.contents for name, dictionary in dictionaries.items()}
-    shaping = {**options.what_shapes_the_result(), "corpus_sha256": corpus.sha256, "dictionaries": contents}
-    wanted = json.loads(json.dumps(shaping))
-    claim = options.run_dir / "options.json"
+    run_options = {**options.what_shapes_the_result(), "corpus_sha256": corpus.sha256, "dictionaries": contents}
+    content = json.loads(json.dumps(run_options))
+    file = options.run_dir / "options.json"
     try:
-        if claim.is_file() and read_json(claim) == wanted:
+        if file.is_file() and read_json(file) == content:
             return
         shutil.rmtree(options.run_dir, ignore_errors=True)
         options.run_dir.mkdir(parents=True)
-        write_json(claim, wanted)
+        write_json(file, content)
     except OSError as error:
-        message = f"{options.run_dir} cannot be written: {error.strerror}"
+        message = f"{options.run_dir} cannot be written: {error.strerror}."
         raise ConfigError(message, param="dictionary_dirs") from error
 
 
@@ -150,7 +158,7 @@ def _scan_text(
     locations: Mapping[str, StoreLocation],
     observer: Observer,
 ) -> None:
-    """Read the text, and write what was found into new stores that take the place of the old ones."""
+    """Scan the text, and write the records of all features into new stores that replace the old ones."""
     documents = itertools.chain(corpus.training, corpus.heldout)
     batches = batch_documents(lens.tokenizer, documents, options.context_size)
     tallies = scan(lens, dictionaries, batches, options.tokens, options.run_dir / "tally.safetensors", observer)
@@ -170,18 +178,18 @@ def _scan_text(
         features = _features(lens, dictionary, tally, meta.created, observer)
         with locations[name].replacing(meta) as store:
             store.write_features(features, lens.tokenizer.token_bytes)
-        _mark(options, name).touch()
+        _written_mark(options, name).touch()
 
 
-def _mark(options: InterpretOptions, name: str) -> Path:
-    """Return the file that says that this run has written the store of a dictionary."""
+def _written_mark(options: InterpretOptions, name: str) -> Path:
+    """Return the file whose existence says that this run has written the store of a dictionary."""
     return options.run_dir / f"{name}.written"
 
 
 def _features(
     lens: LensModel, dictionary: Dictionary, tally: Tally, created: float, observer: Observer
 ) -> Iterator[FeatureRecord]:
-    """Yield the features' records, in order, with their labels."""
+    """Yield the records of all features, in order, with automatic labels."""
     facts = direction_facts(lens, dictionary, observer)
     peak_tokens = tally.peak_tokens.most_frequent(_NUM_PEAK_TOKENS)
     labeller = Labeller(lens.tokenizer.token_bytes, lens.tokenizer.special_ids, created)
@@ -190,19 +198,19 @@ def _features(
     rows = zip(tally.spread.activities(), tally.snippets(), peak_tokens, facts, strict=True)
     with observer.stage("Writing features", dictionary.d_sae) as progress:
         for feature, (activity, snippets, peaks, directions) in enumerate(rows):
-            found = FeatureRecord(feature, activity, snippets, peaks, *directions)
-            yield replace(found, labels=labeller.labels(found))
+            record = FeatureRecord(feature, activity, snippets, peaks, *directions)
+            yield replace(record, labels=labeller.labels(record))
             progress.update(feature + 1)
 
 
 def _calibrate(lens: LensModel, dictionary: Dictionary, store: FeatureStore, observer: Observer) -> None:
     """Measure the features that were active and have no calibration yet."""
-    known = store.calibrations().keys()
+    calibrated = store.calibrations().keys()
     promoted: dict[int, tuple[int, ...]] = {}
-    for number in store.feature_numbers():
-        found = store.feature(number) if number not in known else None
-        if found is not None and found.record is not None and found.record.activity.num_active:
-            promoted[number] = tuple(token_id for token_id, _ in found.record.promoted)
+    for feature in store.feature_numbers():
+        stored = store.feature(feature) if feature not in calibrated else None
+        if stored is not None and stored.record is not None and stored.record.activity.num_active:
+            promoted[feature] = tuple(token_id for token_id, _ in stored.record.promoted)
     if promoted:
         calibrate_features(
             lens, dictionary, list(promoted), promoted=promoted, observer=observer, write=store.write_calibrations

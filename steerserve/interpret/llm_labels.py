@@ -1,7 +1,7 @@
-"""Labels by a language model: words for what a feature's snippets have in common, scored on snippets not shown for it.
+"""Labels by a language model: words for what a feature's snippets have in common, scored on unseen snippets.
 
-Source: the scheme of SAEBench's automatic interpretation (detection), which follows EleutherAI's: the model that made a
-label must tell, from the label alone, which of some unseen snippets activate the feature.
+Source: the automatic interpretation of SAEBench (detection scoring), after EleutherAI's: the model that wrote a label
+must tell, from the label alone, which of some unseen snippets activate the feature.
 """
 
 from __future__ import annotations
@@ -27,15 +27,16 @@ if TYPE_CHECKING:
     from steerserve.store.stored import StoredFeature
 
 NUM_SHOWN = 10
+"""Snippets from which a label is written."""
 NUM_HELDOUT = 5
-"""Snippets of the feature, and as many of others, that the label is scored on."""
-_ASKED_EVERY_S = 0.5
+"""Snippets of the feature, and as many of others, on which a label is scored."""
+_STOP_CHECK_S = 0.5
 _PAGE = 500
-"""Features that are asked for at once where all that are live are wanted."""
+"""Features in a page of the search for live ones."""
 _MAX_LABEL_CHARS = 80
 _MAX_LABEL_TOKENS, _MAX_CHOICE_TOKENS = 40, 60
 _LEAST_SHARE = 0.3
-"""Tokens of at least this part of a snippet's maximum are marked."""
+"""Share of a snippet's maximum from which a token is marked as active."""
 _NAMING = (
     "You name features of a language model. You are shown pieces of text; the tokens that activate the feature stand "
     "between << and >>. Answer with a short phrase of at most eight words that says what they have in common, "
@@ -49,15 +50,16 @@ _CHOOSING = (
 
 @dataclass(frozen=True, slots=True)
 class Labelled:
-    """What a run of labelling came to."""
+    """Result of a labelling run."""
 
     num_labelled: int
+    """Number of features that got a label."""
     num_failed: int
-    """Features whose answers could not be read."""
+    """Number of features for which the model's answer could not be read."""
     num_tokens: int
-    """That the endpoint was asked to read and write."""
+    """Number of tokens that the endpoint read and wrote."""
     is_spent: bool
-    """Whether the budget ended before the features did."""
+    """Whether the budget ended before all features were labelled."""
 
 
 async def label_features(
@@ -70,27 +72,29 @@ async def label_features(
     seed: int,
     observer: Observer,
 ) -> Labelled:
-    """Label `features` and keep each label as it comes; those that this model has labelled before are passed over.
+    """Label `features` and store each label as it comes; features that this model has labelled before are skipped.
 
     Args:
-        store: Where snippets are read and labels kept.
-        features: In the order in which they are to be labelled.
-        endpoint: The model.
-        budget_tokens: No feature is begun after so many tokens; None for no bound.
-        concurrency: Requests at the same time.
-        seed: Decides which snippets are held out.
-        observer: Is told after each feature, and asked all the time.
+        store: Store with the snippets, which gets the labels.
+        features: Features in the order in which they are labelled.
+        endpoint: The language model.
+        budget_tokens: Number of tokens after which no further feature is begun; None for no limit.
+        concurrency: Number of requests at the same time.
+        seed: Seed that decides which snippets are held out.
+        observer: Gets the progress after each feature; may request a stop at any time.
 
     Raises:
-        EndpointError: the endpoint cannot be used; labels so far are kept.
-        StoppedError: the observer asked for it; labels so far are kept.
-        FeatureStoreError: a label cannot be kept.
+        EndpointError: the endpoint cannot be used; labels so far are stored.
+        StoppedError: the observer requested a stop; labels so far are stored.
+        FeatureStoreError: a label cannot be stored.
     """
-    todo = [feature for feature in features if not _is_labelled(store, feature, endpoint.model)]
-    with observer.stage("Labelling", len(todo)) as progress:
-        run = _Run(store, endpoint, progress, observer, budget_tokens, seed, live=_live(store) if todo else [])
-        waiting = iter(todo)
-        workers = [asyncio.create_task(run.work(waiting)) for _ in range(concurrency)]
+    waiting = [feature for feature in features if not _is_labelled(store, feature, endpoint.model)]
+    with observer.stage("Labelling", len(waiting)) as progress:
+        run = _LabellingRun(
+            store, endpoint, progress, observer, budget_tokens, seed, live=_live_features(store) if waiting else []
+        )
+        remaining = iter(waiting)
+        workers = [asyncio.create_task(run.work(remaining)) for _ in range(concurrency)]
         try:
             await run.watch(asyncio.gather(*workers))
         finally:
@@ -100,7 +104,7 @@ async def label_features(
     return Labelled(run.num_labelled, run.num_failed, endpoint.num_tokens, is_spent=run.is_spent)
 
 
-class _Run:
+class _LabellingRun:
     def __init__(
         self,
         store: FeatureStore,
@@ -118,15 +122,15 @@ class _Run:
         self._budget_tokens, self._seed, self._live = budget_tokens, seed, live
 
     async def watch(self, work: asyncio.Future[list[None]]) -> None:
-        """Wait for the work's end, or raise once the observer wants a stop: an answer may take minutes to come."""
-        while not (await asyncio.wait((work,), timeout=_ASKED_EVERY_S))[0]:
-            self._ask()
+        """Wait for the end of the work, or raise if the observer requests a stop: an answer may take minutes."""
+        while not (await asyncio.wait((work,), timeout=_STOP_CHECK_S))[0]:
+            self._raise_if_stopped()
         work.result()
 
-    async def work(self, waiting: Iterator[int]) -> None:
+    async def work(self, remaining: Iterator[int]) -> None:
         """Label one feature after another."""
-        for feature in waiting:
-            self._ask()
+        for feature in remaining:
+            self._raise_if_stopped()
             if self._budget_tokens is not None and self._endpoint.num_tokens >= self._budget_tokens:
                 self.is_spent = True
                 return
@@ -138,7 +142,7 @@ class _Run:
                 self.num_labelled += 1
             self._progress.update(self.num_labelled + self.num_failed, {"tokens": self._endpoint.num_tokens})
 
-    def _ask(self) -> None:
+    def _raise_if_stopped(self) -> None:
         if self._observer.should_stop():
             raise StoppedError(f"Stopped after {self.num_labelled} labels; the same command goes on from there.")
 
@@ -163,49 +167,51 @@ class _Run:
     async def _score(
         self, words: str, heldout: Sequence[TextSnippet], stored: StoredFeature, generator: random.Random
     ) -> float | None:
-        """Return the mean of the shares of active and of other snippets that were told rightly.
+        """Return the mean of two shares: of the feature's snippets and of other snippets that were told correctly.
 
-        None where there are fewer others: whoever finds the feature everywhere must come to .5.
+        None if there are too few other snippets: a model that answers "all" must get .5.
         """
-        others = list(self._others(stored, len(heldout), generator))
+        others = list(self._other_texts(stored, len(heldout), generator))
         if len(others) < len(heldout):
             return None
-        pieces = [*((_plain(snippet, stored), True) for snippet in heldout), *((piece, False) for piece in others)]
-        generator.shuffle(pieces)
-        listed = "\n".join(f"{number}. {piece}" for number, (piece, _) in enumerate(pieces, start=1))
-        answer = await self._endpoint.ask(_CHOOSING, f"Description: {words}\n\n{listed}", max_tokens=_MAX_CHOICE_TOKENS)
+        texts = [*((_plain(snippet, stored), True) for snippet in heldout), *((text, False) for text in others)]
+        generator.shuffle(texts)
+        numbered = "\n".join(f"{number}. {text}" for number, (text, _) in enumerate(texts, start=1))
+        answer = await self._endpoint.ask(
+            _CHOOSING, f"Description: {words}\n\n{numbered}", max_tokens=_MAX_CHOICE_TOKENS
+        )
         chosen = {int(number) for number in re.findall(r"\b\d{1,3}\b", answer)}
         if not chosen and "none" not in answer.lower():
             return None
-        rights: dict[bool, list[bool]] = {True: [], False: []}
-        for number, (_, is_active) in enumerate(pieces, start=1):
-            rights[is_active].append((number in chosen) == is_active)
-        return sum(sum(some) / len(some) for some in rights.values()) / len(rights)
+        is_correct: dict[bool, list[bool]] = {True: [], False: []}
+        for number, (_, is_active) in enumerate(texts, start=1):
+            is_correct[is_active].append((number in chosen) == is_active)
+        return sum(sum(answers) / len(answers) for answers in is_correct.values()) / len(is_correct)
 
-    def _others(self, stored: StoredFeature, count: int, generator: random.Random) -> Iterator[str]:
-        """Yield snippets of as many other live features, drawn at random; none that is also one of its own."""
+    def _other_texts(self, stored: StoredFeature, count: int, generator: random.Random) -> Iterator[str]:
+        """Yield snippets of `count` other live features, drawn at random; none that the feature has too."""
         own = {snippet.token_ids for snippet in stored.record.snippets} if stored.record is not None else set()
-        found = 0
+        num_texts = 0
         for feature in generator.sample(self._live, len(self._live)):
             other = self._store.feature(feature) if feature != stored.feature else None
             if other is None or other.record is None:
                 continue
             if snippets := [snippet for snippet in other.record.snippets if snippet.token_ids not in own]:
-                found += 1
+                num_texts += 1
                 yield _plain(generator.choice(snippets), other)
-                if found == count:
+                if num_texts == count:
                     return
 
 
-def _live(store: FeatureStore) -> list[int]:
-    """Return the features of the store that were active at all."""
-    found: list[int] = []
+def _live_features(store: FeatureStore) -> list[int]:
+    """Return the features of a store that were active at all."""
+    live: list[int] = []
     has_more, offset = True, 0
     while has_more:
-        rows, has_more = store.search("", "feature", _PAGE, offset)
-        found += [row.feature for row in rows if row.density]
+        hits, has_more = store.search("", "feature", _PAGE, offset)
+        live += [hit.feature for hit in hits if hit.density]
         offset += _PAGE
-    return found
+    return live
 
 
 def _is_labelled(store: FeatureStore, feature: int, model: str) -> bool:
@@ -218,7 +224,7 @@ def _plain(snippet: TextSnippet, stored: StoredFeature) -> str:
 
 
 def _marked(snippet: TextSnippet, stored: StoredFeature) -> str:
-    """Write a snippet with the tokens where the feature is active between << and >>."""
+    """Return a snippet's text with the tokens where the feature is active between << and >>."""
     least = _LEAST_SHARE * max(snippet.acts)
     texts = token_texts(snippet.token_ids, stored.token_bytes)
     marked = (f"<<{text}>>" if act >= least > 0 else text for text, act in zip(texts, snippet.acts, strict=True))

@@ -1,4 +1,4 @@
-"""What an interpretation is asked to do. Frozen data, checked where it is made; no torch."""
+"""Options of an interpretation: frozen data, checked when it is made. No torch."""
 
 from __future__ import annotations
 
@@ -11,13 +11,12 @@ from typing import TYPE_CHECKING, Any, get_args
 from steerserve.core.config import DEFAULT_MODEL, Backend
 from steerserve.core.errors import ConfigError
 from steerserve.core.literals import DEFAULT_INTERPRET_TOKENS, MAX_INTERPRET_TOKENS
+from steerserve.store.records import STORES_FOLDER
 from steerserve.text.sample import SAMPLE, sample_dir
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-STORES_FOLDER = ".features"
-"""In the first of the dictionary folders: what belongs to dictionaries that lie where nothing may be written."""
 _MIN_CONTEXT = 16
 
 
@@ -26,53 +25,58 @@ class InterpretedSource:
     """One dictionary to interpret."""
 
     id: str
+    """Name of the dictionary in this run."""
     source: str
+    """Source of the dictionary, such as `path:FOLDER`."""
     sha256: str | None = None
-    """Of the weights that are meant; None: whatever is there."""
+    """SHA-256 that its weights file must have; None for any."""
     force: bool = False
-    """Take it also where it was made for a model of another name."""
+    """Whether to accept a dictionary that was made for a model of another name."""
 
 
 @dataclass(frozen=True, slots=True)
 class InterpretOptions:
-    """One pass over a text that interprets one dictionary or several.
+    """Options of one scan of a text that interprets one dictionary or several.
 
     Raises:
-        ConfigError: a value that cannot be honoured; `param` names it.
+        ConfigError: a value is not allowed; `param` names it.
     """
 
     dictionaries: tuple[InterpretedSource, ...]
     corpus: tuple[str, ...]
     """Folders, files (.txt, .md, .jsonl), `hf:NAME`, `sample` or `self`."""
     dictionary_dirs: tuple[Path, ...]
-    """The first keeps what cannot lie beside a dictionary, and what a stopped run needs to go on."""
+    """Configured folders. The first one keeps stores that are not beside a dictionary, and unfinished runs."""
     allowed_dirs: tuple[Path, ...]
-    """`path:` sources must lie within one of these folders."""
+    """Folders that `path:` sources must lie in."""
     max_dictionary_bytes: int
     corpus_dirs: tuple[Path, ...] | None = None
-    """Files of the corpus must lie within one of these folders, links followed; None: wherever they are."""
+    """Folders that files of the corpus must lie in, links followed; None for any folder."""
     prepared: tuple[str, ...] = ()
     """Files that stand for the corpus, where it had to be fetched or written first."""
     model: str = DEFAULT_MODEL
     trust_remote_code: bool = False
     """Run Python code that the model's repository brings."""
     tokens: int = DEFAULT_INTERPRET_TOKENS
-    """Tokens that are read, special ones not counted; fewer if the corpus has fewer."""
+    """Number of tokens to read, without special tokens; fewer if the corpus is shorter."""
     context_size: int = 128
+    """Tokens of a context window."""
     seed: int = 0
-    """Of text that the model writes, and of the order of a data set."""
+    """Seed of text that the model writes, and of the order of a data set."""
     device: str = "auto"
+    """Device that runs the model: `auto`, `cpu` or `cuda`."""
     dtype: str = "auto"
+    """Number format in which the model computes."""
     backend: Backend = "bridge"
-    """What runs the model."""
+    """Backend that runs the model."""
     process_weights: bool = True
-    """Whether a HookedTransformer gets its norms folded and its weights centred."""
+    """Whether a HookedTransformer folds its norms and centres its weights."""
     calibrate: bool = True
-    """Measure doses and output scores too."""
+    """Whether to measure doses and output scores too."""
 
     def __post_init__(self) -> None:
         """Check every value."""
-        ids = [one.id for one in self.dictionaries]
+        ids = [dictionary.id for dictionary in self.dictionaries]
         _check(bool(ids), "dictionaries", ids, "at least one")
         _check(len(set(ids)) == len(ids), "dictionaries", ids, "different for each dictionary")
         _check(bool(self.corpus), "corpus", self.corpus, "at least one folder or file")
@@ -82,18 +86,18 @@ class InterpretOptions:
 
     @property
     def model_dtype(self) -> str:
-        """In which the model computes."""
+        """Number format in which the model computes."""
         return self.dtype
 
     @property
     def run_dir(self) -> Path:
-        """The folder that holds what a killed run needs to go on; the same for the same dictionaries."""
-        named = json.dumps(sorted((one.id, one.source) for one in self.dictionaries))
-        return self._folder / f"run-{hashlib.sha256(named.encode()).hexdigest()[:16]}"
+        """Folder for the state of an unfinished run; the same for the same dictionaries."""
+        names = json.dumps(sorted((dictionary.id, dictionary.source) for dictionary in self.dictionaries))
+        return self._folder / f"run-{hashlib.sha256(names.encode()).hexdigest()[:16]}"
 
     @property
     def text_dir(self) -> Path:
-        """The folder for text that must be fetched or written first; it is kept, since it took time."""
+        """Folder for text that is downloaded or written first; it is kept, since it took time."""
         return self._folder / "corpus"
 
     @property
@@ -104,12 +108,11 @@ class InterpretOptions:
         return (*self.corpus_dirs, self.text_dir, *((sample_dir(),) if SAMPLE in self.corpus else ()))
 
     def what_shapes_the_result(self) -> dict[str, Any]:
-        """Return the values that an interrupted run must share with the one that goes on."""
-        shared = ("model", "tokens", "context_size", "seed", "dtype")
-        found = {name: getattr(self, name) for name in shared}
-        if self.backend != "bridge":  # runs from before there was a choice go on
-            found |= {"backend": self.backend, "process_weights": self.process_weights}
-        return found
+        """Return the options that shape the result: a resumed run must have the same as the interrupted one."""
+        names = ["model", "tokens", "context_size", "seed", "dtype"]
+        if self.backend != "bridge":  # left out otherwise, so that runs from before there was a choice go on
+            names += ["backend", "process_weights"]
+        return {name: getattr(self, name) for name in names}
 
     def to_json(self) -> dict[str, Any]:
         """Return the options as JSON, which `from_json` reads."""
@@ -118,22 +121,22 @@ class InterpretOptions:
         return {**asdict(self), **folders, "corpus_dirs": corpus_dirs}
 
     @classmethod
-    def from_json(cls, found: Mapping[str, Any]) -> InterpretOptions:
-        """Read what `to_json` wrote.
+    def from_json(cls, content: Mapping[str, Any]) -> InterpretOptions:
+        """Return the options that `to_json` wrote.
 
         Raises:
-            ConfigError: a value that cannot be honoured.
+            ConfigError: a value is not allowed.
         """
-        corpus_dirs = found.get("corpus_dirs")
+        corpus_dirs = content.get("corpus_dirs")
         return cls(
             **{
-                **found,
-                "dictionaries": tuple(InterpretedSource(**one) for one in found["dictionaries"]),
-                "corpus": tuple(found["corpus"]),
+                **content,
+                "dictionaries": tuple(InterpretedSource(**source) for source in content["dictionaries"]),
+                "corpus": tuple(content["corpus"]),
                 "corpus_dirs": None if corpus_dirs is None else tuple(Path(folder) for folder in corpus_dirs),
-                "prepared": tuple(found["prepared"]),
-                "dictionary_dirs": tuple(Path(folder) for folder in found["dictionary_dirs"]),
-                "allowed_dirs": tuple(Path(folder) for folder in found["allowed_dirs"]),
+                "prepared": tuple(content["prepared"]),
+                "dictionary_dirs": tuple(Path(folder) for folder in content["dictionary_dirs"]),
+                "allowed_dirs": tuple(Path(folder) for folder in content["allowed_dirs"]),
             }
         )
 

@@ -1,4 +1,4 @@
-"""At which tokens each feature peaks, counted while the text streams by; rare ones are forgotten."""
+"""Counts at which tokens each feature peaks, while the text streams by; rare tokens are forgotten."""
 
 from __future__ import annotations
 
@@ -11,35 +11,35 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _MERGE_EVERY = 8
-"""Additions between two merges."""
+"""Calls of `add` between two merges."""
 _KEPT = 64
-"""Tokens of a feature that outlast a clearing, which comes where there are twice as many on average."""
+"""Tokens of a feature that are kept if the counts are pruned, which happens at twice as many tokens on average."""
 
 
 class PeakTokens:
-    """Counts of pairs of feature and token."""
+    """Counts of pairs of a feature and a token."""
 
     def __init__(self, d_sae: int, vocab_size: int, device: torch.device) -> None:
-        """Begin with no peak."""
+        """Begin without peaks."""
         self._d_sae, self._vocab_size = d_sae, vocab_size
         self._pairs = torch.zeros(0, dtype=torch.long, device=device)
-        """`feature * vocab_size + token`, ascending."""
+        """Pairs as `feature * vocab_size + token`, ascending."""
         self._counts = torch.zeros(0, dtype=torch.long, device=device)
-        self._waiting: list[Tensor] = []
+        self._unmerged: list[Tensor] = []
         self._num_additions = 0
         self.num_peaks = torch.zeros(d_sae, dtype=torch.long, device=device)
-        """All peaks of each feature, those at forgotten tokens too."""
+        """Number of peaks of each feature, those at forgotten tokens included."""
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return the state, to be saved."""
-        # To merge early changes nothing, to forget early would.
+        """Return the state, for a checkpoint."""
+        # Merging early changes nothing; forgetting early would.
         self._merge()
         num_additions = torch.tensor(self._num_additions)
         parts = {"pairs": self._pairs, "counts": self._counts}
         return {**parts, "num_peaks": self.num_peaks, "num_additions": num_additions}
 
     def load(self, saved: dict[str, Tensor]) -> None:
-        """Go on from what `tensors` gave."""
+        """Restore the state that `tensors` returned."""
         device = self.num_peaks.device
         self._pairs, self._counts = saved["pairs"].to(device), saved["counts"].to(device)
         self.num_peaks, self._num_additions = saved["num_peaks"].to(device), int(saved["num_additions"])
@@ -47,7 +47,7 @@ class PeakTokens:
     def add(self, feature: Int[Tensor, " peaks"], token_id: Int[Tensor, " peaks"]) -> None:
         """Count peaks."""
         self.num_peaks += torch.bincount(feature, minlength=self._d_sae)
-        self._waiting.append(feature * self._vocab_size + token_id)
+        self._unmerged.append(feature * self._vocab_size + token_id)
         self._num_additions += 1
         if self._num_additions % _MERGE_EVERY == 0:
             self._merge()
@@ -55,27 +55,26 @@ class PeakTokens:
                 self._forget()
 
     def most_frequent(self, count: int) -> list[tuple[tuple[int, int], ...]]:
-        """Return for each feature the token ids at which it peaked most often, and how often."""
+        """Return for each feature the token ids at which it peaked most often, each with its count."""
         self._merge()
         feature, order, rank = self._ranked()
-        found: list[list[tuple[int, int]]] = [[] for _ in range(self._d_sae)]
+        pairs: list[list[tuple[int, int]]] = [[] for _ in range(self._d_sae)]
         chosen = order[rank < count]
         token_ids = (self._pairs[chosen] % self._vocab_size).tolist()
-        for one, token_id, number in zip(
-            feature[chosen].tolist(), token_ids, self._counts[chosen].tolist(), strict=True
-        ):
-            found[one].append((token_id, number))
-        return [tuple(pairs) for pairs in found]
+        counts = self._counts[chosen].tolist()
+        for index, token_id, count_of_token in zip(feature[chosen].tolist(), token_ids, counts, strict=True):
+            pairs[index].append((token_id, count_of_token))
+        return [tuple(pairs_of_feature) for pairs_of_feature in pairs]
 
     def _merge(self) -> None:
-        if not self._waiting:
+        if not self._unmerged:
             return
-        new = torch.cat(self._waiting)
+        new = torch.cat(self._unmerged)
         pairs, inverse = torch.unique(torch.cat([self._pairs, new]), return_inverse=True)
         counts = torch.zeros_like(pairs)
         self._counts = counts.scatter_add_(0, inverse, torch.cat([self._counts, torch.ones_like(new)]))
         self._pairs = pairs
-        self._waiting = []
+        self._unmerged = []
 
     def _forget(self) -> None:
         _, order, rank = self._ranked()

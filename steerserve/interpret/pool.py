@@ -1,4 +1,4 @@
-"""The best snippets of many groups, kept while the text streams by. Knows neither features nor what a score means."""
+"""Keeps the best snippets of many groups while the text streams by. Knows neither features nor what a score means."""
 
 from __future__ import annotations
 
@@ -16,74 +16,75 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     Cut = Callable[[Tensor], tuple[Tensor, Tensor]]
-    """Gives token ids and activations, `[chosen, SNIPPET_TOKENS]` each, of candidates by their numbers."""
+    """Returns token ids and activations, `[chosen, SNIPPET_TOKENS]` each, of the candidates with some indexes."""
 
 
 class Candidates(NamedTuple):
-    """Snippets that could be kept; nothing of them is computed yet but this."""
+    """Snippets that could be kept; their tokens and activations are not cut yet."""
 
     group: Int[Tensor, " candidates"]
+    """Group that each belongs to."""
     score: Float[Tensor, " candidates"]
-    """Over 0; the highest are kept."""
+    """Score of each, over 0; the highest are kept."""
     identity: Int[Tensor, " candidates"]
-    """Of snippets with the same one, a group keeps the best."""
+    """Hash of the text of each; a group keeps the best snippet of each text."""
     row: Int[Tensor, " candidates"]
-    """A group takes one snippet of a row at most."""
+    """Row of text of each; a group takes at most one snippet of a row."""
 
 
 class SnippetPool:
-    """For each of `num_groups` groups the `size` snippets of the highest scores; its size never changes."""
+    """The `size` snippets with the highest scores of each group; takes the same memory for any text."""
 
     def __init__(self, num_groups: int, size: int, device: torch.device) -> None:
-        """Begin with no snippet."""
+        """Begin without snippets."""
         shape = (num_groups, size)
         self.score = torch.zeros(shape, device=device)
-        """0 where there is no snippet; each group's are in descending order."""
+        """Scores of each group in descending order; 0 for a slot without a snippet."""
         self.identity = torch.zeros(shape, dtype=torch.long, device=device)
         self.ids = torch.full((*shape, SNIPPET_TOKENS), ABSENT, dtype=torch.int32, device=device)
         self.acts = torch.zeros((*shape, SNIPPET_TOKENS), device=device)
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return the state, to be saved or filled."""
+        """Return the state, for a checkpoint to save or fill."""
         return {"score": self.score, "identity": self.identity, "ids": self.ids, "acts": self.acts}
 
     def offer(self, offered: Candidates, cut: Cut) -> None:
-        """Keep those that are better than what is there; `cut` is asked only for them."""
+        """Keep the candidates that are better than the snippets here; `cut` is called for these alone."""
         group, score, identity, row = offered
         chosen = (score > self.score[:, -1][group]).nonzero().flatten()
         num_rows = int(row.max()) + 1 if len(row) else 1
         for key in (group * num_rows + row, mixed(identity ^ mixed(group))):
             chosen = chosen[_best_of_each(key[chosen], score[chosen])]
-        chosen = chosen[self._without_known(group[chosen], score[chosen], identity[chosen])]
+        chosen = chosen[self._without_repeats(group[chosen], score[chosen], identity[chosen])]
         chosen = chosen[_in_order(group[chosen], score[chosen])]
         self._merge(offered, chosen, cut)
 
     def take(self, groups: Int[Tensor, " groups"]) -> tuple[Candidates, Cut]:
-        """Empty some groups; return what was in them, to be offered to others."""
-        place, slot = (self.score[groups] > 0).nonzero(as_tuple=True)
-        at = groups[place]
-        ids, acts = self.ids[at, slot], self.acts[at, slot]
-        # Snippets of one row may come together again: they have been thinned out once.
-        rows = torch.arange(len(at), device=at.device)
-        taken = Candidates(at, self.score[at, slot], self.identity[at, slot], rows)
+        """Empty some groups; return their snippets, to be offered again."""
+        index, slot = (self.score[groups] > 0).nonzero(as_tuple=True)
+        group = groups[index]
+        ids, acts = self.ids[group, slot], self.acts[group, slot]
+        # A row of its own for each: at most one snippet of a row was taken when they were first offered.
+        rows = torch.arange(len(group), device=group.device)
+        taken = Candidates(group, self.score[group, slot], self.identity[group, slot], rows)
         self.score[groups] = 0.0
         self.ids[groups] = ABSENT
         self.acts[groups] = 0.0
         return taken, lambda chosen: (ids[chosen], acts[chosen])
 
-    def _without_known(
+    def _without_repeats(
         self, group: Int[Tensor, " chosen"], score: Float[Tensor, " chosen"], identity: Int[Tensor, " chosen"]
     ) -> Int[Tensor, " left"]:
-        """Drop candidates of which the group has the text already, or what it has where the candidate is better."""
+        """Return the candidates whose text the group lacks, or has with a lower score: that snippet is dropped."""
         kept = self.score[group]
         is_same = (self.identity[group] == identity[:, None]) & (kept > 0)
         is_better = score[:, None] > kept
-        place, slot = (is_same & is_better).nonzero(as_tuple=True)
-        self.score[group[place], slot] = 0.0
+        candidate, slot = (is_same & is_better).nonzero(as_tuple=True)
+        self.score[group[candidate], slot] = 0.0
         return (~(is_same & ~is_better).any(dim=1)).nonzero().flatten()
 
     def _merge(self, offered: Candidates, chosen: Int[Tensor, " chosen"], cut: Cut) -> None:
-        """Put candidates, in the order of their groups and then from the highest score, among what is there."""
+        """Merge candidates, ordered by group and then by descending score, into the snippets here."""
         size = self.score.shape[1]
         groups, inverse, counts = torch.unique_consecutive(
             offered.group[chosen], return_inverse=True, return_counts=True
@@ -91,16 +92,16 @@ class SnippetPool:
         rank = torch.arange(len(chosen), device=chosen.device) - (counts.cumsum(0) - counts)[inverse]
         is_near = rank < size
         chosen, inverse, rank = chosen[is_near], inverse[is_near], rank[is_near]
-        # Columns 0 to size - 1 are what is kept, the others what is offered.
+        # Columns 0 to size - 1 are the snippets here, columns size to 2 * size - 1 the candidates.
         score = torch.cat([self.score[groups], self.score.new_zeros(len(groups), size)], dim=1)
         score[inverse, size + rank] = offered.score[chosen]
         identity = torch.cat([self.identity[groups], torch.zeros_like(self.identity[groups])], dim=1)
         identity[inverse, size + rank] = offered.identity[chosen]
         candidate = torch.zeros_like(identity)
         candidate[inverse, size + rank] = chosen
-        score, source = (found[:, :size] for found in score.sort(dim=1, descending=True, stable=True))
-        at = source.clamp(max=size - 1)[..., None].expand(-1, -1, self.ids.shape[-1])
-        ids, acts = self.ids[groups].gather(1, at), self.acts[groups].gather(1, at)
+        score, source = (part[:, :size] for part in score.sort(dim=1, descending=True, stable=True))
+        slots = source.clamp(max=size - 1)[..., None].expand(-1, -1, self.ids.shape[-1])
+        ids, acts = self.ids[groups].gather(1, slots), self.acts[groups].gather(1, slots)
         is_new = (source >= size) & (score > 0)
         ids[is_new], acts[is_new] = cut(candidate.gather(1, source)[is_new])
         self.score[groups], self.identity[groups] = score, identity.gather(1, source)
@@ -116,6 +117,6 @@ def _best_of_each(key: Int[Tensor, " n"], score: Float[Tensor, " n"]) -> Int[Ten
 
 
 def _in_order(key: Int[Tensor, " n"], score: Float[Tensor, " n"]) -> Int[Tensor, " n"]:
-    """Return the order by key, and of the same key from the highest score; the first of equals comes first."""
+    """Return the order by key, then by descending score; equals keep their order."""
     order = score.argsort(descending=True, stable=True)
     return order[key[order].argsort(stable=True)]

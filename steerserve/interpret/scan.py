@@ -1,4 +1,4 @@
-"""One pass over a text that counts, for several dictionaries at once, what their features do. Resumable."""
+"""One scan of a text, which counts for several dictionaries at once what their features do. Resumable."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ if TYPE_CHECKING:
 _SAVE_EVERY = 32
 """Batches between checkpoints."""
 _READ_TOKENS = {"cpu": 512}
-"""Tokens that the model reads at a time; on a CPU the activations of more do not fit its caches. Elsewhere: a batch."""
-_ENCODED = 2**23
-"""Feature activations that are held at a time; a single longer row is computed by itself."""
+"""Tokens that the model reads at once, by device type; a whole batch elsewhere. A CPU's caches hold no more."""
+_MAX_ENCODED = 2**23
+"""Most feature activations that are held at once; a row with more is encoded by itself."""
 
 
 @torch.no_grad()
@@ -46,47 +46,48 @@ def scan(
     checkpoint: Path,
     observer: Observer,
 ) -> dict[str, Tally]:
-    """Read up to `tokens` tokens (fewer if the text ends), special ones left out; return what was counted.
+    """Scan up to `tokens` tokens, special tokens not counted, fewer if the text ends; return the tallies by name.
 
-    What is counted of a dictionary does not depend on the others. Sinks are tokens of a norm over five times the
-    dictionary's median: they are read, and left out as well. Called again after a stop or a kill, with the same
-    arguments, it goes on from `checkpoint` to the same result.
+    The tally of a dictionary does not depend on the others. Attention sinks (tokens whose norm is over five times the
+    dictionary's median) are read and not counted either. Called again with the same arguments after a stop or a kill,
+    the scan goes on from `checkpoint` to the same result.
 
     Raises:
-        CorpusError: the text has no token to read.
-        StoppedError: the observer asked for it; what was read is kept.
+        CorpusError: the text has no token to count.
+        StoppedError: the observer requested a stop; the checkpoint has everything that was read.
     """
     tallies = {name: Tally(dictionary.d_sae, lens.vocab_size, lens.device) for name, dictionary in dictionaries.items()}
-    num_batches, num_read, is_whole = _load(checkpoint, tallies) if checkpoint.is_file() else (0, 0, False)
-    if is_whole:
+    num_batches, num_read, is_done = _load(checkpoint, tallies) if checkpoint.is_file() else (0, 0, False)
+    if is_done:
         return tallies
     hooks = tuple(dict.fromkeys(name for dictionary in dictionaries.values() for name in dictionary.hook_names))
     with observer.stage("Reading text", tokens) as progress:
         for batch in islice(batches, num_batches, None):
-            wanted = batch.is_plain & (batch.is_plain.flatten().cumsum(0).view_as(batch.is_plain) <= tokens - num_read)
-            found = _read(lens, batch, hooks)
+            num_plain = batch.is_plain.flatten().cumsum(0).view_as(batch.is_plain)
+            counted = batch.is_plain & (num_plain <= tokens - num_read)
+            values = _read(lens, batch, hooks)
             for name, dictionary in dictionaries.items():
-                _count(tallies[name], dictionary, batch, found, wanted)
+                _count(tallies[name], dictionary, batch, values, counted)
             num_batches += 1
-            num_read += int(wanted.sum())
+            num_read += int(counted.sum())
             progress.update(num_read)
             if num_read == tokens:
                 break
             is_stopping = observer.should_stop()
             if is_stopping or num_batches % _SAVE_EVERY == 0:
-                _save(checkpoint, tallies, num_batches, num_read, is_whole=False)
+                _save(checkpoint, tallies, num_batches, num_read, is_done=False)
             if is_stopping:
                 message = f"Stopped after reading {num_read} tokens; the same call goes on from there."
                 raise StoppedError(message)
     if not any(int(tally.spread.num_tokens) for tally in tallies.values()):
-        message = "The corpus has no token to read: all are special tokens or attention sinks."
+        message = "The corpus has no token to count: all are special tokens or attention sinks."
         raise CorpusError(message, param="corpus")
-    _save(checkpoint, tallies, num_batches, num_read, is_whole=True)
+    _save(checkpoint, tallies, num_batches, num_read, is_done=True)
     return tallies
 
 
 def _read(lens: LensModel, batch: WindowBatch, hooks: Sequence[str]) -> dict[str, Float[Tensor, "rows pos width"]]:
-    """Return a batch's activations at some hook points."""
+    """Return the values of a batch at some hook points."""
     num_rows = max(1, _READ_TOKENS.get(lens.device.type, batch.ids.numel()) // batch.ids.shape[1])
     parts = [lens.read(ids, hooks) for ids in batch.ids.split(num_rows)]
     return {hook: torch.cat([part[hook] for part in parts]) for hook in hooks}
@@ -96,29 +97,29 @@ def _count(
     tally: Tally,
     dictionary: Dictionary,
     batch: WindowBatch,
-    found: Mapping[str, Float[Tensor, "rows pos width"]],
-    wanted: Bool[Tensor, "rows pos"],
+    values: Mapping[str, Float[Tensor, "rows pos width"]],
+    counted: Bool[Tensor, "rows pos"],
 ) -> None:
-    """Count a batch, as many rows at a time as memory is meant for; sinks are known by their norm where edits are."""
-    acts, edited = found[dictionary.read_hook_name], found[dictionary.hook_name]
-    num_rows = max(1, _ENCODED // (acts.shape[1] * dictionary.d_sae))
-    whole = (batch.ids.to(acts.device), batch.is_real.to(acts.device), acts, edited, wanted)
-    parts: Sequence[tuple[Tensor, ...]] = [tensor.split(num_rows) for tensor in whole]
-    for ids, real, read, written, asked in zip(*parts, strict=True):
-        keep = counted_tokens(written, asked, SINK_RATIO * dictionary.median_norm)
-        tally.add(ScannedRows.of(ids, real, keep), dictionary.encode(read[keep].float()))
+    """Count a batch, some rows at a time. Sinks are told by the norm at the hook point where edits are made."""
+    inputs, edited = values[dictionary.read_hook_name], values[dictionary.hook_name]
+    num_rows = max(1, _MAX_ENCODED // (inputs.shape[1] * dictionary.d_sae))
+    tensors = (batch.ids.to(inputs.device), batch.is_real.to(inputs.device), inputs, edited, counted)
+    parts: Sequence[tuple[Tensor, ...]] = [tensor.split(num_rows) for tensor in tensors]
+    for ids, real, x, x_edited, plain in zip(*parts, strict=True):
+        keep = counted_tokens(x_edited, plain, SINK_RATIO * dictionary.median_norm)
+        tally.add(ScannedRows.of(ids, real, keep), dictionary.encode(x[keep].float()))
 
 
-def _save(checkpoint: Path, tallies: Mapping[str, Tally], num_batches: int, num_read: int, *, is_whole: bool) -> None:
-    state = {"num_batches": num_batches, "num_read": num_read, "is_whole": is_whole}
+def _save(checkpoint: Path, tallies: Mapping[str, Tally], num_batches: int, num_read: int, *, is_done: bool) -> None:
+    state = {"num_batches": num_batches, "num_read": num_read, "is_whole": is_done}
     tensors = {
         f"{name}/{part}": tensor.cpu().contiguous()
         for name, tally in tallies.items()
         for part, tensor in tally.tensors().items()
     }
-    aside = checkpoint.with_name(f".{checkpoint.name}.{os.getpid()}")
-    save_file(tensors, aside, {"state": json.dumps(state)})
-    aside.replace(checkpoint)
+    temporary = checkpoint.with_name(f".{checkpoint.name}.{os.getpid()}")
+    save_file(tensors, temporary, {"state": json.dumps(state)})
+    temporary.replace(checkpoint)
 
 
 def _load(checkpoint: Path, tallies: Mapping[str, Tally]) -> tuple[int, int, bool]:

@@ -1,4 +1,4 @@
-"""All that one pass over a text finds of the features of one dictionary, in memory that does not grow with the text."""
+"""Everything that a scan counts for the features of one dictionary, in memory that does not grow with the text."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ if TYPE_CHECKING:
     from jaxtyping import Float, Int
     from torch import Tensor
 
-_LAST = 2**31 - 1
+_LAST_TOKEN = 2**31 - 1
 _KEY_BITS = 24
-"""As many as a float32 tells apart."""
+"""Bits of a key: a float32 holds no more exactly."""
 
 
 class Tally:
-    """What is known of the features so far.
+    """Counts and snippets of the features so far.
 
-    Snippets of an interval are drawn as a reservoir: those of the highest random-looking keys, which depend on the text
-    and the feature alone. Intervals are fifths of the range up to the maximum; where that grows, what was drawn moves
-    to the fifth it is in now, so that the draw is uniform but for what came before the last growth.
+    Snippets of an interval are drawn as a reservoir: those with the highest keys, which are hashes of the text and the
+    feature. Intervals are fifths of the range up to the maximum. If the maximum grows, the snippets move to the
+    intervals that they are in then; the draw is uniform over the text after the last growth.
     """
 
     def __init__(self, d_sae: int, vocab_size: int, device: torch.device) -> None:
-        """Begin with no text."""
+        """Begin without text."""
         self.d_sae = d_sae
         self.spread = Spread(d_sae, device)
         self.peak_tokens = PeakTokens(d_sae, vocab_size, device)
@@ -41,7 +41,7 @@ class Tally:
         self._drawn = SnippetPool(d_sae * NUM_INTERVALS, SNIPPETS_PER_INTERVAL, device)
 
     def add(self, rows: ScannedRows, acts: Float[Tensor, "tokens d_sae"]) -> None:
-        """Count the activations of some tokens, and keep snippets around the best. Only activations over 0 count."""
+        """Count the activations over 0 of some tokens, and keep snippets around the best."""
         token, feature = (acts > 0).nonzero(as_tuple=True)
         act = acts[token, feature]
         grown = self.spread.add(len(acts), feature, act)
@@ -53,35 +53,35 @@ class Tally:
         self._drawn.offer(offered, lambda chosen: rows.cut(token[chosen], feature[chosen], acts))
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return the state, to be saved."""
+        """Return the state, for a checkpoint."""
         parts: dict[str, Spread | PeakTokens | SnippetPool] = {
             "spread": self.spread,
             "peaks": self.peak_tokens,
             "strongest": self._strongest,
             "drawn": self._drawn,
         }
-        return {f"{part}.{name}": tensor for part, held in parts.items() for name, tensor in held.tensors().items()}
+        return {f"{part}.{name}": tensor for part, counts in parts.items() for name, tensor in counts.tensors().items()}
 
     def load(self, saved: Mapping[str, Tensor]) -> None:
-        """Go on from what `tensors` gave."""
+        """Restore the state that `tensors` returned."""
         for name, tensor in self.tensors().items():
             if not name.startswith("peaks."):
                 tensor.copy_(saved[name])
         self.peak_tokens.load({name.removeprefix("peaks."): tensor for name, tensor in saved.items()})
 
     def snippets(self) -> Iterator[tuple[TextSnippet, ...]]:
-        """Yield each feature's snippets: the strongest first, then those of the intervals that are not among them."""
+        """Yield each feature's snippets: the strongest first, then those of the intervals that are not among these."""
         drawn = {
             name: tensor.view(self.d_sae, -1, *tensor.shape[2:]).cpu() for name, tensor in self._drawn.tensors().items()
         }
         identities = self._strongest.identity.tolist()
         for feature, strongest in enumerate(self.strongest()):
-            known = set(identities[feature][: len(strongest)])
+            seen = set(identities[feature][: len(strongest)])
             slots = []
-            found = zip(drawn["score"][feature].tolist(), drawn["identity"][feature].tolist(), strict=True)
-            for slot, (score, identity) in enumerate(found):
-                if score > 0 and identity not in known:
-                    known.add(identity)
+            candidates = zip(drawn["score"][feature].tolist(), drawn["identity"][feature].tolist(), strict=True)
+            for slot, (score, identity) in enumerate(candidates):
+                if score > 0 and identity not in seen:
+                    seen.add(identity)
                     slots.append(slot)
             intervals = (slot // SNIPPETS_PER_INTERVAL for slot in slots)
             yield (*strongest, *_snippets(drawn["ids"][feature][slots], drawn["acts"][feature][slots], intervals))
@@ -100,20 +100,20 @@ class Tally:
         feature: Int[Tensor, " active"],
         act: Float[Tensor, " active"],
     ) -> None:
-        """Find each feature's highest activation in each row, the first of equals."""
-        # As integers, floats over 0 have the same order. High bits: the activation; low bits: the earlier, the more.
-        found = act.contiguous().view(torch.int32).long() << 32 | (_LAST - token)
+        """Count each feature's highest activation in each row, the first of equals, and offer its snippet."""
+        # As integers, floats over 0 have the same order. High bits: activation; low bits: higher for earlier tokens.
+        ranks = act.contiguous().view(torch.int32).long() << 32 | (_LAST_TOKEN - token)
         num_rows = len(rows.ids)
         highest = torch.zeros(num_rows * self.d_sae, dtype=torch.long, device=acts.device)
-        highest.scatter_reduce_(0, rows.row[token] * self.d_sae + feature, found, "amax")
-        place = highest.nonzero().flatten()
-        feature, token = place % self.d_sae, _LAST - (highest[place] & _LAST)
-        self.peak_tokens.add(feature, rows.ids[rows.row[token], rows.place[token]])
+        highest.scatter_reduce_(0, rows.row[token] * self.d_sae + feature, ranks, "amax")
+        peaks = highest.nonzero().flatten()
+        feature, token = peaks % self.d_sae, _LAST_TOKEN - (highest[peaks] & _LAST_TOKEN)
+        self.peak_tokens.add(feature, rows.ids[rows.row[token], rows.pos[token]])
         offered = Candidates(feature, acts[token, feature], rows.identity[token], rows.row[token])
         self._strongest.offer(offered, lambda chosen: rows.cut(token[chosen], feature[chosen], acts))
 
     def _regroup(self, grown: Int[Tensor, " grown"]) -> None:
-        """Put the drawn snippets of features whose maximum has grown into the fifths they are in now."""
+        """Move the drawn snippets of features whose maximum has grown to the intervals that they are in now."""
         groups = (grown[:, None] * NUM_INTERVALS + torch.arange(NUM_INTERVALS, device=grown.device)).flatten()
         taken, cut = self._drawn.take(groups)
         _, acts = cut(torch.arange(len(taken.group), device=grown.device))
@@ -128,11 +128,11 @@ class Tally:
 def _snippets(
     ids: Int[Tensor, "snippets width"], acts: Float[Tensor, "snippets width"], intervals: Iterable[int | None]
 ) -> Iterator[TextSnippet]:
-    """Yield snippets without the tokens that are absent, which are the first ones and the last ones."""
-    is_there = ids != ABSENT
-    peaks, nexts = is_there[:, :REACH].sum(dim=1).tolist(), is_there[:, REACH:].sum(dim=1).tolist()
+    """Yield snippets without absent tokens, which are the first and the last ones."""
+    is_present = ids != ABSENT
+    peaks, nexts = is_present[:, :REACH].sum(dim=1).tolist(), is_present[:, REACH:].sum(dim=1).tolist()
     for row, values, peak, following, interval in zip(
         ids.tolist(), acts.tolist(), peaks, nexts, intervals, strict=False
     ):
-        there = slice(REACH - peak, REACH + following)
-        yield TextSnippet(tuple(row[there]), tuple(values[there]), peak, interval)
+        present = slice(REACH - peak, REACH + following)
+        yield TextSnippet(tuple(row[present]), tuple(values[present]), peak, interval)
