@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     from jaxtyping import Float
     from torch import Tensor
 
+    from steerserve.requests.preset_checks import CheckResult
+    from steerserve.requests.preset_making import MadePreset
     from steerserve.store.search import Sort
 
     Json = Mapping[str, Any]
@@ -71,6 +73,21 @@ class Backend(Protocol):
 
     def presets(self) -> list[str]:
         """Return the names of the presets that can be used with the model."""
+
+    def check_preset(self, name: str) -> list[CheckResult]:
+        """Run a preset's checks on the model."""
+
+    def make_preset(
+        self,
+        name: str,
+        positive: Sequence[str],
+        negative: Sequence[str],
+        *,
+        dictionary: str | None,
+        max_edits: int,
+        description: str,
+    ) -> MadePreset:
+        """Make a preset of the features that tell two sets of texts apart."""
 
     def activations(self, text: str, hook_names: Sequence[str]) -> dict[str, Float[Tensor, "pos d_model"]]:
         """Return the activations of a text at hook points, in float32."""

@@ -26,6 +26,8 @@ from steerserve.requests.contrast import contrast
 from steerserve.requests.generation import prepare_chat, prepare_completion
 from steerserve.requests.inspection import inspect
 from steerserve.requests.interpretation import interpretation_spec
+from steerserve.requests.preset_checks import run_check
+from steerserve.requests.preset_making import make_preset
 from steerserve.requests.running import Generation, GenerationObserver
 from steerserve.requests.search import search_features, view_feature
 from steerserve.requests.training import training_spec
@@ -47,6 +49,8 @@ if TYPE_CHECKING:
     from steerserve.core.config import Settings
     from steerserve.engine.readings import Span
     from steerserve.requests.answers.writer import AnswerWriter
+    from steerserve.requests.preset_checks import CheckResult
+    from steerserve.requests.preset_making import MadePreset
     from steerserve.store.search import Sort
 
 Result = TypeVar("Result")
@@ -154,6 +158,33 @@ class LocalBackend:
         """Return the names of the presets that can be used with the model."""
         snapshot = self._runtime.presets.snapshot()
         return [name for name in snapshot.usable() if self._runtime.preset_problem(snapshot.find(name)) is None]
+
+    def check_preset(self, name: str) -> list[CheckResult]:
+        """Run a preset's checks on the model."""
+        preset = self._runtime.presets.find(name)
+        return [self._wait(run_check(self._runtime, preset, check)) for check in preset.content.checks]
+
+    def make_preset(
+        self,
+        name: str,
+        positive: Sequence[str],
+        negative: Sequence[str],
+        *,
+        dictionary: str | None,
+        max_edits: int,
+        description: str,
+    ) -> MadePreset:
+        """Make a preset of the features that tell two sets of texts apart."""
+        making = make_preset(
+            self._runtime,
+            name,
+            positive,
+            negative,
+            dictionary_id=dictionary,
+            max_edits=max_edits,
+            description=description,
+        )
+        return self._wait(making)
 
     def activations(self, text: str, hook_names: Sequence[str]) -> dict[str, Float[Tensor, "pos d_model"]]:
         """Return the activations of a text, after the model's BOS token, at hook points, in float32 on the CPU."""

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
     from steerserve.api.backend import Backend
     from steerserve.api.bodies import Messages, Steering
+    from steerserve.requests.preset_checks import CheckResult
+    from steerserve.requests.preset_making import MadePreset
     from steerserve.store.search import Sort
 
 
@@ -216,6 +218,35 @@ class SteeredModel:
     def presets(self) -> list[str]:
         """The names of the presets that can be used with this model."""
         return self._backend.presets()
+
+    def check_preset(self, name: str) -> list[CheckResult]:
+        """Run a preset's checks; return the generated text and the verdicts of each. Not for a server's model.
+
+        Raises:
+            NotFoundError: there is no such preset.
+        """
+        return self._backend.check_preset(name)
+
+    def make_preset(
+        self,
+        name: str,
+        positive: Sequence[str],
+        negative: Sequence[str],
+        *,
+        dictionary: str | None = None,
+        max_edits: int = 3,
+        description: str = "Made from two sets of texts.",
+    ) -> MadePreset:
+        """Make a preset that steers from the negative texts to the positive ones; `text` is its file's content.
+
+        It is saved nowhere. Not for a server's model.
+
+        Raises:
+            InvalidRequestError: the texts or the dictionary cannot be used, or no feature tells the texts apart.
+        """
+        return self._backend.make_preset(
+            name, positive, negative, dictionary=dictionary, max_edits=max_edits, description=description
+        )
 
     @property
     def dictionaries(self) -> list[dict[str, Any]]:

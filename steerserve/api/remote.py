@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from steerserve.api.backend import Json, Kind
+    from steerserve.requests.preset_checks import CheckResult
+    from steerserve.requests.preset_making import MadePreset
     from steerserve.store.search import Sort
 
 _ATTEMPTS = 5
@@ -92,6 +94,25 @@ class RemoteBackend:
         """Return the names of the presets that the server lists."""
         models = self._client.get("/v1/models")["data"]
         return [str(entry["id"]).rpartition("@")[2] for entry in models if entry.get("parent")]
+
+    def check_preset(self, name: str) -> list[CheckResult]:
+        """Refuse: no route runs a preset's checks."""
+        message = f"A server does not run checks ({name!r} was requested). Use SteeredModel.load() for that."
+        raise UnsupportedParameterError(message, param="name")
+
+    def make_preset(
+        self,
+        name: str,
+        positive: Sequence[str],  # noqa: ARG002 the arguments of every backend
+        negative: Sequence[str],  # noqa: ARG002
+        *,
+        dictionary: str | None,  # noqa: ARG002
+        max_edits: int,  # noqa: ARG002
+        description: str,  # noqa: ARG002
+    ) -> MadePreset:
+        """Refuse: no route makes a preset."""
+        message = f"A server does not make presets ({name!r} was requested). Use SteeredModel.load() for that."
+        raise UnsupportedParameterError(message, param="name")
 
     def activations(self, text: str, hook_names: Sequence[str]) -> dict[str, Float[Tensor, "pos d_model"]]:
         """Refuse: a server gives no activations.

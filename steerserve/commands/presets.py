@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
 from pathlib import Path
@@ -12,17 +11,17 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from steerserve.commands.shared import environment_settings, loaded_model, print_table
+from steerserve.commands.shared import environment_settings, print_table
 from steerserve.core.errors import ConfigError, PresetError, SteerserveError
 from steerserve.core.literals import MIN_TEXTS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from steerserve.api.model import SteeredModel
     from steerserve.presets.library import PresetLibrary, PresetSnapshot
     from steerserve.presets.preset import Preset
     from steerserve.requests.preset_making import MadePreset
-    from steerserve.requests.served import ServedModel
 
 EXIT_FAILED = 1
 _SHOWN_CHARS = 60
@@ -99,8 +98,8 @@ def presets_test(
 ) -> None:
     """Load the model and run the checks of presets; the exit code is 1 if one fails."""
     table = Table("preset", "prompt", "requirement", "result", "ok", box=None)
-    with loaded_model(environment_settings()) as served:
-        is_ok = asyncio.run(_run_checks(served, names or [], table, verbose=verbose))
+    with _model() as model:
+        is_ok = _run_checks(model, names or [], table, verbose=verbose)
     print_table(table)
     if not is_ok:
         raise typer.Exit(EXIT_FAILED)
@@ -125,7 +124,6 @@ def presets_new(
     """Make a preset of the features that tell two files of texts apart."""
     from steerserve.presets.library import check_name
     from steerserve.presets.preset import SUFFIX, parse_preset
-    from steerserve.requests.preset_making import make_preset
 
     library = _library()
     if not replace and (library.folder / f"{name}{SUFFIX}").exists():
@@ -134,17 +132,15 @@ def presets_new(
     texts, opposite_texts = _texts(positive), _texts(negative)
     try:
         check_name(name)
-        with loaded_model(environment_settings()) as served:
-            making = make_preset(
-                served,
+        with _model() as model:
+            made = model.make_preset(
                 name,
                 texts,
                 opposite_texts,
-                dictionary_id=dictionary,
+                dictionary=dictionary,
                 max_edits=max_edits,
                 description=f"From the texts of {negative.name} to those of {positive.name}.",
             )
-            made = asyncio.run(making)
         parse_preset(made.text, file=f"{name}{SUFFIX}", name=name)
         library.put(name, made.text)
     except (ConfigError, PresetError):
@@ -190,18 +186,24 @@ def _library() -> PresetLibrary:
     return open_library(environment_settings())
 
 
-async def _run_checks(served: ServedModel, names: Sequence[str], table: Table, *, verbose: bool) -> bool:
-    """Run the checks of the named presets, or of all; add a row for each verdict, and tell whether all are good."""
-    from steerserve.requests.preset_checks import run_check
+def _model() -> SteeredModel:
+    from steerserve.api.local import LocalBackend
+    from steerserve.api.model import SteeredModel
 
-    presets = served.presets.snapshot()
+    return SteeredModel(LocalBackend(environment_settings()))
+
+
+def _run_checks(model: SteeredModel, names: Sequence[str], table: Table, *, verbose: bool) -> bool:
+    """Run the checks of the named presets, or of all; add a row for each verdict, and tell whether all are good."""
+    from steerserve.presets.library import open_library
+
+    presets = open_library(environment_settings(), model.id).snapshot()
     is_ok = True
     for name in names or presets.usable():
         preset = _find(presets, name)
         if not preset.content.checks:
             table.add_row(name, "", "no checks", "", "-")
-        for check in preset.content.checks:
-            result = await run_check(served, preset, check)
+        for check, result in zip(preset.content.checks, model.check_preset(name), strict=True):
             if verbose:
                 typer.echo(f"{name}: {check.prompt!r}\n    {result.text!r}")
             for verdict in result.verdicts:
