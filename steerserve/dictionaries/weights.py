@@ -90,8 +90,9 @@ class _TensorEntry:
     dtype: torch.dtype
     shape: tuple[int, ...]
     begin: int
+    """Index of its first byte, counted from the end of the header."""
     end: int
-    """In bytes after the header."""
+    """Index behind its last byte."""
 
     @property
     def num_values(self) -> int:

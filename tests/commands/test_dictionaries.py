@@ -41,9 +41,9 @@ def command(
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """Return a dictionary outside the configured folders, which whoever types its name can read."""
-    made = tiny_sae_folder(tmp_path / "elsewhere" / "my dictionary")
-    (made / "report.json").write_text('{"l0": 8.5, "ce_recovered": 0.98765, "notes": "x"}', encoding="utf-8")
-    return made
+    folder = tiny_sae_folder(tmp_path / "elsewhere" / "my dictionary")
+    (folder / "report.json").write_text('{"l0": 8.5, "ce_recovered": 0.98765, "notes": "x"}', encoding="utf-8")
+    return folder
 
 
 def test_show_prints_what_it_is(command: Callable[..., tuple[int, str, str]], folder: Path) -> None:
@@ -72,9 +72,9 @@ def test_the_list_leaves_out_what_is_no_dictionary_and_says_what_is_broken(
     command: Callable[..., tuple[int, str, str]], tmp_path: Path
 ) -> None:
     root = tmp_path / "dictionaries"
-    for place in ("sound", "odd", "listed", "sound/run/checkpoints/9/one", ".jobs/x", "sound/.export"):
-        (root / place).mkdir(parents=True)
-        (root / place / "cfg.json").write_text('{"architecture": "topk", "d_sae": 7}', encoding="utf-8")
+    for name in ("sound", "odd", "listed", "sound/run/checkpoints/9/one", ".jobs/x", "sound/.export"):
+        (root / name).mkdir(parents=True)
+        (root / name / "cfg.json").write_text('{"architecture": "topk", "d_sae": 7}', encoding="utf-8")
     (root / "odd" / "cfg.json").write_text('{"architecture": ', encoding="utf-8")
     (root / "listed" / "cfg.json").write_text('{"metadata": ["x"], "architecture": ["[/]"]}', encoding="utf-8")
     code, out, _ = command("list")

@@ -48,7 +48,7 @@ print(json.dumps(said))
 
 def run(*arguments: str, endpoint: str, home: Path, **environ: str) -> subprocess.CompletedProcess[str]:
     """Run Python with the stub as its hub, whose address the client reads once, when it is imported."""
-    known = {
+    variables = {
         "HF_ENDPOINT": endpoint,
         "HF_HOME": str(home / "hub"),
         "STEERSERVE_DICTIONARY_DIRS": str(home / "dictionaries"),
@@ -56,7 +56,7 @@ def run(*arguments: str, endpoint: str, home: Path, **environ: str) -> subproces
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "PATH": "",
     }
-    command, env = [sys.executable, *arguments], known | environ
+    command, env = [sys.executable, *arguments], variables | environ
     return subprocess.run(command, capture_output=True, text=True, check=False, env=env, timeout=120)
 
 
@@ -80,12 +80,12 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tiny_sae_folder(folder / "layer-0" / "wide", seed=1)
     tiny_sae_folder(folder / "layer-0" / "narrow", d_sae=32)
     for number in range(3):
-        (folder / "layer-0" / "wide" / f"notes-{number}.txt").write_text("not wanted", encoding="utf-8")
+        (folder / "layer-0" / "wide" / f"notes-{number}.txt").write_text("not fetched", encoding="utf-8")
     (folder / "pickled").mkdir()
     (folder / "pickled" / "ae.pt").write_bytes(b"\x80\x04.")
     (folder / "notes").mkdir()
-    (folder / "notes" / "x.txt").write_text("not wanted", encoding="utf-8")
-    (folder / "README.md").write_text("not wanted", encoding="utf-8")
+    (folder / "notes" / "x.txt").write_text("not fetched", encoding="utf-8")
+    (folder / "README.md").write_text("not fetched", encoding="utf-8")
     shutil.copytree(folder / "layer-0" / "narrow", folder, dirs_exist_ok=True)
     return folder
 
@@ -221,12 +221,12 @@ def test_a_transcoder_of_a_release_is_pulled_with_both_its_hook_points(llama: Ru
     pulled = next((tmp_path / "dictionaries").iterdir())
     norms = measure_norms(llama.lens)
     loader = DictionaryLoader(llama.lens, ("tiny",), norms, (pulled.parent,), max_bytes=1 << 20)
-    found = loader.load("one", f"path:{pulled}", force=True)
-    assert (found.read_hook_name, found.hook_name) == ("blocks.1.mlp.hook_in", "blocks.1.hook_mlp_out")
+    dictionary = loader.load("one", f"path:{pulled}", force=True)
+    assert (dictionary.read_hook_name, dictionary.hook_name) == ("blocks.1.mlp.hook_in", "blocks.1.hook_mlp_out")
     x = torch.randn(9, D_MODEL, generator=generator)
     hidden_pre = x @ weights["W_enc"].T + weights["b_enc"]
-    wanted = hidden_pre.clamp(min=0) @ weights["W_dec"] + weights["b_dec"]
-    torch.testing.assert_close(found.decode(x, found.encode(x)), wanted, atol=1e-3, rtol=1e-4)
+    expected = hidden_pre.clamp(min=0) @ weights["W_dec"] + weights["b_dec"]
+    torch.testing.assert_close(dictionary.decode(x, dictionary.encode(x)), expected, atol=1e-3, rtol=1e-4)
 
 
 UNLOADABLE = {

@@ -71,7 +71,7 @@ def test_the_form_of_saelens_first_years_is_read_too(llama: Runtime, tmp_path: P
 
 
 def sparsify_folder(root: Path, *, name: str = "layers.0", decoder: str = "decoder.weight", **config: object) -> Path:
-    """Write what EleutherAI's sparsify writes: a run with a folder for each place it reads."""
+    """Write what EleutherAI's sparsify writes: a run with a folder for each hook point."""
     folder = root / "run" / name
     folder.mkdir(parents=True)
     (root / "run" / "config.json").write_text(json.dumps({"model": "org/tiny", "ctx_len": 128}), encoding="utf-8")
@@ -204,10 +204,10 @@ def local_hub(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], None]:
     """Have SAELens' hub loaders find their files in a folder."""
 
     def use(root: Path) -> None:
-        def found(repo_id: str, filename: str, **_: object) -> str:
+        def local_file(repo_id: str, filename: str, **_: object) -> str:
             return str(root / repo_id / filename)
 
-        monkeypatch.setattr(theirs, "hf_hub_download", found)
+        monkeypatch.setattr(theirs, "hf_hub_download", local_file)
 
     return use
 
@@ -285,7 +285,7 @@ def test_memory_that_is_not_there_is_told_before_anything_is_read(
         load(llama, folder)
 
 
-# Whom it was made for
+# The model it was made for
 
 
 @pytest.mark.parametrize(

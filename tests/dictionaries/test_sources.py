@@ -39,10 +39,15 @@ def load(runtime: Runtime, source: str, *allowed: Path) -> Dictionary:
 
 
 def test_a_dictionary_says_what_it_is(llama: Runtime, folder: Path) -> None:
-    found = load(llama, f"path:{folder}", folder.parent)
-    described = found.as_json()
-    assert (found.hook_name, found.d_in, found.d_sae, found.architecture) == (HOOK_NAME, 48, 96, "standard")
-    assert found.sha256 == hashlib.sha256((folder / "sae_weights.safetensors").read_bytes()).hexdigest()
+    dictionary = load(llama, f"path:{folder}", folder.parent)
+    described = dictionary.as_json()
+    assert (dictionary.hook_name, dictionary.d_in, dictionary.d_sae, dictionary.architecture) == (
+        HOOK_NAME,
+        48,
+        96,
+        "standard",
+    )
+    assert dictionary.sha256 == hashlib.sha256((folder / "sae_weights.safetensors").read_bytes()).hexdigest()
     assert described["statistics"] == {"median_norm": NORMS[0], "mean_norm": NORMS[1]}
     assert described["dtype"] == "float32"
     assert described["report"] is None
@@ -51,15 +56,15 @@ def test_a_dictionary_says_what_it_is(llama: Runtime, folder: Path) -> None:
 
 def test_norms_recorded_in_training_are_taken_over_measured_ones(llama: Runtime, folder: Path) -> None:
     change_config(folder, lambda config: config["metadata"].update(steerserve={"median_norm": 3.0, "mean_norm": 4.0}))
-    found = load(llama, f"path:{folder}", folder)
-    assert (found.median_norm, found.mean_norm) == (3.0, 4.0)
+    dictionary = load(llama, f"path:{folder}", folder)
+    assert (dictionary.median_norm, dictionary.mean_norm) == (3.0, 4.0)
 
 
 def test_half_precision_weights_are_used_in_float32(llama: Runtime, folder: Path) -> None:
     change_weights(folder, lambda weights: {name: tensor.half() for name, tensor in weights.items()})
-    found = load(llama, f"path:{folder}", folder)
-    assert found.stored_dtype == "float16"
-    assert found.sae.W_dec.dtype is torch.float32
+    dictionary = load(llama, f"path:{folder}", folder)
+    assert dictionary.stored_dtype == "float16"
+    assert dictionary.sae.W_dec.dtype is torch.float32
 
 
 def test_its_report_comes_with_it(llama: Runtime, folder: Path) -> None:
@@ -167,11 +172,11 @@ def test_a_path_outside_the_configured_folders_is_refused(llama: Runtime, folder
 
 
 def test_the_first_dictionary_is_the_default_and_stays_it(llama: Runtime, folder: Path) -> None:
-    found = load(llama, f"path:{folder}", folder)
+    dictionary = load(llama, f"path:{folder}", folder)
     registry = DictionaryRegistry()
     assert registry.snapshot().default is None
     for name in ("one", "two", "one"):
-        registry.add(_named(found, name))
+        registry.add(_named(dictionary, name))
     snapshot = registry.snapshot()
     assert list(snapshot.dictionaries) == ["one", "two"]
     assert snapshot.default is snapshot.dictionaries["one"]
@@ -179,13 +184,13 @@ def test_the_first_dictionary_is_the_default_and_stays_it(llama: Runtime, folder
 
 
 def test_a_snapshot_never_changes(llama: Runtime, folder: Path) -> None:
-    found = load(llama, f"path:{folder}", folder)
+    dictionary = load(llama, f"path:{folder}", folder)
     registry = DictionaryRegistry()
     before = registry.snapshot()
-    registry.add(_named(found, "one"))
+    registry.add(_named(dictionary, "one"))
     assert dict(before.dictionaries) == {}
     with pytest.raises(TypeError):
-        registry.snapshot().dictionaries["two"] = found  # type: ignore[index]
+        registry.snapshot().dictionaries["two"] = dictionary  # type: ignore[index]
 
 
 def test_an_unknown_dictionary_is_told_the_nearest_name(llama: Runtime) -> None:
@@ -199,7 +204,7 @@ def test_without_any_dictionary_a_feature_is_refused() -> None:
         DictionaryRegistry().snapshot().find(None, "param")
 
 
-def _named(found: Dictionary, name: str) -> Dictionary:
+def _named(dictionary: Dictionary, name: str) -> Dictionary:
     from dataclasses import replace
 
-    return replace(found, id=name)
+    return replace(dictionary, id=name)

@@ -85,34 +85,34 @@ def test_it_encodes_and_decodes_as_saelens_does(
 def test_its_columns_read_what_it_encodes_and_write_at_the_other_width(
     lens: LensModel, tmp_path: Path, architecture: str
 ) -> None:
-    found = load(lens, write(tmp_path, architecture))
-    columns = found.columns(range(D_SAE))
+    dictionary = load(lens, write(tmp_path, architecture))
+    columns = dictionary.columns(range(D_SAE))
     pre = inputs() @ columns.encoder.T
     acts = (pre * columns.gain + columns.bias).clamp(min=0) * (pre + columns.gate_bias > columns.threshold)
-    torch.testing.assert_close(acts, found.encode(inputs()), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(acts, dictionary.encode(inputs()), atol=1e-5, rtol=1e-5)
     assert columns.decoder.shape == (D_SAE, D_MODEL)
-    assert found.change_norm(5) == pytest.approx(float(found.sae.W_dec[5].norm()))
+    assert dictionary.change_norm(5) == pytest.approx(float(dictionary.sae.W_dec[5].norm()))
 
 
 def test_it_says_where_it_reads_and_where_it_is_edited(lens: LensModel, tmp_path: Path) -> None:
-    found = load(lens, write(tmp_path, "skip_transcoder"))
-    assert (found.read_hook_name, found.hook_name, found.hook_names) == (READS, WRITES, (READS, WRITES))
-    shown = found.as_json()
+    dictionary = load(lens, write(tmp_path, "skip_transcoder"))
+    assert (dictionary.read_hook_name, dictionary.hook_name, dictionary.hook_names) == (READS, WRITES, (READS, WRITES))
+    shown = dictionary.as_json()
     assert (shown["hook_in"], shown["hook"]) == (READS, WRITES)
     assert (shown["d_in"], shown["d_out"]) == (D_IN, D_MODEL)
-    # Sinks and the unit `norm` are told by the vectors that are edited.
-    assert (found.median_norm, found.mean_norm) == measure_norms(lens)[WRITES]
+    # Sinks and the unit `norm` are recognised by the vectors that are edited.
+    assert (dictionary.median_norm, dictionary.mean_norm) == measure_norms(lens)[WRITES]
     assert "hook_in" not in load(lens, write_random(tmp_path / "plain", "standard", WRITES, d_in=D_MODEL)).as_json()
 
 
 def test_the_same_weights_read_elsewhere_are_other_contents(lens: LensModel, tmp_path: Path) -> None:
-    one, other = (load(lens, write(tmp_path / str(place), reads=f"blocks.{place}.mlp.hook_in")) for place in range(2))
+    one, other = (load(lens, write(tmp_path / str(layer), reads=f"blocks.{layer}.mlp.hook_in")) for layer in range(2))
     assert one.sha256 == other.sha256
     assert one.contents != other.contents
 
 
 @pytest.mark.parametrize(
-    ("reads", "recorded", "wanted"),
+    ("reads", "recorded", "expected"),
     [
         ("hook_mlp_in", "model.layers.0.pre_feedforward_layernorm.output", "mlp.hook_in"),
         ("hook_mlp_in", None, "hook_mlp_in"),
@@ -121,19 +121,19 @@ def test_the_same_weights_read_elsewhere_are_other_contents(lens: LensModel, tmp
     ],
 )
 def test_what_gemma_scope_calls_the_mlps_input_is_read_behind_the_norm(
-    lens: LensModel, tmp_path: Path, reads: str, recorded: str | None, wanted: str
+    lens: LensModel, tmp_path: Path, reads: str, recorded: str | None, expected: str
 ) -> None:
     metadata = {"hf_hook_name": recorded} if recorded else {}
-    found = load(lens, write(tmp_path, reads=f"blocks.0.{reads}", metadata=metadata))
-    assert found.read_hook_name == f"blocks.0.{wanted}"
+    dictionary = load(lens, write(tmp_path, reads=f"blocks.0.{reads}", metadata=metadata))
+    assert dictionary.read_hook_name == f"blocks.0.{expected}"
 
 
 def test_one_trained_on_folded_weights_carries_a_warning(lens: LensModel, tmp_path: Path) -> None:
     metadata = {"model_from_pretrained_kwargs": {"fold_ln": True}}
     with pytest.warns(UserWarning, match="model_from_pretrained_kwargs"):
         folders = [
-            write(tmp_path / place, reads=f"blocks.0.{place}", metadata=metadata)
-            for place in ("mlp.hook_in", "ln2.hook_normalized")
+            write(tmp_path / kind, reads=f"blocks.0.{kind}", metadata=metadata)
+            for kind in ("mlp.hook_in", "ln2.hook_normalized")
         ]
     assert [len(load(lens, folder).warnings) for folder in folders] == [1, 0]
 
@@ -193,11 +193,11 @@ def test_a_layer_of_a_transcoder_across_layers_is_refused() -> None:
 def test_what_it_keeps_of_the_model_is_not_judged(lens: LensModel, tmp_path: Path) -> None:
     for number in range(2):
         (tmp_path / f"{number}.txt").write_text(f"The bridge {number} is closed. " * 50, encoding="utf-8")
-    found = load(lens, write(tmp_path))
+    dictionary = load(lens, write(tmp_path))
     with pytest.raises(DictionarySourceError, match="is a transcoder"):
         judge(
             lens,
-            found,
+            dictionary,
             load_corpus([str(tmp_path / "0.txt"), str(tmp_path / "1.txt")]),
             context_size=16,
             heldout_tokens=64,

@@ -70,7 +70,7 @@ def test_a_folder_that_becomes_a_link_while_its_file_is_opened_leads_nowhere(
     plain_open = os.open
 
     def swap_and_open(path: Path, flags: int) -> int:
-        (tmp_path / "inside").rename(tmp_path / "aside")
+        (tmp_path / "inside").rename(tmp_path / "moved")
         (tmp_path / "inside").symlink_to(tmp_path / "outside")
         return plain_open(path, flags)
 

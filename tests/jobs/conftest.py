@@ -5,6 +5,7 @@ Waiting ends at once if the process that is waited for has ended: the error give
 
 from __future__ import annotations
 
+import random
 import sys
 import time
 from pathlib import Path
@@ -136,3 +137,24 @@ def counting(tmp_path: Path) -> Iterator[Counting]:
     yield jobs
     for supervisor in jobs.supervisors:
         supervisor.stop()
+
+
+@pytest.fixture
+def supervisor(tmp_path: Path) -> Iterator[Supervisor]:
+    """Run real workers."""
+    supervisor = Supervisor(tmp_path, JobSettings(), lambda *_: None)
+    supervisor.start()
+    yield supervisor
+    supervisor.stop()
+
+
+def write_model_and_text(folder: Path, *, num_documents: int, num_words: int) -> None:
+    """Write the tiny model into `tiny`, and documents of random words into `text`."""
+    from tests.tiny import tiny_llama_folder  # loads torch, which the stand-ins that import this file do without
+
+    tiny_llama_folder(folder / "tiny")
+    source = random.Random(0)
+    (folder / "text").mkdir()
+    for number in range(num_documents):
+        words = " ".join("".join(source.choices("abcdefgh", k=4)) for _ in range(num_words))
+        (folder / "text" / f"{number}.txt").write_text(words, encoding="utf-8")

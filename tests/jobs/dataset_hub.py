@@ -28,12 +28,12 @@ class _Hub(http.server.BaseHTTPRequestHandler):
         self._answer(with_body=True)
 
     def do_POST(self) -> None:
-        asked = self.rfile.read(int(self.headers.get("content-length") or 0))
-        names = {name for name in asked.decode().replace("%2F", "/").replace("&", "=").split("=") if name}
+        body = self.rfile.read(int(self.headers.get("content-length") or 0))
+        names = {name for name in body.decode().replace("%2F", "/").replace("&", "=").split("=") if name}
         if self.headers.get("content-type", "").startswith("application/json"):
-            names = set(json.loads(asked)["paths"])
-        found = [_entry(file) for file in self.folder.iterdir() if file.name in names]
-        self._send(200, json.dumps(found).encode(), {}, with_body=True)
+            names = set(json.loads(body)["paths"])
+        entries = [_entry(file) for file in self.folder.iterdir() if file.name in names]
+        self._send(200, json.dumps(entries).encode(), {}, with_body=True)
 
     def _answer(self, *, with_body: bool) -> None:
         path = self.path.partition("?")[0]
@@ -56,11 +56,11 @@ class _Hub(http.server.BaseHTTPRequestHandler):
             return
         body = file.read_bytes()
         headers = {"etag": f'"{_oid(file)}"', "x-repo-commit": COMMIT, "accept-ranges": "bytes"}
-        wanted = self.headers.get("range")
-        if wanted is None:
+        byte_range = self.headers.get("range")
+        if byte_range is None:
             self._send(200, body, headers, with_body=with_body)
             return
-        start, _, end = wanted.removeprefix("bytes=").partition("-")
+        start, _, end = byte_range.removeprefix("bytes=").partition("-")
         part = body[int(start) : int(end) + 1 if end else None]
         headers["content-range"] = f"bytes {start}-{int(start) + len(part) - 1}/{len(body)}"
         self._send(206, part, headers, with_body=with_body)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import random
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -18,13 +17,11 @@ from steerserve.jobs.job import JobSpec
 from steerserve.jobs.needs import TALLY_BYTES
 from steerserve.jobs.supervisor import Supervisor
 from steerserve.store.store import FeatureStore
-from tests.jobs.conftest import end_of_job, until, wait_for
+from tests.jobs.conftest import end_of_job, until, wait_for, write_model_and_text
 from tests.jobs.test_supervisor import worker_pid
-from tests.tiny import tiny_llama_folder, tiny_sae_folder
+from tests.tiny import tiny_sae_folder
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from steerserve.jobs.job import Job
     from steerserve.store.records import FeatureRecord
 
@@ -32,22 +29,8 @@ if TYPE_CHECKING:
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("interpreting")
-    tiny_llama_folder(folder / "tiny")
-    source = random.Random(0)
-    text = folder / "text"
-    text.mkdir()
-    for number in range(600):
-        words = " ".join("".join(source.choices("abcdefgh", k=4)) for _ in range(60))
-        (text / f"{number}.txt").write_text(words, encoding="utf-8")
+    write_model_and_text(folder, num_documents=600, num_words=60)
     return folder
-
-
-@pytest.fixture
-def supervisor(tmp_path: Path) -> Iterator[Supervisor]:
-    supervisor = Supervisor(tmp_path, JobSettings(), lambda *_: None)
-    supervisor.start()
-    yield supervisor
-    supervisor.stop()
 
 
 def spec(files: Path, out: Path) -> JobSpec:
@@ -81,9 +64,9 @@ def has_read(supervisor: Supervisor, job: Job) -> bool:
 
 def features(out: Path) -> list[FeatureRecord]:
     store = FeatureStore.open(out / "one" / "features.sqlite3")
-    found = [store.feature(number) for number in store.feature_numbers()]
-    harvested = [one.record for one in found if one is not None and one.record is not None]
-    return [replace(one, labels=tuple(replace(label, created=0.0) for label in one.labels)) for one in harvested]
+    features = [store.feature(number) for number in store.feature_numbers()]
+    records = [feature.record for feature in features if feature is not None and feature.record is not None]
+    return [replace(record, labels=tuple(replace(label, created=0.0) for label in record.labels)) for record in records]
 
 
 @pytest.mark.slow

@@ -186,19 +186,19 @@ def test_folders_and_files_stay_as_they_are_beside_what_the_model_writes(
     text = tmp_path / "text"
     text.mkdir()
     (text / "a.txt").write_text("The sea is wide.", encoding="utf-8")
-    asked = options(
+    run_options = options(
         tmp_path / "out", f"path:{text}", "self", model=str(model_folders["llama"]), device="cpu", tokens=1000
     )
     observer = Quiet()
-    prepared = local_corpus(asked, observer)
+    prepared = local_corpus(run_options, observer)
     assert prepared[0] == f"path:{text}"
-    assert Path(prepared[1]).parent == asked.run_dir / "corpus"
+    assert Path(prepared[1]).parent == run_options.run_dir / "corpus"
     assert observer.stages == ["Writing text with the model"]
     corpus = load_corpus(prepared)
     assert {"a.txt", Path(prepared[1]).name} == set(corpus.sources())
 
     again = Quiet()
-    assert local_corpus(asked, again) == prepared
+    assert local_corpus(run_options, again) == prepared
     assert not again.stages
 
 
@@ -219,22 +219,22 @@ def test_a_path_that_is_missing_is_told_before_the_model_is_loaded(tmp_path: Pat
 
 def test_a_folder_in_which_another_process_trains_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("x", encoding="utf-8")
-    asked = options(tmp_path / "out", str(tmp_path / "a.txt"))
-    asked.run_dir.mkdir(parents=True)
-    with FileLock(asked.run_dir / "lock") as lock:
+    run_options = options(tmp_path / "out", str(tmp_path / "a.txt"))
+    run_options.run_dir.mkdir(parents=True)
+    with FileLock(run_options.run_dir / "lock") as lock:
         assert lock.acquire()
         with pytest.raises(ConfigError, match="Another process trains in") as caught:
-            prepare_and_train(asked, Quiet())
+            prepare_and_train(run_options, Quiet())
     assert caught.value.param == "out"
     with pytest.raises(CorpusError, match="two or more"):  # its text has one document
-        prepare_and_train(asked, Quiet())
+        prepare_and_train(run_options, Quiet())
 
 
 def test_a_corpus_of_paths_makes_nothing(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("x", encoding="utf-8")
-    asked = options(tmp_path / "out", str(tmp_path / "a.txt"))
-    assert local_corpus(asked, Quiet()) == asked.corpus
-    assert not asked.out.exists()
+    run_options = options(tmp_path / "out", str(tmp_path / "a.txt"))
+    assert local_corpus(run_options, Quiet()) == run_options.corpus
+    assert not run_options.out.exists()
 
 
 def test_the_sample_corpus_is_read_in_the_cache_which_a_jobs_folders_leave_out(
@@ -244,9 +244,9 @@ def test_the_sample_corpus_is_read_in_the_cache_which_a_jobs_folders_leave_out(
     sample_dir().mkdir(parents=True)
     text = "".join(f"{number} ships.\n\n" for number in range(3000))
     (sample_dir() / f"{SPEECHES.requirement.replace('==', '-')}.txt").write_text(text, encoding="utf-8")
-    asked = options(tmp_path / "out", "sample", corpus_dirs=(tmp_path / "text",))
-    prepared = local_corpus(asked, Quiet())
+    run_options = options(tmp_path / "out", "sample", corpus_dirs=(tmp_path / "text",))
+    prepared = local_corpus(run_options, Quiet())
     assert prepared == (str(sample_dir()),)
-    assert load_corpus(prepared, allowed_dirs=asked.text_dirs).training
+    assert load_corpus(prepared, allowed_dirs=run_options.text_dirs).training
     with pytest.raises(CorpusError, match="outside the folders"):
         load_corpus(prepared, allowed_dirs=options(tmp_path / "out", "self", corpus_dirs=()).text_dirs)

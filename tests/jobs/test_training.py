@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import random
 import signal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,13 +14,11 @@ from steerserve.core.config import JobSettings
 from steerserve.jobs.job import JobSpec
 from steerserve.jobs.supervisor import Supervisor
 from steerserve.training.options import DictionaryOptions, TrainOptions
-from tests.jobs.conftest import end_of_job, until, wait_for
+from tests.jobs.conftest import end_of_job, until, wait_for, write_model_and_text
 from tests.jobs.test_supervisor import worker_pid
-from tests.tiny import HOOK_NAME, tiny_llama_folder
+from tests.tiny import HOOK_NAME
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from steerserve.jobs.job import Job
 
 
@@ -29,22 +26,8 @@ if TYPE_CHECKING:
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder with the tiny model and some text."""
     folder = tmp_path_factory.mktemp("training")
-    tiny_llama_folder(folder / "tiny")
-    source = random.Random(0)
-    text = folder / "text"
-    text.mkdir()
-    for number in range(40):
-        words = " ".join("".join(source.choices("abcdefgh", k=4)) for _ in range(30))
-        (text / f"{number}.txt").write_text(words, encoding="utf-8")
+    write_model_and_text(folder, num_documents=40, num_words=30)
     return folder
-
-
-@pytest.fixture
-def supervisor(tmp_path: Path) -> Iterator[Supervisor]:
-    supervisor = Supervisor(tmp_path, JobSettings(), lambda *_: None)
-    supervisor.start()
-    yield supervisor
-    supervisor.stop()
 
 
 def spec(files: Path, out: Path, **values: Any) -> JobSpec:  # noqa: ANN401 any option

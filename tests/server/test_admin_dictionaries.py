@@ -63,7 +63,7 @@ async def test_what_is_loaded_is_listed_described_and_used_by_the_next_request(o
     assert loaded.status_code == 201
     listed = (await client.get(ADMIN)).json()
     assert listed == (await client.get("/v1/dictionaries")).json()
-    assert [found["id"] for found in listed["data"]] == ["res0", "new"]
+    assert [dictionary["id"] for dictionary in listed["data"]] == ["res0", "new"]
     assert loaded.json() == listed["data"][1] == (await client.get("/v1/dictionaries/new")).json()
     assert loaded.json()["warnings"] == []
     answer = (await client.post(CHAT, json=chat(steering=[{"feature": 3, "scale": 8.0, "dictionary": "new"}]))).json()
@@ -105,8 +105,8 @@ async def test_memory_is_looked_at_by_one_load_at_a_time(own: Runtime, monkeypat
 
     monkeypatch.setattr(weights, "free_bytes", look)
     client, source = client_of(create_app(own)), own.dictionaries()[0].source
-    asked = [client.post(ADMIN, json={"id": f"load{number}", "source": source}) for number in range(3)]
-    assert {response.status_code for response in await asyncio.gather(*asked)} == {201}
+    posts = [client.post(ADMIN, json={"id": f"load{number}", "source": source}) for number in range(3)]
+    assert {response.status_code for response in await asyncio.gather(*posts)} == {201}
     assert looks
     assert all(looks)
     assert not own.dictionary_library._loader.allocating.locked()
@@ -115,9 +115,9 @@ async def test_memory_is_looked_at_by_one_load_at_a_time(own: Runtime, monkeypat
 async def test_the_warnings_of_what_was_forced_are_in_each_receipt_once(own: Runtime, tmp_path: Path) -> None:
     client = client_of(create_app(own))
     folder = tiny_sae_folder(own.settings.dictionary_dirs[0] / tmp_path.name, model_name="org/other")
-    asked = {"id": "forced", "source": f"path:{folder}"}
-    assert "force" in error_of(await client.post(ADMIN, json=asked), 400)["message"]
-    [warning] = (await client.post(ADMIN, json={**asked, "force": True})).json()["warnings"]
+    body = {"id": "forced", "source": f"path:{folder}"}
+    assert "force" in error_of(await client.post(ADMIN, json=body), 400)["message"]
+    [warning] = (await client.post(ADMIN, json={**body, "force": True})).json()["warnings"]
     assert warning == "The dictionary 'forced' was made for the model 'org/other', and this server serves 'tiny'."
     edits = [{"feature": feature, "scale": 1.0, "dictionary": "forced"} for feature in (3, 4)]
     assert (await client.post(CHAT, json=chat(steering=edits))).json()["steering"]["warnings"] == [warning]

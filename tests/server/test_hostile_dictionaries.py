@@ -153,7 +153,7 @@ def write(name: str, content: bytes) -> Callable[[Path], object]:
 
 
 def replace_file(name: str, make: Callable[[Path], object]) -> Callable[[Path], None]:
-    """Have something else in a file's place."""
+    """Replace a file by something else."""
 
     def apply(folder: Path) -> None:
         (folder / name).unlink()
@@ -174,7 +174,7 @@ def keep_only(name: str) -> Callable[[Path], None]:
 
 
 def make_file(folder: Path) -> None:
-    """Have a file in the folder's place."""
+    """Replace the folder by a file."""
     shutil.rmtree(folder)
     folder.write_text("x", encoding="utf-8")
 
@@ -335,7 +335,7 @@ async def test_a_bad_replacement_leaves_what_it_would_have_replaced(served: Runt
 
 
 def link(name: str, target: str) -> Callable[[Path, Path], None]:
-    """Have a link in a file's place."""
+    """Replace a file by a link."""
 
     def apply(folder: Path, outside: Path) -> None:
         (folder / name).unlink(missing_ok=True)
@@ -345,7 +345,7 @@ def link(name: str, target: str) -> Callable[[Path, Path], None]:
 
 
 def link_folder(folder: Path, outside: Path) -> None:
-    """Have a link in the folder's place."""
+    """Replace the folder by a link."""
     shutil.rmtree(folder)
     folder.symlink_to(outside)
 

@@ -45,14 +45,14 @@ LATE = "blocks.1.hook_resid_post"
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    made = tmp_path_factory.mktemp("jobs")
-    (made / "corpus" / "books").mkdir(parents=True)
-    (made / "corpus" / "book.txt").write_text("text", encoding="utf-8")
-    (made / "corpus" / "picture.png").touch()
-    (made / "elsewhere").mkdir()
-    (made / "corpus" / "way-out").symlink_to(made / "elsewhere")
-    (made / "corpus" / "circle").symlink_to(made / "corpus" / "circle")
-    return made
+    root = tmp_path_factory.mktemp("jobs")
+    (root / "corpus" / "books").mkdir(parents=True)
+    (root / "corpus" / "book.txt").write_text("text", encoding="utf-8")
+    (root / "corpus" / "picture.png").touch()
+    (root / "elsewhere").mkdir()
+    (root / "corpus" / "way-out").symlink_to(root / "elsewhere")
+    (root / "corpus" / "circle").symlink_to(root / "corpus" / "circle")
+    return root
 
 
 @pytest.fixture(scope="module")
@@ -123,8 +123,8 @@ async def test_jobs_are_listed_by_state_and_cut_at_the_limit(admin: httpx.AsyncC
     assert not queued["has_more"]
     cancelled = (await admin.delete(f"/admin/jobs/{jobs[2]['id']}")).json()
     assert cancelled["state"] == "cancelled"
-    found = (await admin.get("/admin/jobs?state=cancelled")).json()["data"]
-    assert cancelled["id"] in {job["id"] for job in found}
+    listed = (await admin.get("/admin/jobs?state=cancelled")).json()["data"]
+    assert cancelled["id"] in {job["id"] for job in listed}
 
 
 async def test_only_the_single_job_is_answered_with_its_reports(admin: httpx.AsyncClient, job_runtime: Runtime) -> None:
@@ -286,7 +286,7 @@ async def test_a_second_server_on_the_folder_takes_no_jobs_and_serves_all_the_sa
         ({"load": "yes"}, "load", "invalid_type"),
     ],
 )
-async def test_what_no_training_can_honour_is_refused_at_its_place(
+async def test_what_no_training_can_honour_is_refused_with_its_parameter(
     admin: httpx.AsyncClient, folder: Path, body: dict[str, Any], param: str, code: str
 ) -> None:
     if isinstance(body.get("corpus"), str):
@@ -300,7 +300,7 @@ async def test_what_no_training_can_honour_is_refused_at_its_place(
     assert (await admin.get("/admin/jobs?state=queued")).json()["data"] == []
 
 
-async def test_a_misspelt_key_is_told_the_right_one(admin: httpx.AsyncClient) -> None:
+async def test_a_misspelt_key_is_answered_with_the_right_one(admin: httpx.AsyncClient) -> None:
     response = await admin.post("/admin/train", json={"id": "x", "batchsize": 5})
     assert response.json()["error"]["message"] == "Unknown parameter: 'batchsize'. Did you mean 'batch_size'?"
 
@@ -339,11 +339,11 @@ def test_a_job_takes_the_model_as_the_server_does_from_any_folder(
     trained = options_of(job_runtime, id="x")
     body = InterpretRequest.model_validate({})
     interpreted = InterpretOptions.from_json(interpretation_spec(body, job_runtime, promised_bytes=0).options)
-    for found in (trained, interpreted):
-        assert (found.model_dtype, found.trust_remote_code) == ("bfloat16", True)
-        assert found.model == str(folder)
-        assert found.corpus_dirs == (folder.parent / "corpus",)
-        assert found.text_dirs == (folder.parent / "corpus", found.text_dir)
+    for options in (trained, interpreted):
+        assert (options.model_dtype, options.trust_remote_code) == ("bfloat16", True)
+        assert options.model == str(folder)
+        assert options.corpus_dirs == (folder.parent / "corpus",)
+        assert options.text_dirs == (folder.parent / "corpus", options.text_dir)
     assert "trust_remote_code" not in trained.what_shapes_the_result()
     assert trained.what_shapes_the_result()["model_dtype"] == "bfloat16"
     assert "model_dtype" not in replace(trained, model_dtype="auto").what_shapes_the_result()
@@ -380,8 +380,8 @@ def test_a_request_is_honoured_in_every_field(job_runtime: Runtime, folder: Path
     assert {
         (one.architecture, one.l1_coefficient, one.lr, one.resample, one.dtype) for one in options.dictionaries
     } == {("standard", 2, 0.01, (0.5,), "float16")}
-    told = (options.tokens, options.epochs, options.batch_size, options.seed, options.context_size, options.storage)
-    assert told == (77, 3, 16, 9, 32, "buffer")
+    values = (options.tokens, options.epochs, options.batch_size, options.seed, options.context_size, options.storage)
+    assert values == (77, 3, 16, 9, 32, "buffer")
     corpus = folder / "corpus"
     assert options.corpus == ("self", str((corpus / "books").resolve()), str((corpus / "book.txt").resolve()))
     assert spec.load is True
@@ -477,8 +477,8 @@ async def test_two_requests_at_once_do_not_get_the_same_room(
         free = 3 * needed
 
     monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage)
-    asked = [admin.post("/admin/train", json={"id": f"race{number}", **body}) for number in range(8)]
-    statuses = [response.status_code for response in await asyncio.gather(*asked)]
+    posts = [admin.post("/admin/train", json={"id": f"race{number}", **body}) for number in range(8)]
+    statuses = [response.status_code for response in await asyncio.gather(*posts)]
     assert sorted(statuses) == [202, 202, 202, 400, 400, 400, 400, 400]
 
 
