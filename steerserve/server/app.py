@@ -21,13 +21,12 @@ from steerserve.server.routes import (
     compare,
     comparisons,
     completions,
-    contrasts,
     dictionaries,
     features,
-    inspections,
     jobs,
     models,
     operations,
+    texts,
     vectors,
 )
 from steerserve.wire.catalog import LoadDictionaryRequest
@@ -61,8 +60,7 @@ _API_ROUTERS = (
     admin_dictionaries.router,
     admin_presets.router,
     jobs.router,
-    inspections.router,
-    contrasts.router,
+    texts.router,
     vectors.router,
 )
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from steerserve.core.config import Settings
-from steerserve.core.errors import DictionarySourceError, InvalidRequestError, ModelNotFoundError
+from steerserve.core.errors import DictionarySourceError
 from steerserve.runtime import build_runtime
 from tests.engine.harness import Stepper, ask, fresh_engine, run
 
@@ -75,23 +75,6 @@ def test_the_context_is_never_longer_than_the_models(
 def test_a_dictionary_that_does_not_fit_keeps_it_from_starting(model_folders: dict[str, Path], tmp_path: Path) -> None:
     with pytest.raises(DictionarySourceError):
         build_runtime(settings(model_folders["llama"], tmp_path))
-
-
-@pytest.mark.parametrize(("name", "error"), [("gpt-4", ModelNotFoundError), ("llama@formal", InvalidRequestError)])
-def test_another_model_or_an_unknown_preset_is_refused(
-    llama: Runtime, name: str, error: type[InvalidRequestError]
-) -> None:
-    llama.check_model("llama")
-    with pytest.raises(error) as caught:
-        llama.check_model(name)
-    assert caught.value.param == "model"
-
-
-def test_the_fingerprint_of_the_system_changes_with_the_steering_alone(llama: Runtime) -> None:
-    other = [{"feature": 4, "scale": 8.0}]
-    prints = [llama.system_fingerprint(llama.resolve_steering(steering)) for steering in (None, EDIT, other, EDIT)]
-    assert prints[1] == prints[3]
-    assert len(set(prints)) == 3
 
 
 def test_two_runtimes_of_one_model_give_the_same_bits(own: Runtime, llama: Runtime) -> None:

@@ -9,9 +9,6 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
-from steerserve.core.errors import InvalidRequestError
-from steerserve.engine.request import Watch
-from steerserve.requests.watching import watched_limits
 from steerserve.store.records import Label
 from tests.server.asking import CHAT, COMPLETIONS, chat, completion, events_of
 from tests.server.test_malformed import any_json
@@ -302,28 +299,6 @@ async def test_where_the_length_is_left_open_it_is_cut_to_what_can_be_watched(
         assert [len(sample["features"]) for sample in arm["samples"]] == [20]
     refused = await client.post(CHAT, json=body | {"n": 3})
     assert (refused.status_code, refused.json()["error"]["param"]) == (400, "features.top")
-
-
-async def test_prompts_count_where_they_are_watched_and_reading_counts_where_nothing_is_given(
-    runtime: Runtime, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("steerserve.requests.watching._MAX_ENTRIES", 400)
-    dictionaries = tuple(runtime.dictionaries())
-    for watch, most in ((Watch(dictionaries, 8, (1, 2), prompt=False), 40), (Watch(dictionaries, 0, (), False), 100)):
-        assert watched_limits(watch, 1000, [most - 10, 10], num_samples=1, num_edits=0, can_cut=False) == [
-            most - 10,
-            10,
-        ]
-        with pytest.raises(InvalidRequestError):
-            watched_limits(watch, 1000, [most - 10, 11], num_samples=1, num_edits=0, can_cut=False)
-    with_prompt = Watch(dictionaries, 8, (1, 2), prompt=True)
-    assert watched_limits(with_prompt, 30, [10], num_samples=1, num_edits=0, can_cut=False) == [10]
-    with pytest.raises(InvalidRequestError):
-        watched_limits(with_prompt, 31, [10], num_samples=1, num_edits=0, can_cut=False)
-    with pytest.raises(InvalidRequestError):
-        watched_limits(with_prompt, 30, [10], num_samples=1, num_edits=1, can_cut=False)
-    assert watched_limits(with_prompt, 26, [10], num_samples=1, num_edits=1, can_cut=False) == [10]
-    assert watched_limits(None, 10**9, [10**9], num_samples=1, num_edits=0, can_cut=False) == [10**9]
 
 
 async def test_what_takes_long_is_written_in_a_thread_and_reads_the_same(

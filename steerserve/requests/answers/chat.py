@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any
 
 from steerserve.requests.answers.logprobs import chat_logprobs
 from steerserve.requests.answers.writer import AnswerWriter
@@ -24,32 +24,29 @@ if TYPE_CHECKING:
     from steerserve.requests.running import Generation
     from steerserve.requests.served import ServedModel
     from steerserve.wire.chat import ChatCompletionRequest
-    from steerserve.wire.generation import Usage
     from steerserve.wire.watching import WatchedToken
 
 
 class ChatWriter(AnswerWriter[ChatCompletion, ChatChunk]):
     """Writes the answer to a chat request."""
 
+    _chunk_type = ChatChunk
+    _usage_chunk_type = ChatUsageChunk
+
     def __init__(
         self, body: ChatCompletionRequest, served: ServedModel, prepared: PreparedGeneration, generation: Generation
     ) -> None:
         """Write the answer to `body`."""
-        super().__init__(served, prepared, generation, include_usage=body.include_usage)
+        super().__init__(body, served, prepared, generation)
         self._body = body
         self._has_roles = False
-        self._service_tier: Literal["default"] | None = "default" if body.service_tier is not None else None
 
     def whole(self, events: Sequence[TokenEvent]) -> ChatCompletion:
         """Write the whole answer, given one event for each choice."""
         return ChatCompletion(
-            id=self._prepared.id,
-            created=self._prepared.created,
-            model=self._prepared.model,
+            **self._fields(),
             choices=[self._choice(index, event) for index, event in enumerate(events)],
             usage=self.usage(),
-            system_fingerprint=self._prepared.system_fingerprint,
-            service_tier=self._service_tier,
             metadata=self._body.metadata,
             steering=self._receipt(events[0]),
         )
@@ -67,23 +64,20 @@ class ChatWriter(AnswerWriter[ChatCompletion, ChatChunk]):
             prompts = {}
         for index, event in delta:
             if index in prompts:
-                yield self._chunk(ChatChunkChoice(index=index, delta=Delta(content=""), features=prompts[index]))
+                yield self._chunk([ChatChunkChoice(index=index, delta=Delta(content=""), features=prompts[index])])
             yield from self._event_chunks(index, event)
-
-    def _usage_chunk(self) -> ChatChunk:
-        return self._chunk(None, usage=self.usage())
 
     def _role_chunks(self, prompts: dict[int, list[WatchedToken]]) -> Iterator[ChatChunk]:
         for index in range(self._generation.num_choices):
             delta = Delta(role="assistant", content="")
-            yield self._chunk(ChatChunkChoice(index=index, delta=delta, features=prompts.get(index)))
+            yield self._chunk([ChatChunkChoice(index=index, delta=delta, features=prompts.get(index))])
 
     def _event_chunks(self, index: int, event: TokenEvent) -> Iterator[ChatChunk]:
         logprobs = chat_logprobs(event.logprobs, self._tokenizer) if event.logprobs else None
         features = self._features.entries(event.features) if event.features else None
         if event.text or logprobs is not None or features is not None:
             delta = Delta(content=event.text)
-            yield self._chunk(ChatChunkChoice(index=index, delta=delta, logprobs=logprobs, features=features))
+            yield self._chunk([ChatChunkChoice(index=index, delta=delta, logprobs=logprobs, features=features)])
         if event.finish_reason is not None:
             receipt = self._receipt(event)
             choice = ChatChunkChoice(
@@ -93,27 +87,10 @@ class ChatWriter(AnswerWriter[ChatCompletion, ChatChunk]):
                 stop_reason=event.stop_reason,
                 steering=receipt if self._body.n > 1 else None,
             )
-            yield self._chunk(choice, steering=receipt)
+            yield self._chunk([choice], steering=receipt)
 
-    def _chunk(
-        self,
-        choice: ChatChunkChoice | None,
-        *,
-        steering: dict[str, object] | None = None,
-        usage: Usage | None = None,
-    ) -> ChatChunk:
-        if self._body.continuous_usage and usage is None:
-            usage = self.usage()
-        chunk = ChatChunk(
-            id=self._prepared.id,
-            created=self._prepared.created,
-            model=self._prepared.model,
-            choices=[choice] if choice is not None else [],
-            system_fingerprint=self._prepared.system_fingerprint,
-            service_tier=self._service_tier,
-            steering=steering,
-        )
-        return ChatUsageChunk(**dict(chunk), usage=usage) if self._body.include_usage else chunk
+    def _fields(self) -> dict[str, Any]:
+        return super()._fields() | {"service_tier": "default" if self._body.service_tier is not None else None}
 
     def _choice(self, index: int, event: TokenEvent) -> ChatChoice:
         return ChatChoice(

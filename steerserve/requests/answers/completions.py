@@ -16,17 +16,19 @@ if TYPE_CHECKING:
     from steerserve.requests.running import Generation
     from steerserve.requests.served import ServedModel
     from steerserve.wire.completions import CompletionLogprobs, CompletionRequest
-    from steerserve.wire.generation import Usage
 
 
 class CompletionWriter(AnswerWriter[Completion, CompletionChunk]):
     """Writes the answer to a text completion request."""
 
+    _chunk_type = CompletionChunk
+    _usage_chunk_type = CompletionUsageChunk
+
     def __init__(
         self, body: CompletionRequest, served: ServedModel, prepared: PreparedGeneration, generation: Generation
     ) -> None:
         """Write the answer to `body`."""
-        super().__init__(served, prepared, generation, include_usage=body.include_usage)
+        super().__init__(body, served, prepared, generation)
         self._body = body
         self._logprobs = [CompletionLogprobWriter(served.tokenizer) for _ in prepared.requests]
         self._has_echoed = [not body.echo] * len(prepared.requests)
@@ -34,12 +36,9 @@ class CompletionWriter(AnswerWriter[Completion, CompletionChunk]):
     def whole(self, events: Sequence[TokenEvent]) -> Completion:
         """Write the whole answer, given one event for each choice."""
         return Completion(
-            id=self._prepared.id,
-            created=self._prepared.created,
-            model=self._prepared.model,
+            **self._fields(),
             choices=[self._choice(index, event) for index, event in enumerate(events)],
             usage=self.usage(),
-            system_fingerprint=self._prepared.system_fingerprint,
             steering=self._receipt(events[0]),
         )
 
@@ -47,16 +46,13 @@ class CompletionWriter(AnswerWriter[Completion, CompletionChunk]):
         for index, event in delta:
             yield from self._event_chunks(index, event)
 
-    def _usage_chunk(self) -> CompletionChunk:
-        return self._chunk(None, usage=self.usage())
-
     def _event_chunks(self, index: int, event: TokenEvent) -> Iterator[CompletionChunk]:
         if (prompt := self._features.of_prompt(event)) is not None:
-            yield self._chunk(CompletionChoice(index=index, text="", features=prompt))
+            yield self._chunk([CompletionChoice(index=index, text="", features=prompt)])
         text, logprobs = self._text_and_logprobs(index, event)
         features = self._features.entries(event.features) if event.features else None
         if text or logprobs is not None or features is not None:
-            yield self._chunk(CompletionChoice(index=index, text=text, logprobs=logprobs, features=features))
+            yield self._chunk([CompletionChoice(index=index, text=text, logprobs=logprobs, features=features)])
         if event.finish_reason is not None:
             receipt = self._receipt(event)
             choice = CompletionChoice(
@@ -66,7 +62,7 @@ class CompletionWriter(AnswerWriter[Completion, CompletionChunk]):
                 stop_reason=event.stop_reason,
                 steering=receipt if self._generation.num_choices > 1 else None,
             )
-            yield self._chunk(choice, steering=receipt)
+            yield self._chunk([choice], steering=receipt)
 
     def _choice(self, index: int, event: TokenEvent) -> CompletionChoice:
         text, logprobs = self._text_and_logprobs(index, event)
@@ -100,22 +96,3 @@ class CompletionWriter(AnswerWriter[Completion, CompletionChunk]):
     def _prompt_text(self, index: int) -> str:
         prompt = self._body.prompt[index // self._prepared.num_samples]
         return prompt if isinstance(prompt, str) else self._tokenizer.decode(prompt, skip_special_tokens=False)
-
-    def _chunk(
-        self,
-        choice: CompletionChoice | None,
-        *,
-        steering: dict[str, object] | None = None,
-        usage: Usage | None = None,
-    ) -> CompletionChunk:
-        if self._body.continuous_usage and usage is None:
-            usage = self.usage()
-        chunk = CompletionChunk(
-            id=self._prepared.id,
-            created=self._prepared.created,
-            model=self._prepared.model,
-            choices=[choice] if choice is not None else [],
-            system_fingerprint=self._prepared.system_fingerprint,
-            steering=steering,
-        )
-        return CompletionUsageChunk(**dict(chunk), usage=usage) if self._body.include_usage else chunk

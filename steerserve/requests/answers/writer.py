@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from steerserve.requests.generation import PreparedGeneration
     from steerserve.requests.running import Generation
     from steerserve.requests.served import ServedModel
+    from steerserve.wire.generation import GenerationFields
 
 Whole = TypeVar("Whole", bound="BaseModel")
 Chunk = TypeVar("Chunk", bound="BaseModel")
@@ -26,16 +27,20 @@ Written = TypeVar("Written")
 class AnswerWriter(Generic[Whole, Chunk]):
     """Writes the events of a generation as OpenAI's objects."""
 
+    _chunk_type: type[Chunk]
+    _usage_chunk_type: type[Chunk]
+    """Type of the chunks of a stream with `stream_options.include_usage`."""
+
     def __init__(
-        self, served: ServedModel, prepared: PreparedGeneration, generation: Generation, *, include_usage: bool
+        self, fields: GenerationFields, served: ServedModel, prepared: PreparedGeneration, generation: Generation
     ) -> None:
-        """Write the answer to a prepared request; with `include_usage` a last chunk has the usage."""
+        """Write the answer to the request that has `fields` and was prepared as `prepared`."""
+        self._options = fields
         self._prepared = prepared
         self._generation = generation
         self._tokenizer = served.tokenizer
         self._label_of = served.stores.label
         self._features = FeatureWriter(served, prepared.watch)
-        self._include_usage = include_usage
 
     def whole(self, events: Sequence[TokenEvent]) -> Whole:
         """Write the whole answer, given one event for each choice."""
@@ -51,8 +56,8 @@ class AnswerWriter(Generic[Whole, Chunk]):
             written = await asyncio.to_thread(self._write, delta, write) if is_slow else self._write(delta, write)
             if written is not None:
                 yield written
-        if self._include_usage:
-            yield write([self._usage_chunk()])
+        if self._options.include_usage:
+            yield write([self._chunk([], usage=self.usage())])
 
     def usage(self) -> Usage:
         """Count the tokens so far; a prompt counts once, by its first sample."""
@@ -74,8 +79,24 @@ class AnswerWriter(Generic[Whole, Chunk]):
     def _delta_chunks(self, delta: Sequence[tuple[int, TokenEvent]]) -> Iterator[Chunk]:
         raise NotImplementedError
 
-    def _usage_chunk(self) -> Chunk:
-        raise NotImplementedError
+    def _chunk(
+        self, choices: Sequence[BaseModel], *, steering: dict[str, Any] | None = None, usage: Usage | None = None
+    ) -> Chunk:
+        """Write a chunk; its `usage` is that of the generation so far if the request asks for it in every chunk."""
+        fields = {**self._fields(), "choices": choices, "steering": steering}
+        if not self._options.include_usage:
+            return self._chunk_type(**fields)
+        usage = self.usage() if usage is None and self._options.continuous_usage else usage
+        return self._usage_chunk_type(**fields, usage=usage)
+
+    def _fields(self) -> dict[str, Any]:
+        """Return the fields that a whole answer and all chunks have in common."""
+        return {
+            "id": self._prepared.id,
+            "created": self._prepared.created,
+            "model": self._prepared.model,
+            "system_fingerprint": self._prepared.system_fingerprint,
+        }
 
     def _receipt(self, event: TokenEvent) -> dict[str, Any] | None:
         return event.receipt.as_json(self._label_of) if event.receipt is not None else None
