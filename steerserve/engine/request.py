@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from steerserve.dictionaries.dictionary import Dictionary
-    from steerserve.steering.receipt import Receipt
+    from steerserve.steering.receipt import SteeringReceipt
     from steerserve.steering.resolved import ResolvedSteering
 
 FinishReason = Literal["stop", "length"]
@@ -145,7 +145,7 @@ class TokenEvent:
     """On the first event, if requested: an entry for each prompt token, None for the first."""
     prompt_features: tuple[TokenReadings, ...] | None = None
     """On the first event, if requested: an entry for each prompt token."""
-    receipt: Receipt | None = None
+    receipt: SteeringReceipt | None = None
     """On the last event of a steered request: what steering did."""
 
 

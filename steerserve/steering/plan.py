@@ -14,7 +14,7 @@ from torch import Tensor
 
 from steerserve.steering.apply import SUM_NAMES
 from steerserve.steering.layout import in_fixed_order, lay_out
-from steerserve.steering.receipt import Receipt, make_receipt
+from steerserve.steering.receipt import SteeringReceipt, make_receipt
 from steerserve.steering.site import Changes, Pass, Site, SiteMember
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class SequenceEdits:
         )
         self._sites = {name: Site([SiteMember(None, part, self.sums)]) for name, part in self._prompt.parts.items()}
 
-    def receipt(self) -> Receipt:
+    def receipt(self) -> SteeringReceipt:
         """Return the receipt of what was done so far."""
         return make_receipt(self.steering, self.sums.tolist())
 

@@ -33,7 +33,7 @@ class EditTally:
 
 
 @dataclass(frozen=True, slots=True)
-class Receipt:
+class SteeringReceipt:
     """The edits of a request with what each of them did."""
 
     steering: ResolvedSteering
@@ -58,7 +58,7 @@ class Receipt:
         }
 
 
-def make_receipt(steering: ResolvedSteering, sums: Sequence[Sequence[float]]) -> Receipt:
+def make_receipt(steering: ResolvedSteering, sums: Sequence[Sequence[float]]) -> SteeringReceipt:
     """Build the receipt from the sums of each effective edit; the other edits did nothing.
 
     Args:
@@ -69,7 +69,7 @@ def make_receipt(steering: ResolvedSteering, sums: Sequence[Sequence[float]]) ->
     names = [field.name for field in fields(EditTally)]
     for (index, _), edit_sums in zip(steering.effective_edits, sums, strict=True):
         tallies[index] = EditTally(**dict(zip(names, edit_sums, strict=True)))
-    return Receipt(steering, tuple(tallies))
+    return SteeringReceipt(steering, tuple(tallies))
 
 
 def _label(edit: ResolvedEdit, label_of: Callable[[Dictionary, int], str | None]) -> str | None:
