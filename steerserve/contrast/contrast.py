@@ -1,4 +1,4 @@
-"""Two sets of texts against each other: the features that tell them apart, and edits that lead to the first."""
+"""Compares two sets of texts: the features that tell them apart, and edits that lead towards the first set."""
 
 from __future__ import annotations
 
@@ -32,70 +32,70 @@ if TYPE_CHECKING:
 SIGNIFICANT = 0.05
 """Largest p-value of a feature that is proposed for steering."""
 MAX_WAITING = 8
-"""Contrasts that may wait for the one that is made."""
+"""Contrasts that may wait while another one runs."""
 _RETRY_AFTER_S = 5
 _CHANCE = 0.5
 _NORM_OF_A_DOSE = 0.27
-"""Of the mean norm: where a change of any direction comes to about one dose. Source: training.md."""
+"""Part of the mean norm that is about one dose of most directions. Source: docs/features.md, contrast."""
 _DIGITS = 2
-"""Of a scale; rounded down, so that edits never come to more together."""
+"""Decimals of a scale; it is rounded down, so that all edits together never exceed one dose."""
 _ROUNDING = 1e-9
-"""What a product of two decimals may lack of the next one."""
+"""Largest rounding error of a product of two decimals."""
 
 
 async def contrast(
-    engine: Probe, dictionary: Dictionary, sets: TextSets, limit: int, line: ContrastLine
+    engine: Probe, dictionary: Dictionary, sets: TextSets, limit: int, queue: ContrastQueue
 ) -> list[Candidate]:
     """Return the features that tell the sets apart, the best first.
 
-    It waits in `line`. Cancelling this ends it within about a second.
+    It waits in `queue` for its turn. Cancelling this ends it within about a second.
 
     Raises:
         InvalidRequestError: a text has no token that the dictionary reads.
-        QueueFullError: too many others wait for that, or read activations.
+        QueueFullError: too many others wait in the queue, or read activations.
     """
-    async with line.turn():
+    async with queue.turn():
         acts = await pooled_activations(engine, dictionary, sets)
-        is_left = threading.Event()
+        is_cancelled = threading.Event()
         work = asyncio.ensure_future(
-            asyncio.to_thread(rank_features, acts, sets.num_positive, limit, should_stop=is_left.is_set)
+            asyncio.to_thread(rank_features, acts, sets.num_positive, limit, should_stop=is_cancelled.is_set)
         )
         try:
             return await asyncio.shield(work)
         finally:
-            is_left.set()
+            is_cancelled.set()
             await asyncio.gather(work, return_exceptions=True)
 
 
-class ContrastLine:
-    """Lets one contrast in at a time, a few wait: with a wide dictionary each takes hundreds of megabytes, all cores.
+class ContrastQueue:
+    """Lets one contrast run at a time: with a wide dictionary it takes hundreds of megabytes and all cores.
 
     One event loop at a time uses it.
     """
 
     def __init__(self) -> None:
-        """Begin with nobody inside."""
-        self._num_inside = 0
+        """Begin without contrasts."""
+        self._num_contrasts = 0
         self._lock = asyncio.Lock()
 
     @contextlib.asynccontextmanager
     async def turn(self) -> AsyncIterator[None]:
-        """Wait for one's turn.
+        """Wait until no other contrast runs, and exclude others during the block.
 
         Raises:
-            QueueFullError: too many wait already.
+            QueueFullError: too many contrasts wait already.
         """
-        if self._num_inside > MAX_WAITING:
-            message = f"{MAX_WAITING} contrasts wait already, and one is made at a time. Try again in a while."
+        if self._num_contrasts > MAX_WAITING:
+            message = f"{MAX_WAITING} contrasts wait already, and one runs at a time. Try again in a few seconds."
             raise QueueFullError(message, retry_after_s=_RETRY_AFTER_S)
-        if not self._num_inside:
-            self._lock = asyncio.Lock()  # one that was waited for belongs to its event loop
-        self._num_inside += 1
+        if not self._num_contrasts:
+            self._lock = asyncio.Lock()  # a lock belongs to the event loop that waited for it
+        self._num_contrasts += 1
         try:
             async with self._lock:
                 yield
         finally:
-            self._num_inside -= 1
+            self._num_contrasts -= 1
 
 
 async def pooled_activations(
@@ -130,35 +130,35 @@ def ready_steering(
     calibrations: Mapping[int, Calibration],
     max_edits: int,
 ) -> list[dict[str, Any]]:
-    """Return edits that lead towards the first set: of features that chance does not explain, what writes first.
+    """Return edits that lead towards the first set, with features whose separation is significant, writers first.
 
-    Together they come to one dose at most, also where their directions are alike, as those of one meaning are. Where a
-    feature has no calibration, `norm` gives its change the size that a dose has for most directions.
+    Together they are at most one dose, also if their directions are similar, as those of one meaning are. A feature
+    without a calibration is edited in the unit `norm`, by the size that one dose has for most directions.
     """
-    proven = [
+    significant = [
         candidate
         for candidate in candidates
         if candidate.p_value <= SIGNIFICANT
         and candidate.auc > _CHANCE
         and candidate.feature not in dictionary.zero_directions
     ]
-    chosen = sorted(proven, key=lambda candidate: _reluctance(calibrations.get(candidate.feature)))[:max_edits]
+    chosen = sorted(significant, key=lambda candidate: _rank(calibrations.get(candidate.feature)))[:max_edits]
     share = 1 / max(len(chosen), 1)
     return [_edit(candidate.feature, dictionary, share, calibrations.get(candidate.feature)) for candidate in chosen]
 
 
-def _reluctance(calibration: Calibration | None) -> int:
+def _rank(calibration: Calibration | None) -> int:
     if calibration is None:
         return 1
     return 0 if calibration.writes else 2
 
 
 def _edit(feature: int, dictionary: Dictionary, share: float, calibration: Calibration | None) -> dict[str, Any]:
-    unit, whole = ("norm", _NORM_OF_A_DOSE) if calibration is None else ("dose", 1.0)
+    unit, one_dose = ("norm", _NORM_OF_A_DOSE) if calibration is None else ("dose", 1.0)
     return {
         "dictionary": dictionary.id,
         "feature": feature,
         "mode": "add",
-        "scale": math.floor(whole * share * 10**_DIGITS + _ROUNDING) / 10**_DIGITS,
+        "scale": math.floor(one_dose * share * 10**_DIGITS + _ROUNDING) / 10**_DIGITS,
         "unit": unit,
     }

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from steerserve.engine.readings import Span
 
 _LEAST_SHARE = 1e-4
-"""Of the median norm: a shorter difference is rounding, also in bfloat16 once some tokens are averaged."""
+"""Part of the median norm below which a difference is rounding, also in bfloat16 if some tokens are averaged."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,9 +28,11 @@ class Difference:
     """A vector from the mean of the negative texts to that of the positive ones."""
 
     hook_name: str
+    """Hook point at which the texts were read."""
     values: tuple[float, ...]
+    """The vector."""
     held_out_auc: float
-    """How well the projection on such a vector tells apart texts that it was not made from; .5 is chance."""
+    """How well the projection on such a vector separates texts that it was not made from; .5 is chance."""
 
 
 async def difference_of_means(

@@ -1,4 +1,4 @@
-"""Two pairs of text sets to try a contrast with: for tests, documentation and the first five minutes."""
+"""Two pairs of text sets to try a contrast with, for first steps, documentation and tests."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class ExampleSets:
-    """Texts that differ in one thing."""
+    """Two sets of texts that differ in one respect."""
 
     positive: tuple[str, ...]
     negative: tuple[str, ...]

@@ -1,4 +1,4 @@
-"""What features do when they are pushed: how far one dose is, and whether the tokens appear that they promote."""
+"""What features do when their directions are added: the raw scale of one dose, and how visibly they write."""
 
 from __future__ import annotations
 
@@ -27,19 +27,21 @@ if TYPE_CHECKING:
     from steerserve.model.lens import LensModel
 
 _CHUNK = 64
-"""Features that are written together."""
+"""Features that are measured and stored together."""
 
 
 @dataclass(frozen=True, slots=True)
 class CalibrationTexts:
-    """The built-in texts at a dictionary's hook point, ready for its features."""
+    """The built-in texts, read at a dictionary's hook point."""
 
     text: PushedText
+    """Texts on which every dose is measured."""
     more: PushedText
-    """For features that are felt in few places."""
+    """Further texts for features whose effect is large at few tokens."""
     neutral: PushedText
+    """Prompt on which output scores are measured."""
     usual_dose: float
-    """The norm of most directions' dose."""
+    """Norm of one dose of most directions."""
 
 
 @torch.inference_mode()
@@ -52,21 +54,21 @@ def calibrate_features(
     observer: Observer,
     write: Callable[[dict[int, Calibration]], None],
 ) -> None:
-    """Measure features, and write what was found every few seconds; what has no dose is left out.
+    """Measure features and write their calibrations every few seconds; features without a dose are left out.
 
     Called again with the features that are missing, it goes on where it was stopped: a feature's calibration does not
     depend on which others are measured.
 
     Args:
-        lens: The model, which nobody else uses meanwhile.
-        dictionary: Whose features these are.
-        features: In the order in which they are measured.
-        promoted: Token ids that features promote, the strongest first; what is not there is computed.
-        observer: Is told how many are done.
-        write: Takes some of them.
+        lens: The model, which nothing else uses meanwhile.
+        dictionary: Dictionary of the features.
+        features: Features in the order in which they are measured.
+        promoted: Token ids that features promote, the strongest first; computed for features that are missing.
+        observer: Gets the progress; may request a stop.
+        write: Stores some calibrations.
 
     Raises:
-        StoppedError: the observer asked for it; what was written is all that is known.
+        StoppedError: the observer requested a stop; calibrations that were written are kept.
     """
     with observer.stage("Calibrating features", len(features)) as progress:
         texts = run_pieces(prepare_texts(lens, dictionary))
@@ -79,7 +81,7 @@ def calibrate_features(
 
 
 def prepare_texts(lens: LensModel, dictionary: Dictionary, usual: float | None = None) -> Pieces[CalibrationTexts]:
-    """Read the texts where a dictionary is edited; `usual` is the usual dose where that is known from another time."""
+    """Read the built-in texts at a dictionary's hook point; `usual` is the usual dose if it was measured before."""
     hook_name = dictionary.hook_name
     medians, gains = {hook_name: dictionary.median_norm}, {hook_name: dictionary.gains}
     text, more, neutral = (
@@ -99,7 +101,7 @@ def calibrate(
     features: Sequence[int],
     promoted: Mapping[int, Sequence[int]] | None = None,
 ) -> Pieces[dict[int, Calibration]]:
-    """Return what each feature does; those that no strength makes felt are left out."""
+    """Return the calibrations of features; a feature without effect at any scale is left out."""
     live = [feature for feature in features if feature not in dictionary.zero_directions]
     if not live:
         return {}
@@ -107,29 +109,29 @@ def calibrate(
     directions = dictionary.directions(torch.tensor(live, device=lens.device)).float()
     searches = [DoseSearch(texts.usual_dose / norm) for norm in directions.norm(dim=-1).tolist()]
     doses = yield from find_doses(texts.text, {hook_name: directions}, searches, texts.more)
-    dosed = [place for place, dose in enumerate(doses) if dose is not None]
+    dosed = [index for index, dose in enumerate(doses) if dose is not None]
     if not dosed:
         return {}
-    strengths = torch.tensor([doses[place] or 0.0 for place in dosed], device=lens.device)
+    strengths = torch.tensor([doses[index] or 0.0 for index in dosed], device=lens.device)
     pushes = directions[dosed] * strengths[:, None]
     logits = yield from texts.neutral.last_logits({hook_name: pushes})
-    tokens = _promoted_tokens(lens, dictionary, directions[dosed], [live[place] for place in dosed], promoted)
+    tokens = _promoted_tokens(lens, dictionary, directions[dosed], [live[index] for index in dosed], promoted)
     scores = [output_score(row, ids) for row, ids in zip(logits, tokens, strict=True)]
     return {
-        live[place]: Calibration(float(strength), score)
-        for place, strength, score in zip(dosed, strengths.tolist(), scores, strict=True)
+        live[index]: Calibration(float(strength), score)
+        for index, strength, score in zip(dosed, strengths.tolist(), scores, strict=True)
     }
 
 
 def calibrate_vector(
     lens: LensModel, layers: Mapping[str, Float[Tensor, " width"]], median_norms: Mapping[str, float]
 ) -> Pieces[float | None]:
-    """Return the scale at which a vector, added at all of its hook points, is one dose; None where none is.
+    """Return the scale at which a vector, added at all of its hook points, is one dose; None if no scale is.
 
     Args:
         lens: The model.
-        layers: What is added, by hook point.
-        median_norms: Of the vectors at each hook point of the model.
+        layers: Directions by hook point.
+        median_norms: Median norm of the values at each hook point of the model.
     """
     medians = {name: median_norms[name] for name in layers}
     text, more = (PushedText(lens, of(lens.tokenizer), medians) for of in (calibration_ids, more_ids))
@@ -143,7 +145,7 @@ def calibrate_vector(
 
 
 def output_score(logits: Float[Tensor, " vocab"], token_ids: Sequence[int]) -> float:
-    """Return how visibly the best of some tokens was written: (1 - rank / vocabulary) * p, the likeliest of rank 0.
+    """Return how likely the best of some tokens is: its (1 - rank / vocabulary) * p; the likeliest token has rank 0.
 
     Source: Arad et al. 2025, arXiv 2505.20063, section 3.
     """
@@ -162,14 +164,13 @@ def _promoted_tokens(
     features: Sequence[int],
     promoted: Mapping[int, Sequence[int]] | None,
 ) -> list[Sequence[int]]:
-    known = promoted or {}
-    if not dictionary.d_out == lens.d_model == lens.unembedding.width:  # it does not write into the stream
-        return [known.get(feature, ()) for feature in features]
-    found: list[Sequence[int]] = [known.get(feature, ()) for feature in features]
-    missing = [place for place, feature in enumerate(features) if feature not in known]
-    if missing:
+    promoted = promoted or {}
+    tokens: list[Sequence[int]] = [promoted.get(feature, ()) for feature in features]
+    missing = [index for index, feature in enumerate(features) if feature not in promoted]
+    writes_stream = dictionary.d_out == lens.d_model == lens.unembedding.width
+    if missing and writes_stream:
         logits = lens.unembed(directions[missing])[:, : lens.tokenizer.vocab_size]
         best = logits.topk(min(NUM_PROMOTED, logits.shape[1])).indices
-        for place, token_ids in zip(missing, best.tolist(), strict=True):
-            found[place] = token_ids
-    return found
+        for index, token_ids in zip(missing, best.tolist(), strict=True):
+            tokens[index] = token_ids
+    return tokens

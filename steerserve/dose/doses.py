@@ -1,4 +1,4 @@
-"""Doses of whatever requests push: looked up, or measured at first use between the engine's steps, and then kept."""
+"""Doses of features and vectors: looked up, or measured at first use between the engine's steps and then kept."""
 
 from __future__ import annotations
 
@@ -44,11 +44,11 @@ class Doses:
         norms: Mapping[str, tuple[float, float]],
         run_exclusive: RunExclusive,
     ) -> None:
-        """Measure with `lens`, one thing after the other.
+        """Measure with `lens`, one target after the other.
 
         Args:
-            lens: The model, used through `run_exclusive` alone.
-            stores: What is known of each dictionary's features, and where new doses are kept.
+            lens: The model, used only through `run_exclusive`.
+            stores: Feature stores of the dictionaries, where new doses are kept.
             norms: Median and mean norm at each hook point of the model.
             run_exclusive: Runs one piece of the work.
         """
@@ -57,27 +57,28 @@ class Doses:
         self._norms = norms
         self._run_exclusive = run_exclusive
         self._lock = threading.Lock()
-        self._known: OrderedDict[str, float | None] = OrderedDict()
-        """Of vectors, of dictionaries whose store cannot be written, and what has no dose."""
+        self._measured: OrderedDict[str, float | None] = OrderedDict()
+        """Doses that no store keeps: of vectors, of targets without a dose, and of stores that cannot be written."""
         self._usual: OrderedDict[str, float] = OrderedDict()
+        """Usual doses by the contents of dictionaries."""
         self._under_way: dict[str, Future[None]] = {}
         self._worker: ThreadPoolExecutor | None = None
         self._is_stopped = False
 
     def maximum(self, target: FeatureTarget) -> float | None:
-        """Return the feature's largest activation in the text of its interpretation; None without one."""
+        """Return the feature's largest activation in the scanned text; None if it was not interpreted."""
         store = self._stores.find(target.dictionary)
         return _read(lambda: store.maximum(target.feature)) if store is not None else None
 
     def mean_norm(self, hook_name: str) -> float:
-        """Return the mean norm of the vectors at a hook point of the model, sinks left out."""
+        """Return the mean norm of the values at a hook point of the model, without sinks."""
         return self._norms[hook_name][1]
 
     def dose(self, target: Target) -> float | None:
-        """Return the raw scale of one dose; None where nothing that can be added comes to one.
+        """Return the raw scale of one dose; None if no scale that can be added is one.
 
         Raises:
-            UnknownDosesError: it was never measured.
+            UnknownDosesError: the dose was never measured.
         """
         if isinstance(target, FeatureTarget):
             store = self._stores.find(target.dictionary)
@@ -85,35 +86,35 @@ class Doses:
             if stored is not None:
                 return stored.dose
         with self._lock:
-            if target.key in self._known:
-                self._known.move_to_end(target.key)
-                return self._known[target.key]
+            if target.key in self._measured:
+                self._measured.move_to_end(target.key)
+                return self._measured[target.key]
         raise UnknownDosesError([target])
 
     def measure(self, targets: Iterable[Target]) -> list[Future[None]]:
-        """Begin to measure doses; what is being measured already is not begun again.
+        """Start to measure doses; those that are being measured already are not started again.
 
         Returns:
-            What ends when all are known. Do not cancel it: others may wait for the same.
+            Futures that are done when all doses are known. Do not cancel them: others may wait for the same ones.
 
         Raises:
-            UnavailableError: the server is stopping; the futures raise it too, and QueueFullError and EngineError.
+            UnavailableError: the server is stopping. The futures raise it too, and QueueFullError and EngineError.
         """
         with self._lock:
             if self._is_stopped:
                 raise UnavailableError("The server is stopping.")
             by_key = {target.key: target for target in targets}
-            waited_for = {self._under_way[key] for key in by_key if key in self._under_way}
-            fresh = {key: target for key, target in by_key.items() if key not in self._under_way}
-            if fresh:
+            futures = {self._under_way[key] for key in by_key if key in self._under_way}
+            new = {key: target for key, target in by_key.items() if key not in self._under_way}
+            if new:
                 self._worker = self._worker or ThreadPoolExecutor(1, thread_name_prefix="doses")
-                future = self._worker.submit(self._measure, list(fresh.values()))
-                self._under_way |= dict.fromkeys(fresh, future)
-                waited_for.add(future)
-        return list(waited_for)
+                future = self._worker.submit(self._measure, list(new.values()))
+                self._under_way |= dict.fromkeys(new, future)
+                futures.add(future)
+        return list(futures)
 
     def stop(self) -> None:
-        """End the thread; call it once the engine takes no more work. Any number of times."""
+        """End the thread, after the engine stopped taking work; calling it again does nothing."""
         with self._lock:
             self._is_stopped = True
             worker, self._worker = self._worker, None
@@ -128,23 +129,26 @@ class Doses:
                     features.setdefault(target.dictionary.contents, []).append(target)
                 else:
                     self._remember({target.key: drive(self._run_exclusive, self._vector_pieces(dict(target.layers)))})
-            for some in features.values():
-                self._measure_features(some)
+            for targets_of_dictionary in features.values():
+                self._measure_features(targets_of_dictionary)
         finally:
             with self._lock:
                 for target in targets:
                     self._under_way.pop(target.key, None)
 
     def _measure_features(self, targets: Sequence[FeatureTarget]) -> None:
-        dictionary, wanted = targets[0].dictionary, [target.feature for target in targets]
-        found = drive(self._run_exclusive, self._feature_pieces(dictionary, wanted))
+        dictionary, features = targets[0].dictionary, [target.feature for target in targets]
+        calibrations = drive(self._run_exclusive, self._feature_pieces(dictionary, features))
         self._remember(
-            {target.key: found[target.feature].dose if target.feature in found else None for target in targets}
+            {
+                target.key: calibrations[target.feature].dose if target.feature in calibrations else None
+                for target in targets
+            }
         )
-        if not found:
+        if not calibrations:
             return
         try:
-            self._stores.for_writing(dictionary, self._lens.id).write_calibrations(found)
+            self._stores.for_writing(dictionary, self._lens.id).write_calibrations(calibrations)
         except FeatureStoreError as error:
             _log.warning("dictionary %s: doses are kept until the server stops: %s", dictionary.id, error.message)
 
@@ -153,8 +157,8 @@ class Doses:
         self._usual[dictionary.contents] = texts.usual_dose
         if len(self._usual) > _MAX_DICTIONARIES:
             self._usual.popitem(last=False)
-        found = yield from calibrate(self._lens, dictionary, texts, features)
-        return found
+        calibrations = yield from calibrate(self._lens, dictionary, texts, features)
+        return calibrations
 
     def _vector_pieces(self, layers: Mapping[str, tuple[float, ...]]) -> Pieces[float | None]:
         tensors = {hook_name: torch.tensor(values) for hook_name, values in layers.items()}
@@ -164,13 +168,13 @@ class Doses:
 
     def _remember(self, doses: Mapping[str, float | None]) -> None:
         with self._lock:
-            self._known.update(doses)
-            while len(self._known) > _MAX_KEPT:
-                self._known.popitem(last=False)
+            self._measured.update(doses)
+            while len(self._measured) > _MAX_KEPT:
+                self._measured.popitem(last=False)
 
 
 def _read(look_up: Callable[[], Result | None]) -> Result | None:
-    """Return what a store knows; one that cannot be read knows nothing."""
+    """Return the result of a look-up in a store; None if the store cannot be read."""
     try:
         return look_up()
     except FeatureStoreError as error:

@@ -1,7 +1,7 @@
-"""The built-in texts on which doses are measured: ordinary prose and ordinary chats, a few lines each.
+"""The built-in texts on which doses are measured: ordinary prose and ordinary chats, a few sentences each.
 
-They are part of what a dose means: other texts give other doses. Of those that were tried, these come nearest to what
-all of them give together.
+They are part of the definition of a dose: other texts give other doses. Of the texts that were tried, the doses on
+these are closest to those on all of them together.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from steerserve.model.tokenizer import Tokenizer
 
 PROMPT_TOKENS = 32
-"""Every prompt is cut to so many tokens."""
+"""Tokens to which every prompt is cut."""
 _HEADER_TOKENS = 8
-"""Of what a chat template puts before the user's first word, no more than this is kept."""
+"""Most tokens that are kept of the text that a chat template puts before the user's first word."""
 
 PROSE = (
     (
@@ -174,7 +174,7 @@ MORE_CHATS = (
     ),
 )
 NEUTRAL = "I want to tell you about"
-"""What a feature is pushed on to see which words it writes."""
+"""Prompt after which output scores are measured."""
 
 
 def calibration_ids(tokenizer: Tokenizer) -> Int[Tensor, "prompts pos"]:
@@ -183,7 +183,7 @@ def calibration_ids(tokenizer: Tokenizer) -> Int[Tensor, "prompts pos"]:
 
 
 def more_ids(tokenizer: Tokenizer) -> Int[Tensor, "prompts pos"]:
-    """Return the tokens of more texts, for what is felt in few places of the others."""
+    """Return the tokens of further texts, for directions whose effect in the others is large at few tokens."""
     return prompt_ids(tokenizer, MORE_PROSE, MORE_CHATS)
 
 
@@ -197,8 +197,8 @@ def prompt_ids(
 ) -> Int[Tensor, "prompts pos"]:
     """Return the first tokens of texts after a BOS, and of chats in the model's own template, all of one length.
 
-    A chat begins with the header of the user's turn: what the template puts before it is the same in every chat, and
-    in some a date. A model without a template reads question and answer as prose.
+    A chat begins with the header of the user's turn. The text that the template puts before it is left out: it is the
+    same in every chat, and in some templates a date. Without a template, question and answer are read as prose.
     """
     rows = [[*_bos(tokenizer), *tokenizer.encode_plain(text)] for text in prose]
     rows += [_chat_ids(tokenizer, question, answer) for question, answer in chats]
@@ -212,12 +212,12 @@ def _chat_ids(tokenizer: Tokenizer, question: str, answer: str) -> list[int]:
         start = constant_start(tokenizer)
         messages = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
         rest = tokenizer.render_chat(messages, add_generation_prompt=False)[len(start) :]
-    except InvalidRequestError:  # there is no template, or it wants other conversations than these
+    except InvalidRequestError:  # no template, or one that refuses these conversations
         return [*bos, *tokenizer.encode_plain(f"{question}\n\n{answer}")]
     header = start[-_HEADER_TOKENS:]
-    marks = [place for place, token_id in enumerate(header) if token_id in tokenizer.special_ids]
-    begins = [place for place in marks if header[place : place + 1] == tuple(bos)]
-    kept = header[begins[-1] :] if begins else (*bos, *header[marks[0] if marks else 0 :])
+    special = [pos for pos, token_id in enumerate(header) if token_id in tokenizer.special_ids]
+    begins = [pos for pos in special if header[pos : pos + 1] == tuple(bos)]
+    kept = header[begins[-1] :] if begins else (*bos, *header[special[0] if special else 0 :])
     return [*kept, *rest]
 
 

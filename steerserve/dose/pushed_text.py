@@ -1,4 +1,4 @@
-"""Texts whose tokens are pushed along directions at hook points, and what that does to the model's output.
+"""Texts to whose tokens directions are added (a push) at hook points, and how that changes the model's output.
 
 All work comes in pieces of about an engine step's length; `steerserve.engine.background` runs them.
 """
@@ -24,15 +24,16 @@ if TYPE_CHECKING:
     from steerserve.model.lens import LensModel
 
     Gains = Callable[[Float[Tensor, "rows width"]], Tensor]
-    """From the values of tokens to a number for each."""
+    """Returns a factor for each token from the values at its position."""
 
 _PIECE_TOKENS = {"cpu": 160, "cuda": 8192}
+"""Most tokens of a piece, by device type."""
 _PIECE_BYTES = {"cpu": 1 << 25, "cuda": 1 << 30}
-"""Of a piece's logits. Larger blocks are fetched from the system and given back each time, page by page."""
+"""Most bytes of a piece's logits. The system hands out larger blocks page by page at each allocation, which is slow."""
 
 
 class PushedText:
-    """Rows of one length in a model, as they are and pushed. The thread that uses the model."""
+    """Texts of one length in a model, unchanged and pushed. Only for the thread that uses the model."""
 
     def __init__(
         self,
@@ -43,14 +44,14 @@ class PushedText:
         gains: Mapping[str, Gains] | None = None,
         is_exact: bool = False,
     ) -> None:
-        """Take texts, and where they will be pushed.
+        """Take texts, and the hook points at which they will be pushed.
 
         Args:
             lens: The model.
-            ids: The texts.
-            median_norms: Of the vectors at each hook point at which they will be pushed, which tells sinks.
-            gains: What multiplies the pushes at a hook point, from the tokens' values there; 1 if absent.
-            is_exact: Whether pushes are computed in full precision where the CPU is faster with less.
+            ids: Token ids of the texts.
+            median_norms: Median norm of the values at each of these hook points, by which sinks are told.
+            gains: Factors of the pushes at a hook point, from the tokens' values there; 1 if missing.
+            is_exact: Whether to compute in full precision on CPUs that are faster with less.
         """
         self._lens = lens
         self._ids = ids.to(lens.device)
@@ -63,23 +64,23 @@ class PushedText:
         self._log_probs: list[Float[Tensor, "pos vocab"]] = []
         self._factors: dict[str, Float[Tensor, "prompts pos"]] = {}
         self.edited: Bool[Tensor, "prompts pos"] = torch.zeros_like(self._ids, dtype=torch.bool)
-        """Tokens that are pushed, once they are read: neither special nor sinks."""
+        """Tokens that are pushed, neither special nor sinks; known after `read`."""
 
     def read(self) -> Pieces[None]:
-        """Compute the texts as they are; the first use does so by itself."""
+        """Compute the unchanged texts; the first use does it by itself."""
         if self._values:
             return
-        wanted = {self._start, *self._hook_names}
-        parts: dict[str, list[Tensor]] = {name: [] for name in wanted}
+        names = {self._start, *self._hook_names}
+        parts: dict[str, list[Tensor]] = {name: [] for name in names}
         for rows in self._ids.split(self._rows_at_once(self._ids.shape[1])):
             with contextlib.ExitStack() as stack:
-                for name in wanted:
+                for name in names:
                     keep = functools.partial(_keep, parts[name])
                     stack.enter_context(self._lens.hooked(name, keep))
                 logits = self._lens.forward(rows, use_cache=False)
             self._log_probs += [row.float().log_softmax(-1) for row in logits]
             yield
-        self._values = {name: torch.cat(some) for name, some in parts.items()}
+        self._values = {name: torch.cat(values) for name, values in parts.items()}
         special = torch.tensor(sorted(self._lens.tokenizer.special_ids), device=self._lens.device)
         plain = ~torch.isin(self._ids, special)
         for name in self._hook_names:
@@ -87,61 +88,61 @@ class PushedText:
             gain = self._gains.pop(name, _no_gain)(self._values[name].flatten(0, 1))
             self._factors[name] = keep_row * gain.view(keep_row.shape)
             self.edited |= keep_row
-        # Tried now, while nobody listens at any hook point.
+        # Tried once now, while no hooks are set.
         self._lens.run_from(self._start, self._values[self._start][:1], self._ids[:1], logits_to_keep=1)
 
     def mean_gain(self, hook_name: str) -> float:
-        """Return what pushes are multiplied with, on average over the tokens that were read."""
+        """Return the mean factor of pushes over the tokens that were read."""
         factors = self._factors[hook_name]
         return float(factors[factors != 0].mean())
 
     def divergences(
         self, pushes: Mapping[str, Float[Tensor, "pushes width"]]
     ) -> Pieces[Float[Tensor, "pushes tokens"]]:
-        """Return KL(pushed || as it is) in nats at every edited token, one row for each row of the pushes."""
+        """Return KL(pushed || unchanged) in nats at every edited token, one row for each push."""
         yield from self.read()
         num_prompts = len(self._ids)
-        found: list[Tensor] = []
-        for places, logits in self._pushed(pushes, 0):
-            for place, row in zip(places.tolist(), logits, strict=True):
-                prompt = place % num_prompts
-                found.append(divergence(row, self._log_probs[prompt])[self.edited[prompt]])
+        nats: list[Tensor] = []
+        for indexes, logits in self._pushed(pushes, 0):
+            for index, row in zip(indexes.tolist(), logits, strict=True):
+                prompt = index % num_prompts
+                nats.append(divergence(row, self._log_probs[prompt])[self.edited[prompt]])
             yield
-        per_push = [torch.cat(found[first : first + num_prompts]) for first in range(0, len(found), num_prompts)]
+        per_push = [torch.cat(nats[first : first + num_prompts]) for first in range(0, len(nats), num_prompts)]
         return torch.stack(per_push).nan_to_num(nan=torch.inf)
 
     def last_logits(self, pushes: Mapping[str, Float[Tensor, "pushes width"]]) -> Pieces[Float[Tensor, "pushes vocab"]]:
-        """Return the logits behind the first text for each push."""
+        """Return the logits after the first text for each push."""
         yield from self.read()
-        found = []
-        for places, logits in self._pushed(pushes, 1):
-            found.append(logits[places % len(self._ids) == 0, -1].float())
+        last = []
+        for indexes, logits in self._pushed(pushes, 1):
+            last.append(logits[indexes % len(self._ids) == 0, -1].float())
             yield
-        return torch.cat(found)
+        return torch.cat(last)
 
     def _pushed(
         self, pushes: Mapping[str, Float[Tensor, "pushes width"]], logits_to_keep: int
     ) -> Iterator[tuple[Int[Tensor, " rows"], Float[Tensor, "rows pos vocab"]]]:
-        """Yield logits of every text for every push, the texts of one push after the other, as many as fit a piece."""
+        """Yield logits of every text for every push, as many as fit a piece; index = push * num_prompts + prompt."""
         num_prompts, num_tokens = self._ids.shape
         num_pushes = len(next(iter(pushes.values())))
-        everything = torch.arange(num_pushes * num_prompts, device=self._lens.device)
-        for places in everything.split(self._rows_at_once(logits_to_keep or num_tokens)):
-            prompt = places % num_prompts
+        all_indexes = torch.arange(num_pushes * num_prompts, device=self._lens.device)
+        for indexes in all_indexes.split(self._rows_at_once(logits_to_keep or num_tokens)):
+            prompt = indexes % num_prompts
             added = {
-                name: some[places // num_prompts][:, None] * self._factors[name][prompt, :, None]
-                for name, some in pushes.items()
+                name: directions[indexes // num_prompts][:, None] * self._factors[name][prompt, :, None]
+                for name, directions in pushes.items()
             }
             value = self._values[self._start][prompt]
             if self._start in added:
                 value = value + added.pop(self._start)
             with contextlib.ExitStack() as stack:
-                for name, some in added.items():
-                    stack.enter_context(self._lens.hooked(name, functools.partial(_add, some)))
+                for name, change in added.items():
+                    stack.enter_context(self._lens.hooked(name, functools.partial(_add, change)))
                 if not self._is_exact:
                     stack.enter_context(short_products())
                 logits = self._lens.run_from(self._start, value, self._ids[prompt], logits_to_keep=logits_to_keep)
-            yield places, logits
+            yield indexes, logits
 
     def _rows_at_once(self, num_logits: int) -> int:
         kind = self._lens.device.type if self._lens.device.type in _PIECE_TOKENS else "cpu"
@@ -154,7 +155,7 @@ def divergence(logits: Float[Tensor, "rows vocab"], log_probs: Float[Tensor, "ro
     logits = logits.float()
     probs = logits.softmax(-1)
     means = torch.linalg.vecdot(probs, logits) - torch.linalg.vecdot(probs, log_probs)
-    # The likeliest token tells the sum of exponentials, which then needs no pass of its own.
+    # The likeliest token gives the sum of exponentials, which saves a pass over the logits.
     log_sum = logits.amax(dim=-1) - probs.amax(dim=-1).log()
     nats: Tensor = (means - log_sum).clamp(min=0)
     return nats
@@ -162,9 +163,9 @@ def divergence(logits: Float[Tensor, "rows vocab"], log_probs: Float[Tensor, "ro
 
 @contextlib.contextmanager
 def short_products() -> Iterator[None]:
-    """Let matrix products round their factors to bfloat16 on CPUs that are faster then, while the context is open.
+    """Round factors of matrix products to bfloat16 inside the block, on CPUs where that is faster.
 
-    On the default model this moves the percentile of KL by up to 1 percent, and takes a third off the time (AMX).
+    On the default model this moves the percentile of KL by up to 1 percent, and saves a third of the time (AMX).
     """
     matmul = getattr(torch.backends.mkldnn, "matmul", None)  # since torch 2.9
     if matmul is None:
@@ -178,7 +179,7 @@ def short_products() -> Iterator[None]:
 
 
 def _start_of(hook_name: str) -> str:
-    """Return the last hook point from which everything behind can be computed."""
+    """Return the last hook point from which the rest of the model can be computed."""
     if hook_name.endswith((RESID_PRE, RESID_POST)):
         return hook_name
     _, block, _ = hook_name.split(".", 2)

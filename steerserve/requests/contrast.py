@@ -39,7 +39,7 @@ async def contrast(served: ServedModel, body: ContrastRequest) -> ContrastObject
     sets = await asyncio.to_thread(
         read_text_sets, served.tokenizer, body.positive, body.negative, served.context_length
     )
-    candidates = await rank_candidates(served.engine, dictionary, sets, body.limit, served.contrast_line)
+    candidates = await rank_candidates(served.engine, dictionary, sets, body.limit, served.contrast_queue)
     features = [candidate.feature for candidate in candidates]
     labels = await asyncio.to_thread(served.stores.labels, dictionary, features)
     calibrations = await asyncio.to_thread(_calibrations, served, dictionary, features)

@@ -68,7 +68,7 @@ async def make_preset(
     """
     dictionary = served.registry.snapshot().find(dictionary_id, "dictionary")
     sets = await asyncio.to_thread(read_text_sets, served.tokenizer, positive, negative, served.context_length)
-    candidates = await contrast(served.engine, dictionary, sets, _MAX_CANDIDATES, served.contrast_line)
+    candidates = await contrast(served.engine, dictionary, sets, _MAX_CANDIDATES, served.contrast_queue)
     calibrations = await asyncio.to_thread(_measured_calibrations, served, dictionary, candidates)
     steering = ready_steering(candidates, dictionary, calibrations, max_edits)
     if not steering:

@@ -11,7 +11,7 @@ import time
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from steerserve.compare.running import ScoringQueue
-from steerserve.contrast.contrast import ContrastLine
+from steerserve.contrast.contrast import ContrastQueue
 from steerserve.contrast.vectors import FOLDER as VECTORS_FOLDER
 from steerserve.contrast.vectors import VectorStore
 from steerserve.core.errors import (
@@ -68,7 +68,7 @@ class ServedModel:
         self.vectors = VectorStore(settings.dictionary_dirs[0] / VECTORS_FOLDER)
         self.scoring = ScoringQueue(engine.run_exclusive)
         """Measures generated texts, beside generation."""
-        self.contrast_line = ContrastLine()
+        self.contrast_queue = ContrastQueue()
         self.presets = open_library(settings, self.model_id)
         self._is_started = False
         self._is_stopping = False

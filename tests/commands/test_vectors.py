@@ -95,7 +95,7 @@ def test_what_cannot_be_imported_is_one_line(
     assert "cannot be read" in refused(capsys, monkeypatch, "import", tmp_path / "absent.gguf")
     pickle = tmp_path / "vector.pt"
     pickle.write_bytes(b"\x80\x04\x95" + b"\0" * 64)
-    assert "no safetensors file" in refused(capsys, monkeypatch, "import", pickle)
+    assert "not a safetensors file" in refused(capsys, monkeypatch, "import", pickle)
     cut = tmp_path / "cut.gguf"
     cut.write_bytes(happy.read_bytes()[:60])
     assert "cannot be read as a GGUF control vector" in refused(capsys, monkeypatch, "import", cut)

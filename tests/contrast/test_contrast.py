@@ -94,7 +94,7 @@ def plant(runtime: Runtime, letter: str, feature: int) -> Dictionary:
 async def test_the_feature_of_a_planted_character_is_found(llama: Runtime) -> None:
     dictionary = plant(llama, "Q", 77)
     sets = sets_of(llama, texts(24, "Q", seed=0), texts(24, LETTERS, seed=1))
-    best = (await contrast(llama.engine, dictionary, sets, 5, llama.contrast_line))[0]
+    best = (await contrast(llama.engine, dictionary, sets, 5, llama.contrast_queue))[0]
     assert best.feature == 77
     assert best.auc > 0.85
     assert best.held_out_auc > 0.8
@@ -105,7 +105,7 @@ async def test_texts_of_one_kind_are_not_told_apart(llama: Runtime) -> None:
     rounds = []
     for seed in range(0, 16, 2):
         sets = sets_of(llama, texts(10, LETTERS, seed), texts(10, LETTERS, seed + 1))
-        found = await contrast(llama.engine, find(llama, "standard"), sets, 5, llama.contrast_line)
+        found = await contrast(llama.engine, find(llama, "standard"), sets, 5, llama.contrast_queue)
         rounds.append(np.mean([one.held_out_auc for one in found]))
     assert 0.35 < np.mean(rounds) < 0.65
 
@@ -124,7 +124,7 @@ async def test_the_built_in_examples_can_be_read_by_a_model_that_knows_no_langua
     for examples in EXAMPLE_SETS.values():
         assert len(examples.positive) == len(examples.negative) == 10
         sets = sets_of(llama, list(examples.positive), list(examples.negative))
-        assert len(await contrast(llama.engine, find(llama, "planted"), sets, 3, llama.contrast_line)) == 3
+        assert len(await contrast(llama.engine, find(llama, "planted"), sets, 3, llama.contrast_queue)) == 3
 
 
 async def test_generation_goes_on_while_a_contrast_runs(llama: Runtime) -> None:
@@ -133,7 +133,7 @@ async def test_generation_goes_on_while_a_contrast_runs(llama: Runtime) -> None:
     [stream] = llama.engine.submit([request])
     sets = sets_of(llama, texts(20, LETTERS, seed=0), texts(20, LETTERS, seed=1))
     before = llama.engine.stats().num_generated_tokens_total
-    await contrast(llama.engine, find(llama, "standard"), sets, 3, llama.contrast_line)
+    await contrast(llama.engine, find(llama, "standard"), sets, 3, llama.contrast_queue)
     assert llama.engine.stats().num_generated_tokens_total > before
     events = [event async for event in stream]
     assert read(events) == alone
@@ -153,14 +153,14 @@ async def test_contrasts_are_made_one_at_a_time_and_few_wait(llama: Runtime, mon
     monkeypatch.setattr(contrast_module, "rank_features", rank)
     sets = sets_of(llama, ["a", "b"], ["c", "d"])
     asked = [
-        contrast(llama.engine, find(llama, "planted"), sets, 3, llama.contrast_line) for _ in range(MAX_WAITING + 3)
+        contrast(llama.engine, find(llama, "planted"), sets, 3, llama.contrast_queue) for _ in range(MAX_WAITING + 3)
     ]
     answers = await asyncio.gather(*asked, return_exceptions=True)
     refused = [answer for answer in answers if isinstance(answer, QueueFullError)]
     assert answers.count([]) == MAX_WAITING + 1
     assert [error.retry_after_s > 0 for error in refused] == [True, True]
     assert most == 1
-    assert await contrast(llama.engine, find(llama, "planted"), sets, 3, llama.contrast_line) == []
+    assert await contrast(llama.engine, find(llama, "planted"), sets, 3, llama.contrast_queue) == []
 
 
 async def test_a_contrast_that_nobody_waits_for_ends_and_lets_the_next_one_in(
@@ -178,20 +178,20 @@ async def test_a_contrast_that_nobody_waits_for_ends_and_lets_the_next_one_in(
     sets = sets_of(llama, ["a", "b"], ["c", "d"])
     with monkeypatch.context() as changed:
         changed.setattr(contrast_module, "rank_features", rank)
-        work = asyncio.ensure_future(contrast(llama.engine, find(llama, "planted"), sets, 3, llama.contrast_line))
-        waiting = asyncio.ensure_future(contrast(llama.engine, find(llama, "planted"), sets, 3, llama.contrast_line))
+        work = asyncio.ensure_future(contrast(llama.engine, find(llama, "planted"), sets, 3, llama.contrast_queue))
+        waiting = asyncio.ensure_future(contrast(llama.engine, find(llama, "planted"), sets, 3, llama.contrast_queue))
         await asyncio.to_thread(begun.wait, 30)
         waiting.cancel()
         work.cancel()
         await asyncio.wait((work, waiting))
         assert ended.is_set()
-    assert len(await contrast(llama.engine, find(llama, "planted"), sets, 3, llama.contrast_line)) == 3
+    assert len(await contrast(llama.engine, find(llama, "planted"), sets, 3, llama.contrast_queue)) == 3
 
 
 async def test_a_text_of_special_tokens_alone_is_named(llama: Runtime) -> None:
     sets = sets_of(llama, ["fine", "good"], ["too", "~~"])
     for work in (
-        contrast(llama.engine, find(llama, "planted"), sets, 3, llama.contrast_line),
+        contrast(llama.engine, find(llama, "planted"), sets, 3, llama.contrast_queue),
         difference_of_means(llama.engine, HOOK_NAME, find(llama, "planted").median_norm, sets, "mean"),
     ):
         with pytest.raises(InvalidRequestError) as caught:

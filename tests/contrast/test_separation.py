@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from steerserve.contrast import separation
-from steerserve.contrast.separation import _ranks, folds, held_out_projection, rank_features, smallest_p_value
+from steerserve.contrast.separation import _aucs, folds, held_out_projection, rank_features, smallest_p_value
 from steerserve.core.observer import StoppedError
 
 if TYPE_CHECKING:
@@ -41,7 +41,9 @@ def test_auc_and_means_are_those_of_the_definition() -> None:
 
 
 def test_equal_values_share_the_mean_of_their_ranks() -> None:
-    assert _ranks(np.array([[0.0, 3.0, 0.0, 1.0, 3.0, 3.0]])).tolist() == [[1.5, 5.0, 1.5, 3.0, 5.0, 5.0]]
+    # With a single positive text, the AUC tells its rank.
+    aucs = _aucs(np.array([[0.0, 3.0, 0.0, 1.0, 3.0, 3.0]]), np.eye(6, dtype=bool))[:, 0]
+    assert (1 + 5 * aucs).tolist() == pytest.approx([1.5, 5.0, 1.5, 3.0, 5.0, 5.0])
 
 
 @pytest.mark.parametrize("num_texts", [4, 8, 20])

@@ -59,7 +59,7 @@ def test_the_first_feature_that_writes_moves_generations_and_a_random_direction_
     calibrations = store.calibrations()
     texts = read_text_sets(default_runtime.tokenizer, sets.positive, sets.negative, max_context=512)
     engine = default_runtime.engine
-    ranked = asyncio.run(contrast(engine, dictionary, texts, 20, default_runtime.contrast_line))
+    ranked = asyncio.run(contrast(engine, dictionary, texts, 20, default_runtime.contrast_queue))
     first = next(candidate for candidate in ranked if calibrations[candidate.feature].writes)
     assert first.p_value <= 0.05
     # What fires on slang is found from either side; pushed, it leads to the side that it fires on.

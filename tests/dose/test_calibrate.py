@@ -168,7 +168,7 @@ def test_a_vector_of_zeros_has_no_dose(llama: Runtime) -> None:
 def test_a_search_finds_the_mark_of_any_power_law(start: float, exponent: float) -> None:
     search = DoseSearch(start)
     while not search.has_ended:
-        search.tell((search.strength / 17.0) ** exponent)
+        search.add_measurement((search.strength / 17.0) ** exponent)
     assert search.dose == pytest.approx(17.0, rel=0.35)
 
 
@@ -176,12 +176,12 @@ def test_a_search_for_what_never_comes_ends_without_a_dose() -> None:
     for nats in (0.0, 0.2, float("inf")):
         search = DoseSearch(1.0)
         while not search.has_ended:
-            search.tell(nats)
+            search.add_measurement(nats)
         assert search.dose is None
 
 
 def test_a_search_finds_a_mark_that_is_a_step() -> None:
     search = DoseSearch(1.0)
     while not search.has_ended:
-        search.tell(0.1 if search.strength < 5 else 1.3)
+        search.add_measurement(0.1 if search.strength < 5 else 1.3)
     assert search.dose is not None
