@@ -1,10 +1,10 @@
-"""Whether one dose is one dose: features are pushed by it on other texts than those that doses are measured on.
+"""Checks how exact doses are: features are pushed by one dose on texts that doses are not measured on.
 
     python bench/dose_check.py [--features 50] [--seed 0] [--dictionary bundled:...] [--json FILE]
 
 Calibrates features drawn at random from those that are active in the texts below, adds dose times direction at every
-token that is neither special nor a sink, and takes the 95th percentile over those tokens of KL(steered || unsteered):
-the whole model runs, with a hook at the dictionary's hook point. Nothing of the calibration's own short cuts is used.
+token that is neither special nor a sink, and takes the 95th percentile over those tokens of KL(steered || unsteered).
+The whole model runs, with a hook at the dictionary's hook point; no short cut of the calibration is used.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ TEXTS = Path(__file__).with_name("dose_texts.json")
 
 @torch.inference_mode()
 def main() -> None:
-    """Calibrate, measure, print one line a feature and the share that lies within the bounds."""
+    """Calibrate, measure, print one line for each feature and how many lie within the bounds."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--features", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
@@ -68,24 +68,24 @@ def main() -> None:
     special = torch.tensor(sorted(lens.tokenizer.special_ids), device=lens.device)
     pushed = ~torch.isin(ids, special) & (x.norm(dim=-1) <= SINK_RATIO * dictionary.median_norm)
     live = sorted(set(dictionary.encode(x[pushed]).nonzero()[:, 1].tolist()))
-    features = random.Random(options.seed).sample(live, options.features)  # noqa: S311 a draw, no secret
+    features = random.Random(options.seed).sample(live, options.features)  # noqa: S311 not a secret
 
     began, began_cpu = time.monotonic(), time.process_time()
     built_in = run_pieces(prepare_texts(lens, dictionary))
     set_up_s, set_up_cpu_s = time.monotonic() - began, time.process_time() - began_cpu
-    found = run_pieces(calibrate(lens, dictionary, built_in, features))
+    calibrations = run_pieces(calibrate(lens, dictionary, built_in, features))
     took_s, took_cpu_s = time.monotonic() - began - set_up_s, time.process_time() - began_cpu - set_up_cpu_s
 
     plain = torch.cat([lens.forward(rows, use_cache=False).float().log_softmax(-1) for rows in ids.split(ROWS)])
     nats = {}
     for feature in features:
-        if feature in found:
-            nats[feature] = measured(lens, dictionary, ids, pushed, plain, feature, found[feature].dose)
-            score = found[feature].output_score
-            print(f"feature {feature}: dose {found[feature].dose:.1f}, p95 KL {nats[feature]:.3f}, score {score:.4f}")
+        if feature in calibrations:
+            nats[feature] = measured(lens, dictionary, ids, pushed, plain, feature, calibrations[feature].dose)
+            dose, score = calibrations[feature].dose, calibrations[feature].output_score
+            print(f"feature {feature}: dose {dose:.1f}, p95 KL {nats[feature]:.3f}, score {score:.4f}")
         else:
             print(f"feature {feature}: no dose")
-    inside = sum(LOW <= one <= HIGH for one in nats.values())
+    inside = sum(LOW <= value <= HIGH for value in nats.values())
     summary = {
         "features": len(features),
         "live": len(live),
@@ -103,7 +103,7 @@ def main() -> None:
     print(f"{inside} of {len(features)} within {LOW} to {HIGH} nat")
     print(json.dumps(summary))
     if options.json is not None:
-        results = {feature: {"dose": found[feature].dose, "p95_kl": one} for feature, one in nats.items()}
+        results = {feature: {"dose": calibrations[feature].dose, "p95_kl": value} for feature, value in nats.items()}
         options.json.write_text(json.dumps({**summary, "results": results}, indent=1), encoding="utf-8")
 
 
@@ -116,13 +116,13 @@ def measured(
     feature: int,
     dose: float,
 ) -> float:
-    """Return the percentile of KL over the pushed tokens."""
+    """Return the 95th percentile of KL over the pushed tokens."""
     [direction] = dictionary.directions(torch.tensor([feature], device=lens.device))
     nats = []
-    for some, mask, before in zip(ids.split(ROWS), pushed.split(ROWS), plain.split(ROWS), strict=True):
+    for rows, mask, before in zip(ids.split(ROWS), pushed.split(ROWS), plain.split(ROWS), strict=True):
         change = dose * direction * mask[..., None]
         with lens.hooked(dictionary.hook_name, lambda value, change=change: value + change):  # type: ignore[misc]
-            after = lens.forward(some, use_cache=False).float().log_softmax(-1)
+            after = lens.forward(rows, use_cache=False).float().log_softmax(-1)
         nats.append((after.exp() * (after - before)).sum(-1)[mask])
     return float(torch.cat(nats).quantile(0.95))
 

@@ -1,9 +1,9 @@
-"""What interpreting a dictionary costs: the model's forward, the dictionary's encoder, counting, and what comes after.
+"""Measures an interpretation: the model's forward pass, the dictionary's encoder, counting, and the rest.
 
     python bench/interpret_speed.py --corpus text/ [--tokens 200000] [--dictionary SOURCE] [--json FILE]
 
-The run is that of `steerserve interpret --no-calibrate` in one process, with a clock around each part. What is not the
-forward is to be less than a fifth of the whole.
+The run is that of `steerserve interpret --no-calibrate` in one process, with a clock around each part. All but the
+forward pass should take less than a fifth of the time.
 """
 
 from __future__ import annotations

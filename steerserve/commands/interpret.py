@@ -44,7 +44,7 @@ def interpret_command(
     ],
     corpus: CorpusSources,
     tokens: Annotated[
-        int, typer.Option(help="Tokens that are read, special ones not counted.")
+        int, typer.Option(help="Number of tokens to read, special tokens not counted.")
     ] = DEFAULT_INTERPRET_TOKENS,
     model: ModelName = DEFAULT_MODEL,
     context_size: ContextSize = 128,
@@ -72,7 +72,7 @@ def interpret_command(
         int | None,
         typer.Option(
             min=1,
-            help="With --label-with: begin no feature after so many tokens, of all dictionaries together.",
+            help="With --label-with: number of tokens, for all dictionaries, after which no further feature is begun.",
             show_default=False,
         ),
     ] = None,
@@ -80,17 +80,17 @@ def interpret_command(
         int | None,
         typer.Option(
             min=1,
-            help="With --label-with: label only so many of each dictionary, those that write most first.",
+            help="With --label-with: most features to label in each dictionary, those that write most first.",
             show_default=False,
         ),
     ] = None,
 ) -> None:
-    """Read text and find out what a dictionary's features do in it: statistics, windows, tokens and labels.
+    """Read text and record what a dictionary's features do in it: statistics, snippets, tokens and labels.
 
-    What is found goes into a file beside the dictionary, or into dictionary_dirs where that cannot be written. Several
-    dictionaries are interpreted in one pass. Stop it whenever you like: the same command goes on where it was.
+    The results are written to a file beside the dictionary, or in dictionary_dirs if that cannot be written. Several
+    dictionaries are interpreted in one scan. Stop it at any time: the same command goes on from there.
     """
-    asked = {
+    others = {
         "corpus": tuple(corpus),
         "tokens": tokens,
         "model": model,
@@ -102,36 +102,36 @@ def interpret_command(
         "process_weights": process_weights,
         "calibrate": calibrate,
     }
-    options = _options(environment_settings(), sources, force, asked)
+    options = _options(environment_settings(), sources, force, others)
     from steerserve.jobs.work import prepare_and_interpret
 
     with followed_run(threads) as observer:
-        found = prepare_and_interpret(options, observer)
+        interpreted = prepare_and_interpret(options, observer)
         labelled: list[Labelled] = []
         if label_with is not None:
             key = os.environ.get(KEY_VARIABLE) or None
-            for one in found:
-                spent = sum(done.num_tokens for done in labelled)
-                budget = None if label_budget_tokens is None else max(label_budget_tokens - spent, 0)
-                done = ask_for_labels(
-                    one.store, *label_with, key=key, budget_tokens=budget, limit=label_limit, observer=observer
+            for result in interpreted:
+                num_spent = sum(run.num_tokens for run in labelled)
+                budget = None if label_budget_tokens is None else max(label_budget_tokens - num_spent, 0)
+                run = ask_for_labels(
+                    result.store, *label_with, key=key, budget_tokens=budget, limit=label_limit, observer=observer
                 )
-                labelled.append(done)
-    for one in found:
-        typer.echo(_line(one))
-    for done in labelled:
-        typer.echo(summary(done))
+                labelled.append(run)
+    for result in interpreted:
+        typer.echo(_summary_line(result))
+    for run in labelled:
+        typer.echo(summary(run))
 
 
 def _options(settings: Settings, sources: Sequence[str], force: bool, others: Mapping[str, Any]) -> InterpretOptions:
-    named = [Path(source.removeprefix("path:")) for source in sources if source.startswith("path:")]
+    folders = [Path(source.removeprefix("path:")) for source in sources if source.startswith("path:")]
     return InterpretOptions(
         dictionaries=tuple(
             InterpretedSource(name, source, force=force) for name, source in zip(_names(sources), sources, strict=True)
         ),
         dictionary_dirs=settings.dictionary_dirs,
-        # Whoever types a path may read it.
-        allowed_dirs=(*settings.allowed_dictionary_dirs, *map(expand_home, named)),
+        # A user who types a path may read it.
+        allowed_dirs=(*settings.allowed_dictionary_dirs, *map(expand_home, folders)),
         max_dictionary_bytes=settings.max_dictionary_bytes,
         **others,
     )
@@ -147,9 +147,9 @@ def _names(sources: Sequence[str]) -> list[str]:
     return names
 
 
-def _line(found: Interpreted) -> str:
-    calibrated = f", {found.num_calibrated:,} calibrated" if found.num_calibrated else ""
+def _summary_line(result: Interpreted) -> str:
+    calibrated = f", {result.num_calibrated:,} calibrated" if result.num_calibrated else ""
     return (
-        f"{found.source}: {found.num_live:,} of {found.num_features:,} features active in {found.num_tokens:,} tokens, "
-        f"{found.num_labelled:,} labelled{calibrated} ({found.store})"
+        f"{result.source}: {result.num_live:,} of {result.num_features:,} features active in {result.num_tokens:,} "
+        f"tokens, {result.num_labelled:,} labelled{calibrated} ({result.store})"
     )

@@ -1,4 +1,4 @@
-"""Labels from a language model: the command `steerserve features label-with`, and `--label-with` of interpret."""
+"""Labels by a language model: the command `steerserve features label-with`, and `--label-with` of interpret."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from steerserve.commands.feature_store import DictionarySource, find_dictionary
 from steerserve.commands.terminal import followed_run
 from steerserve.core.errors import ConfigError
 
@@ -21,32 +22,34 @@ KEY_VARIABLE = "OPENAI_API_KEY"
 
 
 def label_with_command(
-    source: Annotated[str, typer.Argument(help="The dictionary, as for search.", show_default=False)],
+    source: DictionarySource,
     url: Annotated[
         str, typer.Argument(help="OpenAI-compatible endpoint, such as http://127.0.0.1:8000/v1.", show_default=False)
     ],
     model: Annotated[str, typer.Argument(help="The model's name there.", show_default=False)],
     key_env: Annotated[
-        str, typer.Option(help="The environment variable that holds the key, where the endpoint wants one.")
+        str, typer.Option(help="Environment variable with the endpoint's key, if it needs one.")
     ] = KEY_VARIABLE,
     budget_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Begin no feature after so many tokens.", show_default=False)
+        int | None,
+        typer.Option(min=1, help="Tokens after which no further feature is begun.", show_default=False),
     ] = None,
     limit: Annotated[
-        int | None, typer.Option(min=1, help="Label only so many, those that write most first.", show_default=False)
+        int | None,
+        typer.Option(min=1, help="Most features to label, those that write most first.", show_default=False),
     ] = None,
     concurrency: Annotated[int, typer.Option(min=1, max=256, help="Requests at the same time.")] = 4,
-    seed: Annotated[int, typer.Option(min=0, help="Of the snippets that labels are scored on.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the choice of snippets that labels are scored on.")] = 0,
 ) -> None:
     """Have a language model label features by their snippets, each scored on snippets that it was not shown.
 
-    Labels are kept as they come. Stop it whenever you like: the same command goes on with the features that are left.
+    Labels are stored as they come. Stop it at any time: the same command goes on with the features that are left.
     """
-    from steerserve.commands.features import labelling_store
-
     with followed_run() as observer:
-        done = ask_for_labels(
-            labelling_store(source),
+        dictionary = find_dictionary(source)
+        dictionary.store()  # fails if the dictionary was not interpreted
+        labelled = ask_for_labels(
+            dictionary.writable_store().path,
             url,
             model,
             key=os.environ.get(key_env) or None,
@@ -56,7 +59,7 @@ def label_with_command(
             seed=seed,
             observer=observer,
         )
-    typer.echo(summary(done))
+    typer.echo(summary(labelled))
 
 
 def ask_for_labels(
@@ -74,8 +77,8 @@ def ask_for_labels(
     """Label the live features of a store, those that write most first.
 
     Raises:
-        ConfigError: the endpoint cannot be used; labels so far are kept.
-        StoppedError: the observer asked for it; labels so far are kept.
+        ConfigError: the endpoint cannot be used; labels so far are stored.
+        StoppedError: the observer requested a stop; labels so far are stored.
     """
     from steerserve.interpret.endpoint import ChatEndpoint, EndpointError
     from steerserve.interpret.llm_labels import label_features
@@ -83,14 +86,14 @@ def ask_for_labels(
 
     store = FeatureStore.open(store_path)
     counts = store.counts()
-    found, _ = store.search("", "steerability", min(limit or counts.num_live, max(counts.num_live, 1)), 0)
+    hits, _ = store.search("", "steerability", min(limit or counts.num_live, max(counts.num_live, 1)), 0)
 
     async def run() -> Labelled:
         endpoint = ChatEndpoint(url, model, key)
         try:
             return await label_features(
                 store,
-                [row.feature for row in found],
+                [hit.feature for hit in hits],
                 endpoint,
                 budget_tokens=budget_tokens,
                 concurrency=concurrency,
@@ -106,8 +109,8 @@ def ask_for_labels(
         raise ConfigError(error.message) from error
 
 
-def summary(done: Labelled) -> str:
-    """Say what a run of labelling came to."""
-    failed = f", {done.num_failed:,} answers could not be read" if done.num_failed else ""
-    spent = "; the budget is spent" if done.is_spent else ""
-    return f"{done.num_labelled:,} features labelled with {done.num_tokens:,} tokens{failed}{spent}"
+def summary(labelled: Labelled) -> str:
+    """Return the result of a labelling run in one line."""
+    failed = f", {labelled.num_failed:,} answers could not be read" if labelled.num_failed else ""
+    spent = "; the budget is spent" if labelled.is_spent else ""
+    return f"{labelled.num_labelled:,} features labelled with {labelled.num_tokens:,} tokens{failed}{spent}"

@@ -42,20 +42,21 @@ def vectors_list() -> None:
 def vectors_import(
     file: Annotated[
         Path,
-        typer.Argument(help="A GGUF control vector, or a vector that a steerserve has stored.", show_default=False),
+        typer.Argument(help="A GGUF control vector, or a vector file of another steerserve.", show_default=False),
     ],
     name: Annotated[
-        str | None, typer.Option(help="What edits will call it; the file's name if not given.", show_default=False)
+        str | None, typer.Option(help="Name of the vector in edits; the file's name if not given.", show_default=False)
     ] = None,
     layers: Annotated[
-        str | None, typer.Option(help="Only those blocks, such as 10-20.", show_default=False, metavar="FIRST-LAST")
+        str | None,
+        typer.Option(help="Blocks to import, such as 10-20.", show_default=False, metavar="FIRST-LAST"),
     ] = None,
     model: Annotated[
         str | None,
-        typer.Option(help="The model that it was made for; then no other can use it.", show_default=False),
+        typer.Option(help="Model that it was made for; then no other model can use it.", show_default=False),
     ] = None,
     *,
-    replace: Annotated[bool, typer.Option("--replace", help="Take the place of one of the same name.")] = False,
+    replace: Annotated[bool, typer.Option("--replace", help="Replace a vector of the same name.")] = False,
 ) -> None:
     """Import a control vector of repeng or llama.cpp (GGUF), or a vector from another steerserve (safetensors)."""
     from dataclasses import replace as changed
@@ -63,13 +64,14 @@ def vectors_import(
     from steerserve.contrast.vectors import FOLDER, VectorStore
     from steerserve.core.literals import VECTOR_NAME
 
-    wanted = name if name is not None else file.stem
-    if not re.fullmatch(VECTOR_NAME, wanted):
+    vector_name = name if name is not None else file.stem
+    if not re.fullmatch(VECTOR_NAME, vector_name):
         message = (
-            f"{wanted!r} is no name for a vector: up to 64 letters, digits, '.', '_', '-'. Choose one with --name."
+            f"{vector_name!r} cannot name a vector: a name has up to 64 letters, digits, '.', '_' and '-'. "
+            "Choose one with --name."
         )
         raise VectorError(message, param="name")
-    vector = _read(file, wanted)
+    vector = _read(file, vector_name)
     kept = {hook: values for hook, values in vector.layers.items() if _is_within(hook, layers)}
     if not kept:
         message = f"{file.name} has no direction in the blocks {layers}. It has {', '.join(vector.layers)}."
@@ -78,14 +80,14 @@ def vectors_import(
     try:
         VectorStore(environment_settings().dictionary_dirs[0] / FOLDER).put(vector, replace=replace)
     except ConflictError as error:
-        message = f"There is a vector {wanted!r} already. Choose another --name, or give --replace."
+        message = f"There is a vector {vector_name!r} already. Choose another --name, or give --replace."
         raise VectorError(message, param="name") from error
-    typer.echo(f"{wanted}: {len(kept)} hook points from {next(iter(kept))} to {list(kept)[-1]}")
-    typer.echo(f'Use it with: "steering": [{{"vector": "{wanted}", "scale": 1.0}}]')
+    typer.echo(f"{vector_name}: {len(kept)} hook points from {next(iter(kept))} to {list(kept)[-1]}")
+    typer.echo(f'Use it with: "steering": [{{"vector": "{vector_name}", "scale": 1.0}}]')
 
 
 def _is_within(hook: str, layers: str | None) -> bool:
-    """Tell whether a hook point lies in the blocks that were asked for."""
+    """Tell whether a hook point lies in the requested blocks."""
     if layers is None:
         return True
     match = _LAYERS.fullmatch(layers)

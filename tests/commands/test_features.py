@@ -90,7 +90,7 @@ def test_a_label_is_kept_without_what_cannot_be_shown(interpreted: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "reason"), [(" \t", "needs words"), ("\x1b\u200b", "needs words"), ("x" * 201, "201")]
+    ("text", "reason"), [(" \t", "needs visible words"), ("\x1b\u200b", "needs visible words"), ("x" * 201, "201")]
 )
 def test_a_label_that_cannot_be_kept_is_refused(
     interpreted: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, text: str, reason: str
@@ -99,7 +99,7 @@ def test_a_label_that_cannot_be_kept_is_refused(
     assert printed("show", interpreted, "1").splitlines()[0].startswith("label         bridges (words")
 
 
-def test_labels_need_no_harvest(source: str) -> None:
+def test_labels_need_no_interpretation(source: str) -> None:
     assert printed("label", source, "7", "mine") == "7: mine\n"
     assert printed("show", source, "7") == "label         mine (person)\n"
     assert printed("search", source, "mine").splitlines()[1].split() == ["7", "mine"]
@@ -141,9 +141,9 @@ def test_an_older_label_from_a_file_replaces_none_that_was_given_since(interpret
     printed("label", interpreted, "0", "old")
     printed("export", interpreted, "--out", str(tmp_path / "out.jsonl"))
     printed("label", interpreted, "0", "new")
-    told = printed("import", interpreted, str(tmp_path / "out.jsonl"))
-    assert "labels of 0 features taken" in told
-    assert "The other 2" in told
+    output = printed("import", interpreted, str(tmp_path / "out.jsonl"))
+    assert "labels of 0 features imported" in output
+    assert "The other 2" in output
     assert printed("show", interpreted, "0").splitlines()[0].endswith("new (person)")
 
 
@@ -153,7 +153,7 @@ def test_a_whole_store_is_copied_out_and_in(
     printed("label", interpreted, "0", "by hand")
     file = tmp_path / "whole.sqlite3"
     printed("export", interpreted, "--store", str(file))
-    assert "is there already" in refused(capsys, monkeypatch, "export", interpreted, "--store", str(file))
+    assert "exists already" in refused(capsys, monkeypatch, "export", interpreted, "--store", str(file))
     assert "give one" in refused(capsys, monkeypatch, "export", interpreted, "--store", "a", "--out", "b")
     same = f"path:{tiny_sae_folder(tmp_path / 'same')}"
     printed("label", same, "0", "later")
@@ -211,17 +211,17 @@ def test_lines_that_are_no_labels_are_refused_and_change_nothing(
 def test_what_cannot_be_is_one_line(
     source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def told(*arguments: str) -> str:
+    def error(*arguments: str) -> str:
         return refused(capsys, monkeypatch, *arguments)
 
-    assert "`steerserve interpret`" in told("search", source, "x")
-    assert "features 0 to 95, and not 96" in told("label", source, "96", "x")
-    assert "needs words" in told("label", source, "1", " ")
-    assert "cannot be read" in told("import", source, str(tmp_path / "nothing"))
+    assert "`steerserve interpret`" in error("search", source, "x")
+    assert "features 0 to 95, and not 96" in error("label", source, "96", "x")
+    assert "needs visible words" in error("label", source, "1", " ")
+    assert "cannot be read" in error("import", source, str(tmp_path / "nothing"))
     printed("label", source, "1", "x")
-    assert "sort is 'best'" in told("search", source, "--sort", "best")
-    assert "at most 16" in told("search", source, *(["x"] * 17))
-    assert "Nothing is known of feature 2" in told("show", source, "2")
-    assert "cannot be written" in told("export", source, "--out", str(tmp_path))
+    assert "sort is 'best'" in error("search", source, "--sort", "best")
+    assert "at most 16" in error("search", source, *(["x"] * 17))
+    assert "Nothing is stored about feature 2" in error("show", source, "2")
+    assert "cannot be written" in error("export", source, "--out", str(tmp_path))
     (tmp_path / "dict" / "features.sqlite3").write_bytes(b"no database")
-    assert "cannot be used" in told("search", source, "x")
+    assert "cannot be used" in error("search", source, "x")

@@ -87,7 +87,7 @@ def test_what_cannot_be_imported_is_one_line(
     printed("import", happy)
     assert "already" in refused(capsys, monkeypatch, "import", happy)
     printed("import", happy, "--replace")
-    assert "no name for a vector" in refused(capsys, monkeypatch, "import", happy, "--name", "../up")
+    assert "cannot name a vector" in refused(capsys, monkeypatch, "import", happy, "--name", "../up")
     assert "no direction in the blocks 5-9" in refused(
         capsys, monkeypatch, "import", happy, "--name", "x", "--layers", "5-9"
     )

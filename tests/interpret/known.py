@@ -1,4 +1,4 @@
-"""Features with everything that a harvest can find, small enough to know by heart. A token's id is its byte."""
+"""Features with everything that an interpretation can record, small enough to check by hand. A token id is its byte."""
 
 from __future__ import annotations
 

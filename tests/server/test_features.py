@@ -179,7 +179,7 @@ async def test_a_label_may_have_the_joiners_that_spelling_needs(asked: httpx.Asy
     await asked.patch(f"{ADMIN}/res0/1", json={"label": None})
 
 
-async def test_labels_need_no_harvest(known: Runtime) -> None:
+async def test_labels_need_no_interpretation(known: Runtime) -> None:
     folder = known.settings.dictionary_dirs[0]
     tiny_sae_folder(folder / "labelled", seed=2)
     known.dictionary_library.load("labelled", f"path:{folder / 'labelled'}")
@@ -198,7 +198,7 @@ async def test_labels_need_no_harvest(known: Runtime) -> None:
     known.dictionary_library.unload("labelled")
 
 
-async def test_a_harvest_and_another_version_of_a_dictionary_are_seen_at_once(known: Runtime) -> None:
+async def test_an_interpretation_and_another_version_of_a_dictionary_are_seen_at_once(known: Runtime) -> None:
     folder = known.settings.dictionary_dirs[0]
     tiny_sae_folder(folder / "swapped", seed=3)
     source = f"path:{folder / 'swapped'}"

@@ -39,7 +39,7 @@ def served(tmp_path: Path) -> Iterator[Runtime]:
         yield runtime
 
 
-def harvest(runtime: Runtime, dictionary: Dictionary, label: str) -> None:
+def interpret_with(runtime: Runtime, dictionary: Dictionary, label: str) -> None:
     """Write what `interpret` would have found."""
     location = runtime.stores.location(dictionary)
     meta = StoreMeta(
@@ -62,7 +62,7 @@ def test_a_dictionary_that_is_served_on_spares_the_store_of_what_its_folder_hold
     served.stores.for_writing(old, "tiny").set_label(5, MINE)
     tiny_sae_folder(folder, seed=1)
     new = served.dictionary_library.load("new", f"path:{folder}")
-    harvest(served, new, "new words")
+    interpret_with(served, new, "new words")
     served.stores.for_writing(new, "tiny").set_label(5, Label("of the new one", "person"))
     beside = folder / "features.sqlite3"
     assert FeatureStore.open(beside).labels([0, 5]) == {0: "new words", 5: "of the new one"}
@@ -77,40 +77,40 @@ def test_a_dictionary_that_is_served_on_spares_the_store_of_what_its_folder_hold
     assert [label_of(served, new, number) for number in (0, 5, 6)] == ["new words"] + 2 * ["of the new one"]
     # And back again: nobody's labels are lost.
     tiny_sae_folder(folder, seed=0)
-    harvest(served, old, "old words")
+    interpret_with(served, old, "old words")
     assert [label_of(served, old, number) for number in (0, 5, 6)] == ["old words", "mine", "mine"]
     assert [label_of(served, new, number) for number in (0, 5, 6)] == ["new words"] + 2 * ["of the new one"]
 
 
-def test_a_harvest_of_weights_that_lie_there_no_longer_leaves_the_place_to_those_that_do(
+def test_weights_that_are_gone_from_the_folder_leave_its_file_to_those_that_are_there(
     served: Runtime, tmp_path: Path
 ) -> None:
     folder = tmp_path / "dictionaries" / "res0"
     old = served.dictionaries()[0]
     tiny_sae_folder(folder, seed=1)
     new = served.dictionary_library.load("new", f"path:{folder}")
-    harvest(served, new, "new words")
-    harvest(served, old, "old words")
+    interpret_with(served, new, "new words")
+    interpret_with(served, old, "old words")
     assert FeatureStore.open(folder / "features.sqlite3").labels([0]) == {0: "new words"}
     assert (label_of(served, old), label_of(served, new)) == ("old words", "new words")
     assert served.stores.location(old).own.is_file()
 
 
-def test_what_made_room_is_never_written_over(served: Runtime, tmp_path: Path) -> None:
+def test_a_file_that_was_renamed_aside_is_never_overwritten(served: Runtime, tmp_path: Path) -> None:
     dictionary = served.dictionaries()[0]
     folder = tmp_path / "dictionaries" / "res0"
     for text in ("one", "two"):
         other = StoreMeta("b" * 64, 96, "tiny")
         (folder / "features.sqlite3").unlink(missing_ok=True)
         FeatureStore.create(folder / "features.sqlite3", other).set_label(0, Label(text, "person"))
-        harvest(served, dictionary, "words")
+        interpret_with(served, dictionary, "words")
     kept = [FeatureStore.open(folder / f"features-{'b' * 12}{ending}.sqlite3") for ending in ("", "-2")]
     assert [store.labels([0]) for store in kept] == [{0: "one"}, {0: "two"}]
 
 
 def test_what_was_measured_with_another_model_holds_for_that_one_alone(served: Runtime) -> None:
     dictionary = served.dictionaries()[0]
-    harvest(served, dictionary, "base words")
+    interpret_with(served, dictionary, "base words")
     base = served.stores.for_writing(dictionary, "tiny")
     base.write_calibrations({0: Calibration(3.0, 0.5)})
     base.set_label(1, MINE)
@@ -121,7 +121,7 @@ def test_what_was_measured_with_another_model_holds_for_that_one_alone(served: R
     tuned = served.stores.for_writing(forced, "instruct")
     assert (tuned.labels([0, 1]), tuned.calibrations(), tuned.maximum(0)) == ({1: "mine"}, {}, None)
     tuned.write_calibrations({0: Calibration(7.0, 0.5)})
-    harvest(served, forced, "instruct words")
+    interpret_with(served, forced, "instruct words")
     found = served.stores.find(forced)
     assert found is not None
     assert (found.labels([0, 1]), found.calibrations()) == (
@@ -134,15 +134,15 @@ def test_what_was_measured_with_another_model_holds_for_that_one_alone(served: R
     assert (again.labels([0, 1]), again.calibrations()) == ({0: "base words", 1: "mine"}, {0: Calibration(3.0, 0.5)})
 
 
-def test_a_harvest_with_another_model_takes_peoples_labels_and_no_doses(served: Runtime) -> None:
+def test_an_interpretation_with_another_model_takes_peoples_labels_and_no_doses(served: Runtime) -> None:
     dictionary = served.dictionaries()[0]
-    harvest(served, dictionary, "base words")
+    interpret_with(served, dictionary, "base words")
     base = served.stores.for_writing(dictionary, "tiny")
     base.write_calibrations({0: Calibration(3.0, 0.5)})
     base.set_label(1, MINE)
     served.stores.serve("instruct")
     forced = replace(dictionary, warnings=(FORCED,))
-    harvest(served, forced, "instruct words")
+    interpret_with(served, forced, "instruct words")
     tuned = served.stores.find(forced)
     assert tuned is not None
     assert (tuned.labels([0, 1]), tuned.calibrations()) == ({0: "instruct words", 1: "mine"}, {})
@@ -242,7 +242,7 @@ def test_a_shipped_store_of_an_older_version_is_copied_and_not_written(tmp_path:
     assert shipped.path.read_bytes() == before
 
 
-def test_what_is_broken_is_told_before_a_harvest_begins(served: Runtime) -> None:
+def test_what_is_broken_is_an_error_before_an_interpretation_begins(served: Runtime) -> None:
     location = served.stores.location(served.dictionaries()[0])
     assert location.beside is not None
     location.beside.write_bytes(b"no database at all")
@@ -253,31 +253,31 @@ def test_what_is_broken_is_told_before_a_harvest_begins(served: Runtime) -> None
 def test_an_error_that_passes_is_not_remembered(served: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
     dictionary = served.dictionaries()[0]
     served.stores.for_writing(dictionary, "tiny").set_label(0, MINE)
-    apart = stores.FeatureStores(served.settings.dictionary_dirs, served.settings.allowed_dictionary_dirs)
+    other_stores = stores.FeatureStores(served.settings.dictionary_dirs, served.settings.allowed_dictionary_dirs)
 
     def too_many(*_: object, **__: object) -> sqlite3.Connection:
         raise OSError(24, "Too many open files")
 
     with monkeypatch.context() as broken:
         broken.setattr(schema, "connect", too_many)
-        assert apart.find(dictionary) is None
-    assert apart.label(dictionary, 0) == "mine"
+        assert other_stores.find(dictionary) is None
+    assert other_stores.label(dictionary, 0) == "mine"
 
 
 def test_a_store_that_is_locked_is_found_once_it_is_not(served: Runtime) -> None:
     dictionary = served.dictionaries()[0]
     store = served.stores.for_writing(dictionary, "tiny")
     store.set_label(0, MINE)
-    apart = stores.FeatureStores(served.settings.dictionary_dirs, served.settings.allowed_dictionary_dirs)
+    other_stores = stores.FeatureStores(served.settings.dictionary_dirs, served.settings.allowed_dictionary_dirs)
     other = sqlite3.connect(store.path, isolation_level=None)
     other.execute("BEGIN EXCLUSIVE")
-    assert apart._find(dictionary, 0.01) is None
+    assert other_stores._find(dictionary, 0.01) is None
     other.execute("COMMIT")
     other.close()
     for thread in threading.enumerate():
         if thread.name == "feature-store":
             thread.join()
-    assert apart.label(dictionary, 0) == "mine"
+    assert other_stores.label(dictionary, 0) == "mine"
 
 
 def test_the_same_weights_in_two_folders_are_opened_once_each(
@@ -300,11 +300,11 @@ async def test_an_event_loop_waits_for_no_migration_and_has_it_done_beside(
     dictionary = served.dictionaries()[0]
     store = served.stores.for_writing(dictionary, "tiny")
     store.set_label(0, MINE)
-    apart = stores.FeatureStores(served.settings.dictionary_dirs, served.settings.allowed_dictionary_dirs)
+    other_stores = stores.FeatureStores(served.settings.dictionary_dirs, served.settings.allowed_dictionary_dirs)
     monkeypatch.setattr(schema, "MIGRATIONS", (*schema.MIGRATIONS, ("ALTER TABLE features ADD COLUMN mood TEXT",)))
     with schema.write_lock(store.path):
-        assert apart.label(dictionary, 0) is None
+        assert other_stores.label(dictionary, 0) is None
     for thread in threading.enumerate():
         if thread.name == "feature-store":
             thread.join()
-    assert apart.label(dictionary, 0) == "mine"
+    assert other_stores.label(dictionary, 0) == "mine"

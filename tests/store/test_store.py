@@ -118,7 +118,9 @@ def test_labels_do_not_wait_for_a_writer(store: FeatureStore) -> None:
     assert store.labels([0]) == {0: "newer words"}
 
 
-def test_the_history_is_in_the_order_in_which_labels_were_made_also_after_a_harvest(store: FeatureStore) -> None:
+def test_the_history_is_in_the_order_in_which_labels_were_made_after_an_interpretation_too(
+    store: FeatureStore,
+) -> None:
     store.set_label(3, replace(PERSON, text="first", created=1.0))
     store.set_label(3, replace(PERSON, text="second", created=9.0))
     with replacing(store.path, META) as fresh:
@@ -189,7 +191,7 @@ def test_a_label_without_a_time_gets_the_present_one(store: FeatureStore) -> Non
     assert store.label_history(3)[0].created > 1e9
 
 
-def test_a_new_harvest_keeps_what_people_and_models_said_and_the_calibrations(store: FeatureStore) -> None:
+def test_a_new_interpretation_keeps_what_people_and_models_said_and_the_calibrations(store: FeatureStore) -> None:
     store.set_labels({0: LLM, 3: PERSON, 9: PERSON})
     store.write_calibrations({0: Calibration(1.0, 0.5), 3: Calibration(2.0, 0.5)})
     with replacing(store.path, replace(META, num_tokens=2000)) as fresh:
@@ -204,7 +206,7 @@ def test_a_new_harvest_keeps_what_people_and_models_said_and_the_calibrations(st
     assert [label.text for label in store.label_history(0)] == [LLM.text, "old words", "new words"]
 
 
-def test_a_harvest_that_fails_leaves_everything_as_it_was(store: FeatureStore) -> None:
+def test_an_interpretation_that_fails_leaves_everything_as_it_was(store: FeatureStore) -> None:
     before = store.path.read_bytes()
     with contextlib.suppress(KeyError), replacing(store.path, META) as fresh:
         fresh.write_features([feature(0)], byte_of)
@@ -213,7 +215,7 @@ def test_a_harvest_that_fails_leaves_everything_as_it_was(store: FeatureStore) -
     assert set(store.path.parent.iterdir()) == {store.path, schema.lock_file(store.path)}
 
 
-def test_a_label_set_while_a_harvest_takes_the_files_place_is_kept(store: FeatureStore) -> None:
+def test_a_label_set_while_an_interpretation_replaces_the_file_is_kept(store: FeatureStore) -> None:
     with replacing(store.path, META) as fresh:
         fresh.write_features([feature(number) for number in range(16)], byte_of)
         with ThreadPoolExecutor(1) as pool:
@@ -279,9 +281,9 @@ def test_a_killed_writer_of_labels_leaves_all_of_its_last_or_all_of_its_next(sto
         connection.close()
 
 
-def test_a_killed_harvest_leaves_the_old_store_and_the_next_one_cleans_up(store: FeatureStore) -> None:
+def test_a_killed_interpretation_leaves_the_old_store_and_the_next_one_cleans_up(store: FeatureStore) -> None:
     folder, before = store.path.parent, store.path.read_bytes()
-    killed_writer("harvest", store.path, lambda: any(folder.glob(f".{store.path.name}.*-*")))
+    killed_writer("records", store.path, lambda: any(folder.glob(f".{store.path.name}.*-*")))
     assert store.path.read_bytes() == before
     assert any(folder.glob(f".{store.path.name}.*-*"))
     with replacing(store.path, META):
