@@ -71,7 +71,7 @@ async def difference_of_means(
     if not length >= _LEAST_SHARE * median_norm:
         message = (
             f"The two sets of texts do not differ at {hook_name}: the difference of their means has a length of "
-            f"{length:.2g}, where vectors have one of about {median_norm:.2g}."
+            f"{length:.2g}, and values there have a norm of about {median_norm:.2g}."
         )
         raise InvalidRequestError(message, param="negative")
     return Difference(hook_name, tuple(direction.tolist()), held_out_projection(x, sets.num_positive))

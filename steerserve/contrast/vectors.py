@@ -123,8 +123,8 @@ class VectorStore:
 
     def _unknown(self, name: str) -> NotFoundError:
         names = self.names()
-        listed = ", ".join(names[:_NUM_NAMED]) or "none yet"
-        message = f"There is no stored vector {short_name(name)!r}.{did_you_mean(name, names)} Stored are: {listed}."
+        listed = f"Stored vectors: {', '.join(names[:_NUM_NAMED])}." if names else "No vectors are stored yet."
+        message = f"There is no stored vector {short_name(name)!r}.{did_you_mean(name, names)} {listed}"
         return NotFoundError(message, param="name", code="vector_not_found")
 
 

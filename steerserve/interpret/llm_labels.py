@@ -1,7 +1,7 @@
 """Labels by a language model: words for what a feature's snippets have in common, scored on unseen snippets.
 
 Source: the automatic interpretation of SAEBench (detection scoring), after EleutherAI's: the model that wrote a label
-must tell, from the label alone, which of some unseen snippets activate the feature.
+must tell, from the label alone, which of several unseen snippets activate the feature.
 """
 
 from __future__ import annotations
@@ -167,7 +167,7 @@ class _LabellingRun:
     async def _score(
         self, words: str, heldout: Sequence[TextSnippet], stored: StoredFeature, generator: random.Random
     ) -> float | None:
-        """Return the mean of two shares: of the feature's snippets and of other snippets that were told correctly.
+        """Return the mean of two shares: of the feature's snippets and of other snippets that were classified correctly.
 
         None if there are too few other snippets: a model that answers "all" must get .5.
         """

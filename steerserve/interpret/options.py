@@ -53,7 +53,7 @@ class InterpretOptions:
     corpus_dirs: tuple[Path, ...] | None = None
     """Folders that files of the corpus must lie in, links followed; None for any folder."""
     prepared: tuple[str, ...] = ()
-    """Files that stand for the corpus, where it had to be fetched or written first."""
+    """Files that replace the corpus if it had to be downloaded or written first."""
     model: str = DEFAULT_MODEL
     trust_remote_code: bool = False
     """Run Python code that the model's repository brings."""

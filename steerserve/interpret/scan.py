@@ -100,7 +100,7 @@ def _count(
     values: Mapping[str, Float[Tensor, "rows pos width"]],
     counted: Bool[Tensor, "rows pos"],
 ) -> None:
-    """Count a batch, some rows at a time. Sinks are told by the norm at the hook point where edits are made."""
+    """Count a batch, some rows at a time. Sinks are tokens with a large norm at the hook point of the edits."""
     inputs, edited = values[dictionary.read_hook_name], values[dictionary.hook_name]
     num_rows = max(1, _MAX_ENCODED // (inputs.shape[1] * dictionary.d_sae))
     tensors = (batch.ids.to(inputs.device), batch.is_real.to(inputs.device), inputs, edited, counted)

@@ -17,7 +17,7 @@ NUM_INTERVALS = 5
 SNIPPETS_PER_INTERVAL = 5
 """Snippets that are drawn from one interval."""
 SNIPPET_TOKENS = 41
-"""Tokens of a whole snippet: the peak and 20 tokens on each side, fewer where the text begins or ends."""
+"""Tokens of a whole snippet: the peak and 20 tokens on each side, fewer at the beginning or end of a text."""
 WRITES_SCORE = 0.01
 """Output score from which a feature writes the tokens that it promotes; below it, it mostly reads.
 
