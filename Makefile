@@ -29,6 +29,7 @@ test: $(VENV)/.installed-dev ## Set up and run all tests; pytest's flags in ARGS
 test-fast: $(VENV)/.installed-dev ## Run what takes two minutes on two idle cores: all but `slow` and `real_model`
 	$(PYTEST) $(FAST) $(ARGS)
 
+# Each version gets an environment of its own with the pinned versions: some gigabytes where the index's torch brings CUDA.
 test-pythons: ## Run the fast tests on each of Python 3.11, 3.12 and 3.13 that is on the PATH, each in .venv-VERSION
 	@for version in $(VERSIONS); do \
 		python=$$(command -v "python$$version") && "$$python" -c '' 2>/dev/null || { echo "Python $$version: not installed"; continue; }; \
