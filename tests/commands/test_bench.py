@@ -17,6 +17,8 @@ from tests.bench.stub import Stub, served
 if TYPE_CHECKING:
     from pathlib import Path
 
+pytestmark = pytest.mark.slow
+
 QUICK = ["--concurrency", "1,3", "--tokens", "8", "--repeats", "2"]
 
 
@@ -32,7 +34,6 @@ def refusal(stub: Stub, *arguments: str) -> str:
     return caught.value.message
 
 
-@pytest.mark.slow
 def test_a_run_writes_every_figure_with_what_it_was_made_on(tmp_path: Path) -> None:
     file = tmp_path / "new" / "bench.json"
     with served(Stub()) as url:
@@ -53,7 +54,6 @@ def test_a_run_writes_every_figure_with_what_it_was_made_on(tmp_path: Path) -> N
     assert "/health" in printed
 
 
-@pytest.mark.slow
 def test_rows_are_greedy_of_fixed_length_and_no_two_share_a_prompt() -> None:
     stub = Stub()
     with served(stub) as url:
@@ -64,7 +64,6 @@ def test_rows_are_greedy_of_fixed_length_and_no_two_share_a_prompt() -> None:
     assert len(stub.bodies) == 3 + 2 * (1 + 3) + 2 * 4 * 3 + 3
 
 
-@pytest.mark.slow
 def test_kinds_of_rows_take_turns_and_mixed_rows_share_a_batch() -> None:
     stub = Stub()
     with served(stub) as url:
@@ -85,7 +84,6 @@ def test_a_server_without_dictionaries_is_measured_without_edits() -> None:
     assert "mixed" not in printed
 
 
-@pytest.mark.slow
 def test_the_key_comes_from_the_named_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MY_KEY", "right")
     with served(Stub(key="right")) as url:
@@ -106,7 +104,6 @@ def test_an_impossible_url_is_one_clear_line(url: str) -> None:
         bench("--url", url)
 
 
-@pytest.mark.slow
 def test_what_the_server_says_reaches_the_person() -> None:
     assert "401: Send an API key." in refusal(Stub(key="k"))
     assert "503: The queue is full." in refusal(Stub(refuse_from=1))

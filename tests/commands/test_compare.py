@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
     from tests.live.conftest import LiveServer
 
+pytestmark = pytest.mark.slow
+
 EXPERIMENT = """\
 name: little
 prompts: [Tell me., Well]
@@ -105,7 +107,6 @@ def test_without_a_server_the_model_is_loaded_here_and_the_results_are_in_a_fold
     assert (folder / "samples.jsonl").read_bytes() == before
 
 
-@pytest.mark.slow
 def test_a_running_server_gives_the_same_samples(
     here: Path, server: LiveServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -138,7 +139,6 @@ def test_a_sweep_writes_its_experiment_and_draws_a_curve(
     assert len((folder / "samples.jsonl").read_text().splitlines()) == 2 * 4
 
 
-@pytest.mark.slow
 def test_a_judge_can_be_added_and_samples_of_another_experiment_replaced(
     here: Path, server: LiveServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -181,7 +181,6 @@ def test_mistakes_are_one_line(here: Path, capsys: pytest.CaptureFixture[str], m
     assert json.loads(ran("compare", "--schema").stdout)["title"] == "steerserve experiment"
 
 
-@pytest.mark.slow
 def test_ctrl_c_ends_with_a_sentence_and_the_same_command_goes_on(here: Path, environment: dict[str, str]) -> None:
     (here / "long.yaml").write_text(EXPERIMENT.replace("seeds: 2", "seeds: 400").replace("little", "long"))
     samples = here / "runs" / "long" / "samples.jsonl"

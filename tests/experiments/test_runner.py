@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
     from fastapi import FastAPI
 
+pytestmark = pytest.mark.slow
+
 TEXT = """\
 name: little
 model: tiny
@@ -136,7 +138,6 @@ async def test_arms_differ_by_nothing_that_a_preset_says_of_sampling(
     assert texts[0] == texts[1]
 
 
-@pytest.mark.slow
 async def test_a_run_that_was_stopped_anywhere_goes_on_to_the_same_samples(tiny: Runtime, tmp_path: Path) -> None:
     await run(tiny, tmp_path / "whole", experiment_of())
     part = tmp_path / "part"
@@ -207,7 +208,6 @@ async def test_samples_of_another_version_of_a_preset_are_not_mixed_in(
     assert await run(tiny, tmp_path, experiment) == [1, 2, 3, 4]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["device", "dtype"])
 async def test_samples_of_another_device_or_number_format_are_not_mixed_in(
     name: str, tiny: Runtime, tmp_path: Path

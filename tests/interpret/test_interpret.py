@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
     from steerserve.store.stored import StoredFeature
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
@@ -102,7 +104,6 @@ def test_a_planted_feature_is_described_as_it_was_planted(options: InterpretOpti
         assert (feature.record.snippets, feature.label) == ((), None)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "disturbance", [{"stop_in": "Reading text"}, {"stop_in": "Reading directions"}, {"cut_at": 30}]
 )
@@ -132,7 +133,6 @@ def without_times(feature: StoredFeature) -> StoredFeature:
     return replace(feature, record=replace(feature.record, labels=labels))
 
 
-@pytest.mark.slow
 def test_labels_by_people_outlive_another_run(options: InterpretOptions) -> None:
     interpret(options, Quiet())
     path = options.dictionary_dirs[0] / "planted" / "features.sqlite3"

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from steerserve.jobs.supervisor import Supervisor
     from tests.jobs.conftest import Counting
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -139,7 +141,6 @@ def test_a_job_whose_process_is_killed_goes_on_from_its_checkpoint(counting: Cou
     assert any("SIGKILL" in message for message in messages)
 
 
-@pytest.mark.slow
 def test_a_job_whose_progress_and_end_cannot_be_written_works_on_and_ends_once_they_can(counting: Counting) -> None:
     supervisor = counting.supervisor()
     job = supervisor.submit("train", "a", counting.spec("a", hold_at=2))

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
     from tests.live.conftest import LiveServer
 
+pytestmark = pytest.mark.slow
+
 COMPARE = "/v1/compare"
 EVENT = re.compile(rb"(?:event: [a-z.]+\n)?data: [^\r\n]+\n\n|: ping\n\n")
 ARMS: list[dict[str, Any]] = [

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from steerserve.engine.stream import TokenStream
     from tests.live.conftest import LiveServer
 
+pytestmark = pytest.mark.slow
+
 LONG = {"max_tokens": None, "ignore_eos": True}
 WAIT_S = 60
 
@@ -64,7 +66,6 @@ def test_a_client_that_leaves_while_it_waits_gives_up_its_place(
     assert "finish=abort" in line
 
 
-@pytest.mark.slow
 def test_forty_clients_that_vanish_leave_nothing_behind(live: LiveServer, log_lines: queue.Queue[str]) -> None:
     with ExitStack() as stack:
         body = chat(stream=True, n=2, **LONG)

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+pytestmark = pytest.mark.slow
+
 CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 60, "ignore_eos": True}
 TIMEOUT_S = 120
 
@@ -81,7 +83,6 @@ def test_a_job_is_followed_to_its_end_while_a_chat_streams(counting_server: Live
     assert events[-1]["result"]["dictionaries"][0]["counted"] == 16
 
 
-@pytest.mark.slow
 def test_silence_is_filled_and_who_leaves_is_noticed(counting_server: LiveServer, log_lines: queue.Queue[str]) -> None:
     url = base(counting_server)
     job = job_of(url, id="left", tokens=16, seed=1)
@@ -114,7 +115,6 @@ def real_server(folder: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
             server.kill()
 
 
-@pytest.mark.slow
 def test_training_outlives_a_server_that_is_killed_and_is_served_in_the_end(tmp_path: Path) -> None:
     tiny_settings(tmp_path)
     (tmp_path / "corpus").mkdir()

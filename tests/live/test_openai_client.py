@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
     from tests.live.conftest import LiveServer
 
+pytestmark = pytest.mark.slow
+
 MESSAGES: list[ChatCompletionMessageParam] = [{"role": "user", "content": "hi"}]
 END_SOON = {str(IM_END_ID): 100}
 """Makes the end of the answer all but certain; the helper refuses answers that their token limit ended."""

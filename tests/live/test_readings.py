@@ -16,6 +16,8 @@ from tests.live.conftest import KEY
 if TYPE_CHECKING:
     from tests.live.conftest import LiveServer
 
+pytestmark = pytest.mark.slow
+
 HEADERS = {"authorization": f"Bearer {KEY}"}
 
 
@@ -39,7 +41,6 @@ def text_of(lines: list[str]) -> str:
     return "".join(chunk["choices"][0]["text"] for chunk in chunks if chunk["choices"])
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", EXAMPLE_SETS)
 def test_examples_are_contrasted_while_a_stream_goes_on(live: LiveServer, name: str) -> None:
     sets = EXAMPLE_SETS[name]

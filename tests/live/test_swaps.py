@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
     from tests.live.conftest import LiveServer
 
+pytestmark = pytest.mark.slow
+
 NUM_SWAPS = 100
 NUM_CLIENTS = 6
 D_SAE = 32_768
@@ -92,7 +94,6 @@ class Swapped:
             self.is_done = True
 
 
-@pytest.mark.slow
 async def test_a_hundred_swaps_under_load(swapping: LiveServer) -> None:
     folder = swapping.runtime.settings.dictionary_dirs[0]
     url = f"http://127.0.0.1:{swapping.port}"

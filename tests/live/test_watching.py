@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
     from tests.live.conftest import LiveServer
 
+pytestmark = pytest.mark.slow
+
 MESSAGES: list[ChatCompletionMessageParam] = [{"role": "user", "content": "hi"}]
 WATCHED = {"features": {"top": 2, "watch": [3]}, "steering": [{"feature": 3, "mode": "clamp", "scale": 9.0}]}
 

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
     from tests.live.conftest import LiveServer
 
+pytestmark = pytest.mark.slow
+
 CHAT = "/v1/chat/completions"
 HEADERS = {"content-type": "application/json", "authorization": f"Bearer {KEY}"}
 EVENT = re.compile(rb"data: [^\r\n]+\n\n")
@@ -56,7 +58,6 @@ def test_the_connection_can_be_used_again_after_a_stream(live: LiveServer) -> No
             assert connection.getresponse().read().endswith(b"data: [DONE]\n\n")
 
 
-@pytest.mark.slow
 def test_silence_is_filled_with_bare_comments(live: LiveServer) -> None:
     long = chat(stream=True, max_tokens=None, ignore_eos=True)
     with posted(live, long) as first, posted(live, long) as second:  # both slots

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+pytestmark = pytest.mark.slow
+
 STEERING = [{"feature": 3, "scale": 8.0, "dictionary": "x"}]
 WATCHED = {"dictionaries": ["x"], "watch": [3]}
 REQUESTS: dict[str, tuple[str, dict[str, Any], int]] = {
@@ -78,7 +80,6 @@ async def settle(served: Runtime) -> None:
     assert (await client_of(create_app(served)).post(CHAT, json=chat())).status_code == 200
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", REQUESTS)
 async def test_a_request_leaves_nothing(served: Runtime, kind: str, name: str) -> None:
@@ -89,7 +90,6 @@ async def test_a_request_leaves_nothing(served: Runtime, kind: str, name: str) -
         await settle(served)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("num_read", [0, 2])
 async def test_a_request_that_was_given_up_leaves_nothing(served: Runtime, kind: str, num_read: int) -> None:
@@ -124,7 +124,6 @@ def test_a_swap_lets_go_of_what_it_replaced(served: Runtime) -> None:
         assert replaced() is None
 
 
-@pytest.mark.slow
 async def test_swaps_and_requests_do_not_make_the_process_grow(served: Runtime) -> None:
     large = tiny_sae_folder(served.settings.dictionary_dirs[0] / "large", d_sae=1 << 15)
     num_bytes = (large / "sae_weights.safetensors").stat().st_size

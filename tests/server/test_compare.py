@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from steerserve.engine.sequence import Sequence as EngineSequence
     from steerserve.runtime import Runtime
 
+pytestmark = pytest.mark.slow
+
 COMPARE = "/v1/compare"
 ADD = [{"feature": 3, "scale": 4.0}]
 ADD_LATER = [{"feature": 3, "scale": 4.0, "positions": "generated"}]

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
     from steerserve.runtime import Runtime
 
+pytestmark = pytest.mark.slow
+
 ROUTES = [(CHAT, chat), (COMPLETIONS, completion)]
 INSPECT = "/v1/features/inspect"
 EDIT = [{"feature": 3, "mode": "clamp", "scale": 12.0}]

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
     from steerserve.dictionaries.dictionary import Dictionary
 
+pytestmark = pytest.mark.slow
+
 MINE = Label("mine", "person")
 FORCED = "The dictionary 'res0' was made for the model 'tiny', and this server serves 'instruct'."
 

@@ -20,6 +20,8 @@ from tests.training.quiet import Quiet
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+pytestmark = pytest.mark.slow
+
 HOOK = "blocks.1.hook_resid_post"
 
 
@@ -92,7 +94,6 @@ def test_the_same_run_again_is_done_already_and_another_is_refused(
     assert (out / "sae_weights.safetensors").read_bytes() == weights
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("storage", "stage"),
     [
