@@ -50,9 +50,9 @@ def neutral_ids(tokenizer: Tokenizer) -> Int[Tensor, "prompts pos"]:
 
 
 def prompt_ids(
-    tokenizer: Tokenizer, prose: Sequence[str], chats: Sequence[tuple[str, str]]
+    tokenizer: Tokenizer, prose: Sequence[str], chats: Sequence[Sequence[str]]
 ) -> Int[Tensor, "prompts pos"]:
-    """Return the first tokens of texts after a BOS, and of chats in the model's own template, all of one length.
+    """Return the first tokens of texts after a BOS, and of pairs of question and answer as chats, all of one length.
 
     A chat begins with the header of the user's turn. The text that the template puts before it is left out: it is the
     same in every chat, and in some templates a date. Without a template, question and answer are read as prose.

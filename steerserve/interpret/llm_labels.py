@@ -167,7 +167,7 @@ class _LabellingRun:
     async def _score(
         self, words: str, heldout: Sequence[TextSnippet], stored: StoredFeature, generator: random.Random
     ) -> float | None:
-        """Return the mean of two shares: of the feature's snippets and of other snippets that were classified correctly.
+        """Return the mean of two shares: of the feature's and of other snippets that were classified right.
 
         None if there are too few other snippets: a model that answers "all" must get .5.
         """

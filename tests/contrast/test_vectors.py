@@ -49,7 +49,7 @@ def test_a_vector_comes_back_as_it_was_put(store: VectorStore) -> None:
 
 def test_there_are_none_before_there_is_a_folder(store: VectorStore) -> None:
     assert store.all() == []
-    with pytest.raises(NotFoundError, match="none yet"):
+    with pytest.raises(NotFoundError, match="No vectors are stored yet"):
         store.find("formal")
     with pytest.raises(NotFoundError):
         store.delete("formal")
