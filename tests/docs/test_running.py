@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import httpx
-import openai
 import pytest
 
 from steerserve.core.config import DEFAULT_MODEL, Settings
@@ -158,9 +157,9 @@ def test_what_a_page_shows_happens(page: str, reader: Reader, monkeypatch: pytes
         if block.output is not None:
             assert printed is not None, f"{block} shows an output, but prints nothing"
             assert matches(block.output, printed), f"{block} prints\n{printed}\nand not\n{block.output}"
-    for value in names.values():
-        if isinstance(value, openai.OpenAI | openai.Stream):
-            value.close()  # as the end of a script does
+    for value in reversed(names.values()):
+        if isinstance(value, contextlib.AbstractContextManager):
+            value.__exit__(None, None, None)  # closed, as by the end of a script
 
 
 def test_every_reason_not_to_run_a_command_is_used() -> None:
