@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
     from starlette.requests import Request
 
+pytestmark = pytest.mark.slow
+
 KEY = "right"
 
 

@@ -22,6 +22,8 @@ from tests.training.quiet import Quiet
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+pytestmark = pytest.mark.slow
+
 NUM_FEATURES = 8
 
 
@@ -173,7 +175,6 @@ class Impatient(Quiet):
         return bool(self.model.bodies)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("model", [Clever(hangs=True), Clever(statuses=[503] * 99, retry_after="50")])
 async def test_a_stop_waits_for_no_answer(store: FeatureStore, model: Clever) -> None:
     with answering(model) as url:
@@ -183,7 +184,6 @@ async def test_a_stop_waits_for_no_answer(store: FeatureStore, model: Clever) ->
         assert time.monotonic() - start < 10
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("usage", [0, -5, None, "many", True])
 async def test_an_endpoint_that_does_not_say_what_it_used_uses_up_the_budget(
     store: FeatureStore, usage: object
@@ -220,7 +220,6 @@ async def test_a_model_that_was_cut_off_while_it_thought_gets_more_room_and_then
     assert [body["max_tokens"] > 1000 for body in model.bodies] == [False, True]
 
 
-@pytest.mark.slow
 async def test_what_may_pass_is_tried_again_and_what_will_not_is_said(
     store: FeatureStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from steerserve.dictionaries.dictionary import Dictionary
     from steerserve.model.lens import LensModel
 
+pytestmark = pytest.mark.slow
+
 TEXTS = texts(120)
 ALL = 1_000_000
 
@@ -68,7 +70,6 @@ def assert_same(one: Tally, other: Tally) -> None:
     assert [name for name in first if not torch.equal(first[name], second[name])] == []
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ["standard", "topk", "jumprelu", "gated", "abstopk"])
 def test_what_is_counted_is_what_counting_one_token_at_a_time_finds(
     lens: LensModel, tmp_path: Path, architecture: str
@@ -141,7 +142,6 @@ def test_windows_end_where_the_text_does_and_hold_the_acts_of_their_tokens(
     assert min(lengths) < 21 < SNIPPET_TOKENS == max(lengths)
 
 
-@pytest.mark.slow
 def test_windows_of_the_intervals_are_spread_over_the_range_up_to_the_maximum(
     lens: LensModel, dictionary: Dictionary, tmp_path: Path
 ) -> None:

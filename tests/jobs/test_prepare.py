@@ -23,6 +23,8 @@ from steerserve.training.options import DictionaryOptions, TrainOptions
 from tests.jobs.dataset_hub import dataset_hub
 from tests.training.quiet import Quiet
 
+pytestmark = pytest.mark.slow
+
 REPO = "somebody/texts"
 SCRIPT = """
 import sys
@@ -80,7 +82,6 @@ class Client:
         )
 
 
-@pytest.mark.slow
 def test_a_data_set_of_the_hub_becomes_a_file_with_its_text_in_an_order_of_the_seed(
     repository: Path, tmp_path: Path
 ) -> None:
@@ -97,7 +98,6 @@ def test_a_data_set_of_the_hub_becomes_a_file_with_its_text_in_an_order_of_the_s
     assert len(load_corpus([done.stdout.strip()]).training) > 100
 
 
-@pytest.mark.slow
 def test_a_data_set_is_read_on_where_a_run_was_stopped(repository: Path, tmp_path: Path) -> None:
     with dataset_hub(REPO, repository) as endpoint:
         ask = Client(endpoint, tmp_path)
@@ -112,7 +112,6 @@ def test_a_data_set_is_read_on_where_a_run_was_stopped(repository: Path, tmp_pat
     assert Path(done.stdout.strip()).read_bytes() == Path(whole.stdout.strip()).read_bytes()
 
 
-@pytest.mark.slow
 def test_what_cannot_be_read_is_one_sentence(repository: Path, tmp_path: Path) -> None:
     (tmp_path / "some").mkdir()
     (tmp_path / "some" / "folder").mkdir()
@@ -128,7 +127,6 @@ def test_what_cannot_be_read_is_one_sentence(repository: Path, tmp_path: Path) -
     assert "the working directory has a folder some/folder. Give path:some/folder" in said["hf:some/folder"]
 
 
-@pytest.mark.slow
 def test_a_data_set_without_text_names_the_columns_it_has(tmp_path: Path) -> None:
     folder = tmp_path / "repository"
     folder.mkdir()
@@ -179,7 +177,6 @@ def test_a_long_document_is_cut() -> None:
         assert sum(len(turn["content"]) for turn in record.get("messages", ())) + len(record.get("text", "")) == 20_000
 
 
-@pytest.mark.slow
 def test_folders_and_files_stay_as_they_are_beside_what_the_model_writes(
     model_folders: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -202,7 +199,6 @@ def test_folders_and_files_stay_as_they_are_beside_what_the_model_writes(
     assert not again.stages
 
 
-@pytest.mark.slow
 def test_another_model_seed_or_amount_is_another_file(model_folders: dict[str, Path], tmp_path: Path) -> None:
     common = {"model": str(model_folders["llama"]), "device": "cpu", "tokens": 300}
     paths = {

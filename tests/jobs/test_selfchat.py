@@ -18,6 +18,8 @@ from tests.training.quiet import Quiet
 if TYPE_CHECKING:
     from steerserve.runtime import Runtime
 
+pytestmark = pytest.mark.slow
+
 NUM_TOKENS = 900
 
 
@@ -38,7 +40,6 @@ def test_it_writes_both_sides_of_chats_until_there_are_enough_tokens(llama: Runt
     assert len({record["messages"][0]["content"] for record in records}) == len(records)
 
 
-@pytest.mark.slow
 def test_a_seed_gives_one_text_and_another_seed_another(llama: Runtime, tmp_path: Path) -> None:
     first, again, other = (
         write(llama, tmp_path / f"{name}.jsonl", seed=seed) for name, seed in (("a", 0), ("b", 0), ("c", 1))
@@ -49,7 +50,6 @@ def test_a_seed_gives_one_text_and_another_seed_another(llama: Runtime, tmp_path
     )
 
 
-@pytest.mark.slow
 def test_a_run_that_is_stopped_and_killed_ends_with_the_file_of_one_that_was_not(
     llama: Runtime, tmp_path: Path
 ) -> None:

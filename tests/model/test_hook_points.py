@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 
     from steerserve.model.hook_points import HookFn
 
+pytestmark = pytest.mark.slow
+
 GPT2 = {"n_positions": 128, "n_embd": 48, "n_layer": 2, "n_head": 4}
 SEQUENTIAL: dict[str, dict[str, Any]] = {
     **{name: SERVED[name] for name in ("Mistral", "Qwen2", "Qwen3", "Gemma2", "Gemma3", "Phi3", "OPT")},
@@ -70,7 +72,6 @@ def both(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     return models(request.param, tmp_path_factory.getbasetemp())
 
 
-@pytest.mark.slow
 def test_hook_points_are_those_that_the_architecture_has(both: tuple[LensModel, Any]) -> None:
     lens, _ = both
     kinds = [kind for kind in KINDS if kind != RESID_MID or lens.id not in PARALLEL]

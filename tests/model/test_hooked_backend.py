@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
     from steerserve.model.lens import LensModel
 
+pytestmark = pytest.mark.slow
+
 Both = tuple[HookedLens, HookedTransformer]
 FAMILIES = {name: SERVED[name] for name in ("Mistral", "Qwen2", "Qwen3", "Phi3", "OPT")} | {
     "GPTNeoX": {"rotary_pct": 0.5},

@@ -9,6 +9,8 @@ import pytest
 from tests.model.hub_stub import stub_hub
 from tests.tiny import tiny_llama_folder
 
+pytestmark = pytest.mark.slow
+
 REPO = "somebody/tiny"
 
 
