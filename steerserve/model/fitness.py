@@ -1,6 +1,6 @@
-"""Whether a model can be served at all: refused by name, before or while its weights are loaded.
+"""Checks whether a model can be served, before or while its weights are loaded.
 
-Each check raises ModelSourceError with one sentence that says what would be right.
+Each check raises ModelSourceError with a sentence that says what would be right.
 """
 
 from __future__ import annotations
@@ -25,30 +25,30 @@ _MEMORY_MARGIN = 1.1
 
 
 def check_kind(files: ModelFiles, config: Any) -> None:  # noqa: ANN401
-    """Refuse what transformers would load as a language model although it was trained as something else."""
+    """Refuse models that transformers would load as a language model although they were trained as something else."""
     listed = getattr(config, "architectures", None) or ()
     named = {listed} if isinstance(listed, str) else set(listed)
     usual = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type, ())
     generating = {usual} if isinstance(usual, str) else set(usual)
     own_code = files.trust_remote_code and hasattr(config, "auto_map")
     if named and not named & generating and not own_code:
-        message = f"{files.id} is a {', '.join(sorted(named))}, which is no causal language model; it cannot generate."
+        message = f"{files.id} is a {', '.join(sorted(named))}, not a causal language model, so it cannot generate."
         raise ModelSourceError(message)
 
 
 def check_layers(config: Any) -> None:  # noqa: ANN401
-    """Refuse layers that the cache cannot hold."""
-    others = set(getattr(config.get_text_config(), "layer_types", None) or ()) - _SUPPORTED_LAYER_TYPES
-    if others:
+    """Refuse layer types that the cache does not support."""
+    unsupported = set(getattr(config.get_text_config(), "layer_types", None) or ()) - _SUPPORTED_LAYER_TYPES
+    if unsupported:
         message = (
-            f"The model has layers of type {', '.join(sorted(others))}; "
+            f"The model has layers of type {', '.join(sorted(unsupported))}; "
             f"this server supports {', '.join(sorted(_SUPPORTED_LAYER_TYPES))}."
         )
         raise ModelSourceError(message)
 
 
 def check_memory(path: Path, config: Any, device: torch.device, dtype: torch.dtype) -> None:  # noqa: ANN401
-    """Refuse before loading what cannot fit: weights in `dtype`, plus the embedding's packed copy on a CPU."""
+    """Refuse a model that does not fit in memory: weights in `dtype`, plus the embedding's packed copy on a CPU."""
     num_values = num_stored(path)
     text_config = config.get_text_config()
     if getattr(config, "tie_word_embeddings", False):
@@ -67,25 +67,25 @@ def num_stored(path: Path) -> int:
                 shapes = [entry["shape"] for name, entry in header.items() if name != "__metadata__"]
                 num_values += sum(torch.Size(shape).numel() for shape in shapes)
             except (ValueError, AttributeError, TypeError, KeyError, RecursionError) as error:
-                message = f"{file} is cut or damaged (its header cannot be read). Fetch it again."
+                message = f"{file} is damaged: its header cannot be read. Fetch it again."
                 raise ModelSourceError(message) from error
     return num_values
 
 
 def check_fits(num_values: int, device: torch.device, dtype: torch.dtype) -> None:
-    """Refuse so many values where memory does not suffice."""
+    """Refuse that many values if the memory of the device is too small for them."""
     needed = int(num_values * dtype.itemsize * _MEMORY_MARGIN)
     free = free_bytes(device)
     if needed > free:
         message = (
             f"The model needs about {needed / 1e9:.1f} GB on {device}, and {free / 1e9:.1f} GB are free. "
-            "Take a smaller model, free memory, or set model.dtype to bfloat16."
+            "Use a smaller model, free memory, or set model.dtype to bfloat16."
         )
         raise ModelSourceError(message)
 
 
 def check_complete(files: ModelFiles, info: Mapping[str, Any]) -> None:
-    """Refuse weights that do not fill the model: transformers would make the rest up at random."""
+    """Refuse weights that do not fill the model: transformers would fill the rest with random numbers."""
     for kind in ("missing_keys", "mismatched_keys"):
         if names := sorted(str(name) for name in info.get(kind) or ()):
             message = (

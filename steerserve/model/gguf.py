@@ -1,4 +1,4 @@
-"""Converting a GGUF file, once, to a folder of safetensors that loads in a second."""
+"""Converts a GGUF file, once, to a folder of safetensors that loads in a second."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from steerserve.model.download import sha256_of
 
 
 def convert_gguf(gguf: Path, folder: Path, *, name: str | None = None) -> Path:
-    """Convert `gguf` to `folder/name` (by default named by its sha256) unless that is there; return it.
+    """Convert `gguf` to `folder/name` (by default named by its SHA-256) unless that exists; return its path.
 
     The folder appears whole or not at all.
 
     Raises:
-        ModelSourceError: the file is no GGUF, is cut, or holds an architecture that transformers cannot read.
+        ModelSourceError: the file is not GGUF, is damaged, or has an architecture that transformers cannot read.
     """
     with gguf.open("rb") as file:
         if file.read(4) != b"GGUF":
@@ -44,21 +44,21 @@ def convert_gguf(gguf: Path, folder: Path, *, name: str | None = None) -> Path:
 
 
 def _convert(gguf: Path, out: Path) -> None:
-    import torch  # noqa: PLC0415 slow imports, needed only where something is converted
+    import torch  # noqa: PLC0415 slow imports, needed only for a conversion
     from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: PLC0415
     from transformers.utils import logging as transformers_logging  # noqa: PLC0415
 
     transformers_logging.disable_progress_bar()  # the conversion has one of its own
-    where = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name, "local_files_only": True}
+    source = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name, "local_files_only": True}
     try:
-        loaded = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
-        tokenizer = AutoTokenizer.from_pretrained(**where)
+        loaded = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
+        tokenizer = AutoTokenizer.from_pretrained(**source)
     except Exception as error:
-        # transformers and gguf raise whatever comes (ValueError, KeyError, struct errors) on files they cannot read.
+        # transformers and gguf raise many kinds of errors on files they cannot read.
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         message = f"{gguf} cannot be read: {reason}"
         raise ModelSourceError(message) from error
-    # A model loaded from GGUF refuses to be saved: build the same class without the quantization entry.
+    # A model loaded from GGUF cannot be saved: build the same class without the quantization entry.
     config = copy.deepcopy(loaded.config)
     if hasattr(config, "quantization_config"):
         del config.quantization_config

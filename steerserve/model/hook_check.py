@@ -1,7 +1,8 @@
-"""One look, when a model is loaded, whether its hook points can be listened to and edited.
+"""A check when a model is loaded: which of its hook points can be read and edited.
 
-Where a value is inside a block is TransformerLens' word for a whole family of models. That the value passes there, and
-that an edit of the stream between attention and MLP reaches the block's sum and not the MLP alone, is tried here.
+TransformerLens' adapter says for a whole family of models where a value is inside a block. This module tests on the
+model itself that the value passes there, and that an edit of the stream between attention and MLP reaches the block's
+output, and not only the MLP.
 """
 
 from __future__ import annotations
@@ -19,23 +20,23 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from steerserve.model.hook_points import HookFn, Point
+    from steerserve.model.hook_points import HookFn, HookPoint
 
 _NUM_TOKENS = 4
 _PART = 0.1
-"""Length of an edit, as a part of the stream's: large against rounding in bfloat16."""
+"""Length of an edit as a share of the stream's; much larger than rounding in bfloat16."""
 _TOLERANCE = 0.25
-"""Of the edit's length."""
+"""Largest error as a share of the edit's length."""
 
 _log = logging.getLogger(__name__)
 
 
 @torch.inference_mode()
-def working_points(points: Mapping[str, Point], forward: Callable[[Tensor], object]) -> dict[str, Point]:
-    """Return the hook points that do what their names say, in their order.
+def working_points(points: Mapping[str, HookPoint], forward: Callable[[Tensor], object]) -> dict[str, HookPoint]:
+    """Return the hook points that work, in their order.
 
     Args:
-        points: All that may be offered.
+        points: The hook points to test.
         forward: Runs the model over `ids [rows, pos]`.
     """
     seen: dict[str, Tensor] = {}
@@ -45,13 +46,13 @@ def working_points(points: Mapping[str, Point], forward: Callable[[Tensor], obje
                 stack.callback(point.attach(_probe(hook_name, point.width, seen)))
             forward(torch.arange(_NUM_TOKENS)[None])
     except (RuntimeError, TypeError, ValueError, IndexError, KeyError, AttributeError) as error:
-        _log.warning("no hook points inside blocks, as the model cannot run with them: %s", error)
+        _log.warning("hook points inside blocks are not offered, as the model fails with them: %s", error)
         return {name: point for name, point in points.items() if name.endswith((RESID_PRE, RESID_POST))}
-    return {name: point for name, point in points.items() if name in seen and _is_kept(name, seen)}
+    return {name: point for name, point in points.items() if name in seen and _reaches_output(name, seen)}
 
 
 def _probe(hook_name: str, width: int, seen: dict[str, Tensor]) -> HookFn:
-    """Note the value, after an edit of it where that shows whether edits reach the block's sum."""
+    """Return a function that notes the value, and edits it if that shows whether edits reach the block's output."""
 
     def fn(value: Tensor) -> Tensor | None:
         if value.shape[-1] != width:
@@ -62,7 +63,7 @@ def _probe(hook_name: str, width: int, seen: dict[str, Tensor]) -> HookFn:
         edited = value
         if hook_name.endswith(RESID_MID):
             edited = value + _PART * value.roll(1, dims=-1)
-        elif hook_name.endswith(MLP_OUT) and (mid := seen.get(_beside(hook_name, RESID_MID))) is not None:
+        elif hook_name.endswith(MLP_OUT) and (mid := seen.get(_sibling(hook_name, RESID_MID))) is not None:
             edited = _PART * mid.roll(2, dims=-1)
         seen[hook_name] = edited.clone()
         return edited
@@ -70,18 +71,18 @@ def _probe(hook_name: str, width: int, seen: dict[str, Tensor]) -> HookFn:
     return fn
 
 
-def _is_kept(hook_name: str, seen: Mapping[str, Tensor]) -> bool:
-    """Whether what was put at a `hook_resid_mid` is what the MLP's output was added to; true for all others."""
+def _reaches_output(hook_name: str, seen: Mapping[str, Tensor]) -> bool:
+    """Tell whether the MLP's output was added to the edited `hook_resid_mid`; true for all other hook points."""
     if not hook_name.endswith(RESID_MID):
         return True
-    added, post = seen.get(_beside(hook_name, MLP_OUT)), seen.get(_beside(hook_name, RESID_POST))
+    added, post = seen.get(_sibling(hook_name, MLP_OUT)), seen.get(_sibling(hook_name, RESID_POST))
     if added is None or post is None:
         return False
     error = (post.float() - seen[hook_name].float() - added.float()).norm(dim=-1)
     return bool((error <= _TOLERANCE * added.float().norm(dim=-1)).all())
 
 
-def _beside(hook_name: str, kind: str) -> str:
+def _sibling(hook_name: str, kind: str) -> str:
     """Return the name of another hook point of the same block."""
     _, block, _ = hook_name.split(".", 2)
     return f"blocks.{block}.{kind}"

@@ -1,8 +1,8 @@
-"""Files of a HookedTransformer: read from a folder of its own layout, or made from a transformers model.
+"""Files of a HookedTransformer: read from a folder in its own format, or converted from a transformers model.
 
-A folder of its own holds `config.json` (the fields of `HookedTransformerConfig`), safetensors with a state dict in
-TransformerLens' names, and a tokenizer. Nothing is ever unpickled: TransformerLens' own checkpoints are pickles, and
-`save_hooked` is what writes such a folder from one that its user trusts.
+A folder in its own format has `config.json` (the fields of `HookedTransformerConfig`), safetensors with a state dict in
+TransformerLens' names, and a tokenizer. Nothing is ever unpickled. TransformerLens' own checkpoints are pickles;
+`save_hooked` writes such a folder from a model whose checkpoint its user trusts.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ if TYPE_CHECKING:
     from steerserve.model.source import ModelFiles
 
 _NUM_COPIES = 2
-"""Of the weights, that are in memory while a model is made from its files."""
+"""Number of copies of the weights in memory while a model is loaded."""
 _MAX_REASON = 300
 _COMPUTED = ("mask", "IGNORE", "rotary_sin", "rotary_cos")
-"""Of a state dict, what a model computes itself."""
+"""Last parts of the state dict's names that a model computes itself."""
 _OWN = {"init_weights": False, "n_devices": 1, "tokenizer_name": None, "seed": None, "device": "cpu"}
-"""Fields of a configuration that are this server's to say; a seed would be set for the whole process."""
+"""Fields of a configuration that this server sets. A seed would be set for the whole process."""
 
 
 def load_hooked(
@@ -49,14 +49,14 @@ def load_hooked(
     """Return the model on the CPU, and the tokens that end a generation.
 
     Args:
-        files: A folder of its own layout, or one of transformers.
+        files: A folder in HookedTransformer's own format, or a folder of transformers.
         dtype: The number format of the weights.
-        process_weights: Whether a transformers model's norms are folded into the weights behind them, and what writes
-            to the stream or to the logits is centred. A folder of its own layout is taken as it is.
+        process_weights: Whether to fold a transformers model's norms into the weights after them, and to centre the
+            weights that write to the stream and to the logits. A folder in its own format is not processed.
 
     Raises:
-        ModelSourceError: TransformerLens does not know the architecture, the files are broken, or memory does not
-            suffice.
+        ModelSourceError: TransformerLens does not support the architecture, the files are damaged, or the memory is too
+            small.
     """
     check_fits(_NUM_COPIES * num_stored(files.path), torch.device("cpu"), dtype)
     try:
@@ -66,12 +66,12 @@ def load_hooked(
             return _convert(files, dtype, process_weights=process_weights)
     except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, AssertionError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:_MAX_REASON] or type(error).__name__
-        message = f"TransformerLens cannot make a HookedTransformer of {files.id}: {reason}"
+        message = f"TransformerLens cannot load {files.id} as a HookedTransformer: {reason}"
         raise ModelSourceError(message) from error
 
 
 def save_hooked(model: HookedTransformer, folder: Path) -> None:
-    """Write a folder from which `load_hooked` reads the same model."""
+    """Write a folder that `load_hooked` reads back as the same model."""
     folder.mkdir(parents=True, exist_ok=True)
     config = {name: value for name, value in model.cfg.to_dict().items() if name not in _OWN and _is_plain(value)}
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
@@ -83,21 +83,21 @@ def save_hooked(model: HookedTransformer, folder: Path) -> None:
 
 def _read(path: Path, dtype: torch.dtype) -> HookedTransformer:
     config = json.loads((path / "config.json").read_text(encoding="utf-8"))
-    known = {field.name for field in dataclasses.fields(HookedTransformerConfig)}
-    fields = {name: value for name, value in config.items() if name in known}
+    names = {field.name for field in dataclasses.fields(HookedTransformerConfig)}
+    fields = {name: value for name, value in config.items() if name in names}
     model = HookedTransformer(HookedTransformerConfig(**fields | _OWN | {"dtype": dtype}))
     state: dict[str, torch.Tensor] = {}
     for file in sorted(path.glob("*.safetensors")):
         state |= load_file(file)
     state = {name: value.to(dtype) for name, value in state.items() if _is_stored(name)}
     loaded = model.load_state_dict(state, strict=False)
-    wrong = {"lacks": [name for name in loaded.missing_keys if _is_stored(name)], "has": loaded.unexpected_keys}
-    for verb, names in wrong.items():
-        if names:
-            more = f" and {len(names) - 1} more" if names[1:] else ""
+    missing = [name for name in loaded.missing_keys if _is_stored(name)]
+    for problem, keys in (("they lack", missing), ("the model has no", loaded.unexpected_keys)):
+        if keys:
+            more = f" and {len(keys) - 1} more" if keys[1:] else ""
             message = (
-                f"The weights in {path} do not fit its config.json: the file {verb} {names[0]}{more}, the model does "
-                f"{'not' if verb == 'has' else 'have it'}. Write both from one model with save_hooked."
+                f"The weights in {path} do not fit its config.json: {problem} {keys[0]}{more}. "
+                "Write both from one model with save_hooked."
             )
             raise ModelSourceError(message)
     return model
@@ -106,13 +106,13 @@ def _read(path: Path, dtype: torch.dtype) -> HookedTransformer:
 def _convert(
     files: ModelFiles, dtype: torch.dtype, *, process_weights: bool
 ) -> tuple[HookedTransformer, frozenset[int]]:
-    """Make the model from a transformers model, as `HookedTransformer.from_pretrained` does for names it knows.
+    """Convert a transformers model, as `HookedTransformer.from_pretrained` does for the names on its list.
 
-    Source: transformer_lens.HookedTransformer.from_pretrained, whose list of names local folders are not on.
+    Source: transformer_lens.HookedTransformer.from_pretrained, which refuses local folders.
     """
     check_kind(files, load_config(files))
     hf_model = load_weights(files, torch.float32 if process_weights else dtype)
-    with _plainly_named(files.path) as path:
+    with _neutral_path(files.path) as path:
         cfg = _config(files, path, hf_model, fold_ln=process_weights)
         state = loading.get_pretrained_state_dict(str(path), cfg, hf_model, dtype=cfg.dtype)
     ends = eos_ids(hf_model)
@@ -131,10 +131,10 @@ def _convert(
 
 
 def _config(files: ModelFiles, path: Path, hf_model: Any, *, fold_ln: bool) -> HookedTransformerConfig:  # noqa: ANN401
-    """Read the configuration from the files; that of some architectures TransformerLens knows by name alone."""
+    """Read the configuration from the files. TransformerLens has those of some architectures by model name only."""
     loaded: dict[str, Any] = {"trust_remote_code": True} if files.trust_remote_code else {}
-    known = loading.make_model_alias_map()
-    names = [str(path), *(known[name.lower()] for name in model_names(files) if name.lower() in known)]
+    aliases = loading.make_model_alias_map()
+    names = [str(path), *(aliases[name.lower()] for name in model_names(files) if name.lower() in aliases)]
     refused: NotImplementedError | None = None
     for name in names:
         try:
@@ -157,15 +157,15 @@ def _config(files: ModelFiles, path: Path, hf_model: Any, *, fold_ln: bool) -> H
 
 
 @contextlib.contextmanager
-def _plainly_named(path: Path) -> Iterator[Path]:
-    """Give a folder a path that names no family of models: TransformerLens takes `llama` anywhere in one for Llama.
+def _neutral_path(path: Path) -> Iterator[Path]:
+    """Link a folder's files from a neutral path: TransformerLens takes any path with `llama` in it for a Llama.
 
-    GPT-2's context gets its older name there, under which TransformerLens looks for it.
+    The context length of GPT-2 gets its older name there, which TransformerLens reads.
     """
     config = json.loads((path / "config.json").read_text(encoding="utf-8"))
     if "n_positions" in config:
         config.setdefault("n_ctx", config["n_positions"])
-    with tempfile.TemporaryDirectory(dir="/tmp" if Path("/tmp").is_dir() else None) as folder:  # noqa: S108 links
+    with tempfile.TemporaryDirectory(dir="/tmp" if Path("/tmp").is_dir() else None) as folder:  # noqa: S108 it holds links only
         linked = Path(folder)
         for file in path.iterdir():
             (linked / file.name).symlink_to(file.resolve())
@@ -176,7 +176,7 @@ def _plainly_named(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def _quietly() -> Iterator[None]:
-    """Leave out that the class will go with TransformerLens 4, which this package does not take."""
+    """Ignore the warning that TransformerLens 4 drops the class; this package requires TransformerLens 3."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         yield
@@ -186,7 +186,7 @@ def _named_eos_ids(path: Path) -> frozenset[int]:
     try:
         config = json.loads((path / "generation_config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return frozenset()  # the tokenizer's, then
+        return frozenset()  # the tokenizer's end token is used then
     eos = config.get("eos_token_id") if isinstance(config, dict) else None
     return frozenset({eos} if isinstance(eos, int) else eos or ())
 

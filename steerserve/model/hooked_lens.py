@@ -1,4 +1,4 @@
-"""The served model as a HookedTransformer of TransformerLens: for checkpoints and dictionaries that only it knows."""
+"""The other backend: a HookedTransformer of TransformerLens, for checkpoints and dictionaries that need one."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from steerserve.model.fitness import check_fits
 from steerserve.model.hook_check import working_points
 from steerserve.model.hook_points import HeadsPoint, ReadPoint, StreamPoint
 from steerserve.model.hooked_files import load_hooked
-from steerserve.model.hooked_parts import Placement, Turns, place_parts
+from steerserve.model.hooked_parts import PassContext, Rotations, replace_parts
 from steerserve.model.lens import LensModel
 from steerserve.model.names import (
     ALL_KINDS,
@@ -38,22 +38,23 @@ if TYPE_CHECKING:
     from jaxtyping import Float, Int
     from transformer_lens import HookedTransformer
 
-    from steerserve.model.hook_points import Point
+    from steerserve.model.hook_points import HookPoint
     from steerserve.model.source import ModelFiles
 
 _POSITIONS = ("standard", "shortformer", "rotary", "alibi")
 _LAYER_TYPES = {"global": "full_attention", "local": "sliding_attention"}
 _NUM_TOKENS = 6
 _TOLERANCE = {torch.float32: 1e-3}
-"""By which logits may differ from TransformerLens' own, as a part of their spread."""
+"""Largest difference from TransformerLens' own logits, as a share of their spread."""
 _ROUGH_TOLERANCE = 0.1
+"""The same for other number formats."""
 
 
 class HookedLens(LensModel):
-    """A HookedTransformer with its parts for serving."""
+    """A HookedTransformer whose attention and MLPs are replaced for serving."""
 
     def __init__(
-        self, model_id: str, model: HookedTransformer, points: Mapping[str, Point], tokenizer: Tokenizer
+        self, model_id: str, model: HookedTransformer, points: Mapping[str, HookPoint], tokenizer: Tokenizer
     ) -> None:
         """Keep the parts; `load_hooked_lens` builds them."""
         cfg = model.cfg
@@ -63,10 +64,10 @@ class HookedLens(LensModel):
         self.num_layers = cfg.n_layers
         self.d_model = cfg.d_model
         self.vocab_size = cfg.d_vocab
-        # Beyond their training length Qwen-1's queries and rotations depend on the length of the whole text.
+        # Beyond the training length, queries and rotations of Qwen 1 depend on the length of the whole text.
         self.max_context = min(cfg.n_ctx, cfg.train_seq_length or cfg.n_ctx)
-        types = dict.fromkeys(block.attn.inner.attn_type for block in model.blocks)
-        self.layer_types = tuple(_LAYER_TYPES[one] for one in types)
+        attn_types = dict.fromkeys(block.attn.inner.attn_type for block in model.blocks)
+        self.layer_types = tuple(_LAYER_TYPES[attn_type] for attn_type in attn_types)
         self.sliding_window = cfg.window_size
         self.takes_additive_mask = False
         self.is_processed = cfg.normalization_type in {"LNPre", "RMSPre"}
@@ -75,9 +76,9 @@ class HookedLens(LensModel):
         self.readable = tuple(points)
         self.hook_names = tuple(name for name in points if not points[name].is_read_only)
         self._points = points
-        self._turns: dict[str, Turns] = {}
+        self._rotations: dict[str, Rotations] = {}
         if cfg.positional_embedding_type == "rotary":
-            self._turns = {block.attn.inner.attn_type: Turns(block.attn.inner) for block in model.blocks}
+            self._rotations = {block.attn.inner.attn_type: Rotations(block.attn.inner) for block in model.blocks}
         self._slopes: Float[Tensor, "heads one one"] | None = None
         if cfg.positional_embedding_type == "alibi":
             self._slopes = AbstractAttention.create_alibi_multipliers(cfg.n_heads, self.device)[:, None, None]
@@ -95,7 +96,7 @@ class HookedLens(LensModel):
         return int(2 * cfg.n_layers * (cfg.n_key_value_heads or cfg.n_heads) * cfg.d_head * self.dtype.itemsize)
 
     def forward(self, ids: Int[Tensor, "rows pos"], **kwargs: Any) -> Float[Tensor, "rows kept vocab"]:  # noqa: ANN401 transformers' own
-        """Return the logits; keyword arguments are those of a transformers model."""
+        """Return the logits; the keyword arguments are those of a transformers model."""
         keep = kwargs.pop("logits_to_keep", 0)
         return self._run(ids, keep, **kwargs)
 
@@ -108,8 +109,8 @@ class HookedLens(LensModel):
     ) -> Float[Tensor, "rows kept vocab"]:
         """Return the logits of whole rows, without padding or cache, with `value` at a hook point.
 
-        Blocks before a `hook_resid_pre` or `hook_resid_post` are not computed; for a hook point inside a block the
-        whole model runs, with the value put in its place.
+        Blocks before a `hook_resid_pre` or `hook_resid_post` are skipped. For a hook point inside a block the whole
+        model runs, and `value` replaces its own value.
 
         Raises:
             KeyError: the model has no such hook point.
@@ -141,7 +142,7 @@ class HookedLens(LensModel):
         attention_mask: Any = None,  # noqa: ANN401 a mask, or one for each type of layer
         position_ids: Int[Tensor, "rows pos"] | None = None,
     ) -> Float[Tensor, "rows kept vocab"]:
-        """Run from block `first` on, with `resid` before it; from the embedding where there is none.
+        """Run from block `first` on, with `resid` before it, or from the embedding if `resid` is None.
 
         Source: transformer_lens.HookedTransformer.forward.
         """
@@ -150,16 +151,20 @@ class HookedLens(LensModel):
         if position_ids is None:
             start = 0 if cache is None else int(cache.get_seq_length())
             position_ids = torch.arange(start, start + ids.shape[1], device=self.device).expand_as(ids)
-        place = self._placement(position_ids, attention_mask, cache)
+        context = self._context(position_ids, attention_mask, cache)
         embedded: Tensor | None = None
         if cfg.positional_embedding_type in {"standard", "shortformer"}:
             embedded = model.hook_pos_embed(model.pos_embed.W_pos[position_ids])
-        is_beside = cfg.positional_embedding_type == "shortformer"  # for keys and queries, and not in the stream
+        is_attention_only = (
+            cfg.positional_embedding_type == "shortformer"
+        )  # added to keys and queries, not to the stream
         if resid is None:
             resid = model.hook_embed(model.embed(ids.to(self.device)))
-            resid = resid if embedded is None or is_beside else resid + embedded
+            resid = resid if embedded is None or is_attention_only else resid + embedded
         for block in list(model.blocks)[first:]:
-            resid = block(resid, shortformer_pos_embed=embedded if is_beside else None, past_kv_cache_entry=place)
+            resid = block(
+                resid, shortformer_pos_embed=embedded if is_attention_only else None, past_kv_cache_entry=context
+            )
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         resid = resid[:, kept]
         if cfg.normalization_type is not None:
@@ -167,13 +172,13 @@ class HookedLens(LensModel):
         logits: Tensor = apply_softcap(model.unembed(resid), cfg.output_logits_soft_cap)
         return logits
 
-    def _placement(
+    def _context(
         self,
         positions: Int[Tensor, "rows pos"],
         attention_mask: Any,  # noqa: ANN401 a mask, or one for each type of layer
         cache: Cache | None,
-    ) -> Placement:
-        types = {one: _LAYER_TYPES[one] for one in (block.attn.inner.attn_type for block in self.model.blocks)}
+    ) -> PassContext:
+        attn_types = {block.attn.inner.attn_type for block in self.model.blocks}
         if attention_mask is None:
             length = int(positions[0, -1]) + 1
             columns = torch.arange(length, device=self.device)
@@ -183,16 +188,16 @@ class HookedLens(LensModel):
                 near = (columns > positions[..., None] - self.sliding_window)[:, None]
                 attention_mask["sliding_attention"] = full & near
         elif isinstance(attention_mask, Tensor):
-            attention_mask = dict.fromkeys(types.values(), attention_mask)
-        masks = {one: attention_mask[name] for one, name in types.items()}
+            attention_mask = dict.fromkeys(_LAYER_TYPES.values(), attention_mask)
+        masks = {attn_type: attention_mask[_LAYER_TYPES[attn_type]] for attn_type in attn_types}
         length = next(iter(masks.values())).shape[-1]
-        seen = positions.clamp(max=length - 1)  # rows that only fill up a batch stand beyond
-        turns = {one: turns.at(seen, length) for one, turns in self._turns.items()}
-        distances: Tensor | None = None
+        clamped = positions.clamp(max=length - 1)  # rows that only fill up a batch are beyond the end
+        rotations = {attn_type: table.at(clamped, length) for attn_type, table in self._rotations.items()}
+        penalties: Tensor | None = None
         if self._slopes is not None:
             columns = torch.arange(length, device=self.device)
-            distances = self._slopes * (columns - seen[..., None]).clamp(max=0)[:, None]
-        return Placement(masks, turns, distances, cache)
+            penalties = self._slopes * (columns - clamped[..., None]).clamp(max=0)[:, None]
+        return PassContext(masks, rotations, penalties, cache)
 
     def _final(self) -> tuple[nn.Module | None, nn.Module]:
         norm = self.model.ln_final if self.model.cfg.normalization_type is not None else None
@@ -206,7 +211,7 @@ def load_hooked_lens(
     """Build the model from its files.
 
     Raises:
-        ModelSourceError: it cannot be built, or is of a kind that this server cannot serve.
+        ModelSourceError: the model cannot be built, or its architecture is not supported.
     """
     model, eos_ids = load_hooked(files, dtype, process_weights=process_weights)
     _check(files.id, model.cfg)
@@ -221,7 +226,7 @@ def load_hooked_lens(
     ids = torch.arange(_NUM_TOKENS, device=device)[None] % model.cfg.d_vocab
     try:
         expected = model(ids)
-        place_parts(model)
+        replace_parts(model)
         model.tokenizer = tokenizer.hf
         lens = HookedLens(files.id, model, _points(model), tokenizer)
         _check_parts(lens, ids, expected)
@@ -231,9 +236,9 @@ def load_hooked_lens(
     return HookedLens(files.id, model, working_points(_points(model), lens.forward), tokenizer)
 
 
-def _points(model: HookedTransformer) -> dict[str, Point]:
-    """Return the hook points in the order in which a forward pass reaches them."""
-    points: dict[str, Point] = {}
+def _points(model: HookedTransformer) -> dict[str, HookPoint]:
+    """Return the hook points in the order of a forward pass."""
+    points: dict[str, HookPoint] = {}
     for layer, block in enumerate(model.blocks):
         for kind in ALL_KINDS:
             name = f"blocks.{layer}.{kind}"
@@ -244,21 +249,21 @@ def _points(model: HookedTransformer) -> dict[str, Point]:
     return points
 
 
-def _point(hook: Any, kind: str, cfg: Any) -> Point | None:  # noqa: ANN401 TransformerLens'
+def _point(hook: Any, kind: str, cfg: Any) -> HookPoint | None:  # noqa: ANN401 TransformerLens'
     if hook is None:
         return None
     return HeadsPoint(hook, cfg.n_heads * cfg.d_head) if kind == HOOK_Z else StreamPoint(hook, cfg.d_model)
 
 
-def _read_point(block: Any, kind: str) -> Point | None:  # noqa: ANN401 TransformerLens'
-    """Return the point on the MLP's way in; TransformerLens has one of them always, one on demand and one never."""
+def _read_point(block: Any, kind: str) -> HookPoint | None:  # noqa: ANN401 TransformerLens'
+    """Return the hook point before the MLP. TransformerLens has one of the three always, one on demand, one never."""
     cfg = block.cfg
     if cfg.attn_only:
         return None
     if kind == MLP_IN:
         return ReadPoint(block, block.mlp, cfg.d_model)
     if cfg.original_architecture in POST_NORM_ARCHITECTURES:
-        return None  # whose norm is behind the MLP
+        return None  # the norm comes after the MLP
     if kind == STREAM_INTO_MLP:
         return ReadPoint(block, block.ln2, cfg.d_model)
     hook = getattr(block.ln2, LN2_NORMALIZED.rpartition(".")[2], None)
@@ -266,26 +271,27 @@ def _read_point(block: Any, kind: str) -> Point | None:  # noqa: ANN401 Transfor
 
 
 def _check(model_id: str, cfg: Any) -> None:  # noqa: ANN401 HookedTransformerConfig
-    """Refuse what cannot generate, or cannot with rows at different positions."""
+    """Refuse models that cannot generate, or cannot with rows at different positions."""
     refused = {
-        f"its positions are {cfg.positional_embedding_type!r}, and this server knows {', '.join(_POSITIONS)}": (
+        f"its positions are {cfg.positional_embedding_type!r}, and this server supports {', '.join(_POSITIONS)}": (
             cfg.positional_embedding_type not in _POSITIONS
         ),
-        f"its attention is {cfg.attention_dir}, and generating needs causal": cfg.attention_dir != "causal",
-        "it reads another vocabulary than it writes": cfg.d_vocab != cfg.d_vocab_out,
-        "its weights are of 4 bits": cfg.load_in_4bit,
+        f"its attention is {cfg.attention_dir}, and text generation needs causal attention": cfg.attention_dir
+        != "causal",
+        "its input and output vocabularies differ": cfg.d_vocab != cfg.d_vocab_out,
+        "its weights have 4 bits": cfg.load_in_4bit,
     }
-    for reason, is_so in refused.items():
-        if is_so:
+    for reason, is_refused in refused.items():
+        if is_refused:
             raise ModelSourceError(f"{model_id} cannot be served: {reason}.")
 
 
 def _check_parts(lens: HookedLens, ids: Int[Tensor, "rows pos"], expected: Float[Tensor, "rows pos vocab"]) -> None:
-    """Refuse a model whose logits are not those that TransformerLens computed before its parts were replaced."""
+    """Refuse a model whose logits differ from those before its parts were replaced."""
     worst = float((lens.forward(ids).float() - expected.float()).abs().max() / expected.float().std())
     if not worst <= _TOLERANCE.get(lens.dtype, _ROUGH_TOLERANCE):
         message = (
             f"{lens.id} computes other logits here than in HookedTransformer itself (they differ by {worst:.2g} of "
-            "their spread), so it has a part of a kind that this server does not know."
+            "their spread), so it has parts that this server does not support."
         )
         raise ModelSourceError(message)

@@ -1,8 +1,8 @@
 """Parts of a HookedTransformer that serve many rows at once: attention over a slot cache, layers on packed weights.
 
-TransformerLens' own attention takes one position for a whole batch, turns all cached keys anew at each token, and its
-layers lay out their weights anew at each call. What stands in for them here computes the same with each row at its own
-position, keys turned once and never repeated for the heads that share them, and weights laid out once; it calls the
+TransformerLens' own attention takes one position for a whole batch and rotates all cached keys again at each token, and
+its layers lay out their weights again at each call. The parts here compute the same values, with each row at its own
+position, keys rotated once and not repeated for the heads that share them, and weights laid out once. They call the
 same hook points. Norms, blocks, activation functions and everything else are TransformerLens' own code.
 """
 
@@ -27,27 +27,27 @@ if TYPE_CHECKING:
     from transformers import Cache
 
 _WHOLE_ROW = ("solu", "solu_ln", "relu", "relu2")
-"""Activation functions that are no function of single elements, or that round nowhere."""
+"""Activation functions that do not work element by element, or that never round."""
 
 
 @dataclass(frozen=True, slots=True)
-class Placement:
-    """Where the tokens of one pass stand, and what they see."""
+class PassContext:
+    """Positions of the tokens of one pass, and the columns that they see."""
 
     masks: Mapping[str, Bool[Tensor, "rows one pos columns"]]
-    """By TransformerLens' type of attention, `global` or `local`."""
-    turns: Mapping[str, tuple[Float[Tensor, "rows pos one rotary"], Float[Tensor, "rows pos one rotary"]]]
-    """Cosines and sines by type of attention; none where positions are not rotary."""
-    distances: Float[Tensor, "rows heads pos columns"] | None
-    """ALiBi's penalties."""
+    """Masks by TransformerLens' type of attention, `global` or `local`."""
+    rotations: Mapping[str, tuple[Float[Tensor, "rows pos one rotary"], Float[Tensor, "rows pos one rotary"]]]
+    """Cosines and sines by type of attention; empty if positions are not rotary."""
+    penalties: Float[Tensor, "rows heads pos columns"] | None
+    """ALiBi's penalties on distant columns; None for other positions."""
     cache: Cache | None
 
 
-class Turns:
-    """Cosines and sines of rotary positions, for one type of attention; the tables grow as texts do."""
+class Rotations:
+    """Cosines and sines of rotary positions, for one type of attention; the tables grow with the longest text."""
 
     def __init__(self, attn: Any) -> None:  # noqa: ANN401 TransformerLens'
-        """Take an attention of that type, which knows its base and its scaling."""
+        """Compute the tables with an attention of that type, which has the base and the scaling."""
         self._attn = attn
         self._cos = self._sin = torch.empty(0)
 
@@ -56,17 +56,17 @@ class Turns:
         if length > len(self._cos):
             cfg, attn = self._attn.cfg, self._attn
             size = min(max(length, 2 * len(self._cos)), max(length, cfg.n_ctx))
-            base = attn._rotary_base()  # noqa: SLF001 local attention may have another
+            base = attn._rotary_base()  # noqa: SLF001 local attention may have another base
             sin, cos = attn.calculate_sin_cos_rotary(cfg.rotary_dim, size, base=base, dtype=cfg.dtype)
             self._cos, self._sin = cos.to(positions.device), sin.to(positions.device)
         return self._cos[positions, None, :], self._sin[positions, None, :]
 
 
-class PlacedAttention(nn.Module):
-    """TransformerLens' attention, for tokens that stand where a `Placement` says."""
+class BatchedAttention(nn.Module):
+    """TransformerLens' attention, for rows at different positions."""
 
     def __init__(self, attn: Any, layer: int) -> None:  # noqa: ANN401 TransformerLens'
-        """Take over the weights of `attn`, which keeps its hook points, its norms and its methods."""
+        """Take over the weights of `attn`, which keeps its hook points, norms and methods."""
         super().__init__()
         self.inner = attn
         self.layer = layer
@@ -83,25 +83,25 @@ class PlacedAttention(nn.Module):
         query_input: Float[Tensor, "rows pos d_model"],
         key_input: Float[Tensor, "rows pos d_model"],
         value_input: Float[Tensor, "rows pos d_model"],
-        past_kv_cache_entry: Placement,
-        attention_mask: None = None,  # noqa: ARG002 the block's call has it
+        past_kv_cache_entry: PassContext,
+        attention_mask: None = None,  # noqa: ARG002 the block passes it
     ) -> Float[Tensor, "rows pos d_model"]:
-        """Attend; the names are those by which TransformerLens' block calls its attention.
+        """Compute the attention's output. The parameters have the names that TransformerLens' block uses.
 
         Source: transformer_lens.components.abstract_attention.AbstractAttention.forward.
         """
-        attn, place = self.inner, past_kv_cache_entry
+        attn, context = self.inner, past_kv_cache_entry
         q, k, v = self._projected(query_input, key_input, value_input)
-        if place.turns:
-            cos, sin = place.turns[attn.attn_type]
-            q, k = attn.hook_rot_q(self._turned(q, cos, sin)), attn.hook_rot_k(self._turned(k, cos, sin))
+        if context.rotations:
+            cos, sin = context.rotations[attn.attn_type]
+            q, k = attn.hook_rot_q(self._rotated(q, cos, sin)), attn.hook_rot_k(self._rotated(k, cos, sin))
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
-        if place.cache is not None:
-            k, v = place.cache.update(k, v, self.layer)
+        if context.cache is not None:
+            k, v = context.cache.update(k, v, self.layer)
         scores = self._scores(q, k)
-        if place.distances is not None:
-            scores += place.distances
-        scores = scores.masked_fill(~place.masks[attn.attn_type], -torch.inf)
+        if context.penalties is not None:
+            scores += context.penalties
+        scores = scores.masked_fill(~context.masks[attn.attn_type], -torch.inf)
         pattern = self._pattern(attn.hook_attn_scores(scores)).nan_to_num(0.0)
         pattern = attn.hook_pattern(pattern).to(v.dtype)
         z = (_grouped(pattern, v) @ v).view(*q.shape).transpose(1, 2)
@@ -109,24 +109,24 @@ class PlacedAttention(nn.Module):
         return out
 
     def _projected(self, query_input: Tensor, key_input: Tensor, value_input: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return queries, keys and values `[rows, pos, heads, d_head]`, normed and clipped where the model does so."""
+        """Return queries, keys and values `[rows, pos, heads, d_head]`, normed and clipped as the model does."""
         attn, cfg = self.inner, self.inner.cfg
         heads = (-1, cfg.d_head)
         q = attn.hook_q(self.query(query_input).unflatten(-1, heads))
         k = attn.hook_k(self.key(key_input).unflatten(-1, heads))
         v = attn.hook_v(self.value(value_input).unflatten(-1, heads))
         if cfg.use_qk_norm:
-            q, k = attn._apply_qk_norm(q, attn.q_norm), attn._apply_qk_norm(k, attn.k_norm)  # noqa: SLF001 one head each
-        elif attn.q_norm is not None:  # OLMo's are over all heads
+            q, k = attn._apply_qk_norm(q, attn.q_norm), attn._apply_qk_norm(k, attn.k_norm)  # noqa: SLF001 one norm for each head
+        elif attn.q_norm is not None:  # OLMo has one norm over all heads
             q, k = attn.q_norm(q.flatten(-2)).view_as(q), attn.k_norm(k.flatten(-2)).view_as(k)
         if cfg.clip_qkv is not None:
             q, k, v = (x.clamp(-cfg.clip_qkv, cfg.clip_qkv) for x in (q, k, v))
         return q, k, v
 
-    def _turned(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    def _rotated(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         rotary = self.inner.cfg.rotary_dim
-        turned = x[..., :rotary] * cos + self.inner.rotate_every_two(x[..., :rotary]) * sin
-        return torch.cat([turned, x[..., rotary:]], dim=-1)
+        rotated = x[..., :rotary] * cos + self.inner.rotate_every_two(x[..., :rotary]) * sin
+        return torch.cat([rotated, x[..., rotary:]], dim=-1)
 
     def _scores(
         self, q: Float[Tensor, "rows heads pos d_head"], k: Float[Tensor, "rows groups columns d_head"]
@@ -143,8 +143,8 @@ class PlacedAttention(nn.Module):
         return torch.cat([scores, sink], dim=-1).softmax(-1)[..., :-1]
 
 
-class PlacedMLP(nn.Module):
-    """TransformerLens' MLP, gated or not, on weights laid out once.
+class BatchedMLP(nn.Module):
+    """TransformerLens' MLP, gated or not, with weights laid out once.
 
     Source: transformer_lens.components.mlps.mlp and gated_mlp.
     """
@@ -163,7 +163,7 @@ class PlacedMLP(nn.Module):
         _drop(mlp, "W_in", "W_out", "b_out", *(["W_gate"] if self.is_gated else ["b_in"]))
 
     def forward(self, x: Float[Tensor, "rows pos d_model"]) -> Float[Tensor, "rows pos d_model"]:
-        """Apply it."""
+        """Return the MLP's output."""
         mlp = self.inner
         pre = mlp.hook_pre(self.into(x) if self.gate is None else self.gate(x))
         acts = self.act_fn(pre)
@@ -175,12 +175,12 @@ class PlacedMLP(nn.Module):
         return out
 
 
-def place_parts(model: HookedTransformer) -> None:
-    """Put these parts into a model; MLPs of other kinds, such as mixtures of experts, stay TransformerLens' own."""
+def replace_parts(model: HookedTransformer) -> None:
+    """Replace a model's attention and MLPs; other MLPs, such as mixtures of experts, stay TransformerLens' own."""
     for layer, block in enumerate(model.blocks):
-        block.attn = PlacedAttention(block.attn, layer)
+        block.attn = BatchedAttention(block.attn, layer)
         if type(getattr(block, "mlp", None)) in {MLP, GatedMLP}:
-            block.mlp = PlacedMLP(block.mlp)
+            block.mlp = BatchedMLP(block.mlp)
     weight, bias = model.unembed.W_U, model.unembed.b_U
     model.unembed = _linear(weight.T, bias)
     if can_pack(weight.device, weight.dtype):
@@ -193,9 +193,9 @@ def _projection(attn: Any, weight: str, bias: str) -> nn.Linear:  # noqa: ANN401
 
 
 def _grouped(
-    x: Float[Tensor, "rows heads pos some"], shared: Float[Tensor, "rows groups columns d_head"]
-) -> Float[Tensor, "rows groups heads_pos some"]:
-    """Put heads that share keys and values one below the other, so that these are not repeated for each."""
+    x: Float[Tensor, "rows heads pos width"], shared: Float[Tensor, "rows groups columns d_head"]
+) -> Float[Tensor, "rows groups heads_pos width"]:
+    """Join the heads that share keys and values into one dimension, so that keys and values are not repeated."""
     return x.reshape(x.shape[0], shared.shape[1], -1, x.shape[-1])
 
 
@@ -209,6 +209,6 @@ def _linear(weight: Float[Tensor, "d_out d_in"], bias: Float[Tensor, " d_out"] |
 
 
 def _drop(module: nn.Module, *names: str) -> None:
-    """Forget weights that another module holds now."""
+    """Remove weights that another module has taken over."""
     for name in names:
         module.register_parameter(name, None)

@@ -1,7 +1,7 @@
 """Keys and values of all slots, in fixed tensors that transformers' attention reads as views.
 
-Columns of a slot `[0, context)` hold its tokens; column `context` is scratch, where rows that only fill up a batch
-write. Which rows and columns a forward pass touches is set before it with `view_prefill` or `view_decode`.
+Columns `[0, context)` of a slot hold its tokens. Rows that only fill up a batch write to column `context`, which is
+never read. `view_prefill` or `view_decode` set the rows and columns of a forward pass before it.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
     from steerserve.model.lens import LensModel
 
 _COLUMN_STEP = 64
-"""Decode reads columns in whole steps of this many, so that attention meets few shapes."""
+"""Decode reads a multiple of this many columns, so that attention has few shapes."""
 
 
 class SlotCache(Cache):
-    """A static cache `[num_slots, heads, context + 1, d_head]` a layer. Engine thread only."""
+    """A static cache of `[num_slots, heads, context + 1, d_head]` for each layer. Engine thread only."""
 
     def __init__(self, lens: LensModel, num_slots: int, context: int) -> None:
-        """Reserve nothing yet: a layer's tensors appear with its first keys, which tell their sizes."""
+        """Reserve no memory yet: a layer's tensors are made with its first keys, which show their sizes."""
         super().__init__(layer_class_to_replicate=DynamicLayer)
         self.num_slots = num_slots
         self.context = context
@@ -42,7 +42,7 @@ class SlotCache(Cache):
         self._columns = torch.arange(context, device=self._device)
 
     def view_prefill(self, slot: int, start: int, stop: int) -> dict[str, Any]:
-        """Aim at tokens `[start, stop)` of one slot; return the model's mask and positions for them."""
+        """Select tokens `[start, stop)` of one slot; return the model's mask and positions for them."""
         self._rows = slice(slot, slot + 1)
         self._length = stop
         self._write = (slice(slot, slot + 1), slice(None), slice(start, stop))
@@ -50,7 +50,7 @@ class SlotCache(Cache):
         return self._inputs(positions[None], positions[None, :, None])
 
     def view_decode(self, positions: Int[Tensor, " rows"], max_position: int) -> dict[str, Any]:
-        """Aim at one token each of slots `[0, rows)`; `positions` may be `context`, the scratch column."""
+        """Select one token of each slot `[0, rows)`; position `context` is the column that is never read."""
         num_rows = positions.shape[0]
         self._rows = slice(0, num_rows)
         self._length = min(-(-(max_position + 1) // _COLUMN_STEP) * _COLUMN_STEP, self.context)
@@ -62,17 +62,17 @@ class SlotCache(Cache):
         key_states: Tensor,
         value_states: Tensor,
         layer_idx: int,
-        *args: Any,  # noqa: ANN401, ARG002 transformers passes what some layers need
+        *args: Any,  # noqa: ANN401, ARG002 transformers' signature
         **kwargs: Any,  # noqa: ANN401, ARG002
     ) -> tuple[Tensor, Tensor]:
-        """Write the new keys and values where the view says; return all that attention may read."""
+        """Write the new keys and values to the selected columns; return all that attention may read."""
         if layer_idx not in self._keys:
             _, heads, _, d_head = key_states.shape
             shape = (self.num_slots, heads, self.context + 1)
             self._keys[layer_idx] = key_states.new_zeros((*shape, d_head))
             self._values[layer_idx] = value_states.new_zeros((*shape, value_states.shape[-1]))
         keys, values = self._keys[layer_idx], self._values[layer_idx]
-        # A masked column weighs nothing, but nothing times NaN is NaN: what one request broke must not reach the next.
+        # A masked column has weight 0, but 0 times NaN is NaN: NaN of one request must not reach the next one.
         key_states = key_states.nan_to_num(0.0, 0.0, 0.0)
         value_states = value_states.nan_to_num(0.0, 0.0, 0.0)
         if isinstance(self._write[0], Tensor):
@@ -84,7 +84,7 @@ class SlotCache(Cache):
         return keys[self._rows, :, : self._length], values[self._rows, :, : self._length]
 
     def get_seq_length(self, layer_idx: int = 0) -> int:  # noqa: ARG002 transformers' signature
-        """Return the number of columns in view."""
+        """Return the number of selected columns."""
         return self._length
 
     def copy(self, source: int, target: int, num_tokens: int) -> None:

@@ -1,6 +1,6 @@
-"""The served model and its hook points by name: what every backend offers, and the choice of one.
+"""The served model with its hook points by name: the interface of the backends, and the choice of one.
 
-`bridge_lens` runs transformers' own blocks, which is the usual way; `hooked_lens` runs a HookedTransformer.
+`bridge_lens`, the default, runs transformers' own blocks; `hooked_lens` runs a HookedTransformer.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ if TYPE_CHECKING:
     from transformers import Cache
 
     from steerserve.core.config import Backend
-    from steerserve.model.hook_points import HookFn, Point
+    from steerserve.model.hook_points import HookFn, HookPoint
     from steerserve.model.source import ModelFiles
     from steerserve.model.unembedding import Unembedding
 
 
 class _AllReadError(Exception):
-    """Ends a forward pass once all values that were wanted are read."""
+    """Ends a forward pass after the last requested value is read."""
 
 
 class LensModel(ABC):
@@ -51,18 +51,18 @@ class LensModel(ABC):
     device: torch.device
     dtype: torch.dtype
     layer_types: tuple[str, ...]
-    """The kinds of attention, in transformers' words, each once; none where there is only full attention."""
+    """The types of attention in transformers' terms, each once; empty if all layers have full attention."""
     sliding_window: int | None
-    """Tokens that sliding attention sees."""
+    """Number of tokens that sliding attention sees; None without such layers."""
     takes_additive_mask: bool
-    """Whether attention wants a mask of numbers to add, not of booleans."""
+    """Whether attention takes a mask of numbers to add, and not of booleans."""
     is_processed: bool = False
-    """Whether norms are folded into the weights behind them, which TransformerLens does along with centring."""
+    """Whether TransformerLens has folded norms into the weights after them, and centred weights."""
     readable: tuple[str, ...]
-    """Hook points whose values can be read, in the order in which a forward pass reaches them."""
+    """Hook points whose values can be read, in the order of a forward pass."""
     hook_names: tuple[str, ...]
-    """Those that can be edited too, in the same order."""
-    _points: Mapping[str, Point]
+    """Hook points whose values can also be edited, in the same order."""
+    _points: Mapping[str, HookPoint]
 
     @property
     @abstractmethod
@@ -76,7 +76,7 @@ class LensModel(ABC):
 
     @abstractmethod
     def forward(self, ids: Int[Tensor, "rows pos"], **kwargs: Any) -> Float[Tensor, "rows kept vocab"]:  # noqa: ANN401 transformers' own
-        """Return the logits; keyword arguments are those of a transformers model."""
+        """Return the logits; the keyword arguments are those of a transformers model."""
 
     @abstractmethod
     def run_from(
@@ -88,14 +88,13 @@ class LensModel(ABC):
     ) -> Float[Tensor, "rows kept vocab"]:
         """Return the logits of whole rows, without padding or cache, with `value` at a hook point.
 
-        Blocks before it are not computed where that is possible. Other hook points before this one see nothing of
-        worth.
+        Blocks before the hook point are skipped if that is possible. Hook points before it have no meaningful values.
 
         Args:
-            hook_name: Where to begin.
-            value: What is there; kept as it is.
-            ids: The tokens, for what the model takes from them beside the stream.
-            kwargs: Those of a transformers model, such as `logits_to_keep`.
+            hook_name: The hook point to start from.
+            value: The value at the hook point; it is not changed.
+            ids: The tokens, for models that use them for more than the stream.
+            kwargs: Arguments of a transformers model, such as `logits_to_keep`.
 
         Raises:
             KeyError: the model has no such hook point.
@@ -107,17 +106,17 @@ class LensModel(ABC):
 
     @functools.cached_property
     def unembedding(self) -> Unembedding:
-        """From the residual stream behind the last block to the logits, without what is not linear in it."""
+        """The linear part of the way from the residual stream after the last block to the logits."""
         norm, head = self._final()
         return find_unembedding(norm, head, torch.zeros(self.d_model, dtype=self.dtype, device=self.device))
 
     @abstractmethod
     def _final(self) -> tuple[nn.Module | None, nn.Module]:
-        """Return the final norm, None where there is none, and the unembedding."""
+        """Return the final norm (None if the model has none) and the unembedding."""
 
     @property
     def weight_bytes(self) -> int:
-        """Size of its weights in memory."""
+        """Size of the weights in memory."""
         return num_weights(self.weights) * self.dtype.itemsize
 
     def free_bytes(self) -> int:
@@ -126,7 +125,7 @@ class LensModel(ABC):
 
     @property
     def offered_hooks(self) -> str:
-        """The hook points in a few words, for messages."""
+        """A short description of the editable hook points, for messages."""
         return describe_hook_names(self.hook_names)
 
     def width(self, hook_name: str) -> int:
@@ -141,7 +140,7 @@ class LensModel(ABC):
     def hooked(self, hook_name: str, fn: HookFn) -> Iterator[None]:
         """Call `fn(x [rows, pos, width])` at a hook point while the context is open.
 
-        What `fn` returns replaces the value; None leaves it.
+        The result of `fn` replaces the value; None leaves it.
         """
         detach = self.attach(hook_name, fn)
         try:
@@ -150,7 +149,7 @@ class LensModel(ABC):
             detach()
 
     def attach(self, hook_name: str, fn: HookFn) -> Callable[[], None]:
-        """Call `fn` at a hook point from now on; return what ends that.
+        """Call `fn` at a hook point from now on; return a function that ends this.
 
         Raises:
             KeyError: the model has no such hook point.
@@ -159,7 +158,7 @@ class LensModel(ABC):
 
     @torch.inference_mode()
     def unembed(self, directions: Float[Tensor, "rows d_model"]) -> Float[Tensor, "rows vocab"]:
-        """Return what directions in the residual stream add to the logits, up to the final norm's scale."""
+        """Return the logits that directions in the residual stream add, up to the final norm's scale."""
         return self.unembedding.logits(directions.to(self.device, self.dtype)).float()
 
     @torch.inference_mode()
@@ -167,29 +166,29 @@ class LensModel(ABC):
         self,
         ids: Int[Tensor, "rows pos"],
         hook_names: Iterable[str],
-        cache: Any = None,  # noqa: ANN401 any of transformers' own
+        cache: Any = None,  # noqa: ANN401 any cache of transformers
     ) -> dict[str, Float[Tensor, "rows pos width"]]:
-        """Return the values at some hook points, of rows without padding.
+        """Return the values at the hook points, for rows without padding.
 
-        The model runs only as far as the last of them. With `cache` the rows go on where it ends, and it grows.
+        The model runs only as far as the last of them. With a `cache` the rows continue it, and it grows.
 
         Raises:
             KeyError: the model has no such hook point.
         """
-        wanted = frozenset(hook_names)
-        found: dict[str, Tensor] = {}
+        names = frozenset(hook_names)
+        values: dict[str, Tensor] = {}
 
         def keep(value: Tensor, hook_name: str) -> None:
-            found[hook_name] = value.clone()  # some blocks add to it in place
-            if len(found) == len(wanted):
+            values[hook_name] = value.clone()  # some blocks add to it in place
+            if len(values) == len(names):
                 raise _AllReadError
 
         with contextlib.ExitStack() as stack, contextlib.suppress(_AllReadError):
-            for hook_name in wanted:
+            for hook_name in names:
                 stack.enter_context(self.hooked(hook_name, functools.partial(keep, hook_name=hook_name)))
             past = {} if cache is None else {"past_key_values": cache}
             self.forward(ids.to(self.device), use_cache=cache is not None, **past)
-        return found
+        return values
 
 
 def load_lens(
@@ -203,19 +202,19 @@ def load_lens(
     """Build the model from its files.
 
     Args:
-        files: The files; those that only a HookedTransformer can read become one whatever `backend` says.
-        device: `auto` takes CUDA where there is a device.
-        dtype: `auto` is bfloat16 on CUDA and float32 on a CPU.
-        backend: What runs the model.
-        process_weights: Whether a HookedTransformer gets its norms folded and its weights centred.
+        files: The files. Those in HookedTransformer's own format are loaded as one whatever `backend` is.
+        device: The device; `auto` is CUDA if a CUDA device is available, else the CPU.
+        dtype: The number format; `auto` is bfloat16 on CUDA and float32 on a CPU.
+        backend: The backend that runs the model.
+        process_weights: Whether to fold the norms and centre the weights of a HookedTransformer.
 
     Raises:
-        ModelSourceError: the architecture is not supported, the files are broken, or memory does not suffice.
+        ModelSourceError: the architecture is not supported, the files are damaged, or the memory is too small.
     """
     target = pick_device(device)
     kind = pick_dtype(dtype, target)
     transformers_logging.disable_progress_bar()
-    # Both build on this module.
+    # Imported here, as both import this module.
     if backend == "hooked_transformer" or is_hooked_folder(files.path):
         from steerserve.model.hooked_lens import load_hooked_lens  # noqa: PLC0415
 
@@ -226,6 +225,6 @@ def load_lens(
 
 
 def official_name(name: str) -> str:
-    """Return a hub's name of a model for the one that TransformerLens uses, such as gpt2 for gpt2-small."""
-    wanted = name.lower()
-    return next((official for official, aliases in MODEL_ALIASES.items() if wanted in map(str.lower, aliases)), name)
+    """Return the hub's name of a model that TransformerLens calls `name`, such as gpt2 for gpt2-small."""
+    alias = name.lower()
+    return next((official for official, aliases in MODEL_ALIASES.items() if alias in map(str.lower, aliases)), name)

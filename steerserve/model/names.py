@@ -14,30 +14,30 @@ if TYPE_CHECKING:
 RESID_PRE, RESID_MID, RESID_POST = "hook_resid_pre", "hook_resid_mid", "hook_resid_post"
 HOOK_Z, ATTN_OUT, MLP_OUT = "attn.hook_z", "hook_attn_out", "hook_mlp_out"
 STREAM_INTO_MLP, LN2_NORMALIZED, MLP_IN = "hook_mlp_in", "ln2.hook_normalized", "mlp.hook_in"
-"""On the MLP's way in: the stream before its norm, after the norm's division and before its weights, what it takes."""
+"""Before the MLP: the stream before its norm, the stream normalised but not yet weighted, and the MLP's input."""
 KINDS = (RESID_PRE, HOOK_Z, ATTN_OUT, RESID_MID, MLP_OUT, RESID_POST)
-"""What can be read and edited, in the order in which a forward pass reaches them."""
+"""Kinds of hook points that can be read and edited, in the order of a forward pass."""
 READ_KINDS = (STREAM_INTO_MLP, LN2_NORMALIZED, MLP_IN)
-"""What can only be read, which transcoders do: an edit there is one of the MLP alone, and no client may ask for it."""
+"""Kinds that can only be read, by transcoders. An edit there would change the MLP but not the stream."""
 ALL_KINDS = (RESID_PRE, HOOK_Z, ATTN_OUT, RESID_MID, *READ_KINDS, MLP_OUT, RESID_POST)
-"""In the order in which a forward pass reaches them."""
+"""All kinds, in the order of a forward pass."""
 _NAME_FIELDS = ("_name_or_path", "model_name")
-"""Of a transformers model, and of a HookedTransformer."""
+"""Fields with the name, of a transformers model and of a HookedTransformer."""
 _QUANTISATION = re.compile(r"[._-](?:i?q\d\w*|bf16|fp?16|fp?32)$")
 
 
 def plain_name(name: str) -> str:
-    """Return the part of a model's name that is the same wherever it is written.
+    """Return the part of a model's name that is the same on hubs, in files and in dictionaries.
 
-    That is the last component in lower case, without the endings of GGUF files: `HuggingFaceTB/SmolLM2-135M-Instruct`
-    and `SmolLM2-135M-Instruct.Q4_1.gguf` are one model.
+    It is the last component in lower case, without the endings of GGUF files: `HuggingFaceTB/SmolLM2-135M-Instruct`
+    and `SmolLM2-135M-Instruct.Q4_1.gguf` are the same model.
     """
     last = name.rstrip("/").rpartition("/")[2].lower().removesuffix(".gguf")
     return _QUANTISATION.sub("", last).removesuffix("-gguf")
 
 
 def model_names(files: ModelFiles) -> tuple[str, ...]:
-    """Return what a model is called: its id, and the name under which it was saved where its `config.json` says so."""
+    """Return the names of a model: its id, and the name in its `config.json`, if it has one."""
     try:
         config = json.loads((files.path / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -48,7 +48,7 @@ def model_names(files: ModelFiles) -> tuple[str, ...]:
 
 
 def describe_hook_names(hook_names: Iterable[str]) -> str:
-    """Say in a few words which hook points these are, however many blocks they are in."""
+    """Describe hook points briefly, in however many blocks they are."""
     blocks: dict[int, None] = {}
     kinds: set[str] = set()
     for hook_name in hook_names:

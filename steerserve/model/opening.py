@@ -1,4 +1,4 @@
-"""The model that a run's options name: fetched and built."""
+"""Fetches and builds the model that a run's options name."""
 
 from __future__ import annotations
 
@@ -14,38 +14,38 @@ if TYPE_CHECKING:
 
 
 class ModelOptions(Protocol):
-    """What says which model computes, and how."""
+    """The options that choose the model and how it computes."""
 
     @property
     def model(self) -> str:
-        """Where it comes from."""
+        """Source of the model, as `fetch_model` takes it."""
 
     @property
     def model_dtype(self) -> str:
-        """In which it computes."""
+        """Number format of the model."""
 
     @property
     def device(self) -> str:
-        """Where it computes."""
+        """Device of the model."""
 
     @property
     def backend(self) -> Backend:
-        """What runs it."""
+        """Backend that runs the model."""
 
     @property
     def process_weights(self) -> bool:
-        """Whether a HookedTransformer gets its norms folded and its weights centred."""
+        """Whether to fold the norms and centre the weights of a HookedTransformer."""
 
     @property
     def trust_remote_code(self) -> bool:
-        """Whether code that its repository brings is run."""
+        """Whether to run code from the model's repository."""
 
 
 def open_model(options: ModelOptions) -> tuple[ModelFiles, LensModel]:
     """Return the model's files and the model.
 
     Raises:
-        ModelSourceError: it cannot be had or loaded.
+        ModelSourceError: the model cannot be fetched or loaded.
     """
     files = fetch_model(options.model, trust_remote_code=options.trust_remote_code)
     lens = load_lens(

@@ -1,8 +1,8 @@
 """Linear layers whose rows do not depend on how many rows are computed together.
 
-On a CPU the usual matrix product picks another summation order for 1, 4 or 16 rows, so a request's tokens could
-depend on its neighbours. oneDNN's kernels over a pre-packed weight give each row the same bits for every count of
-rows from two on (measured by `tests/model/test_packed.py`), and are faster between 4 and 64 rows.
+On a CPU the default matrix product sums in another order for 1, 4 or 16 rows, so a request's tokens could depend on
+the other requests. oneDNN's kernels over a pre-packed weight give each row the same bits for any number of rows from
+two on (`tests/model/test_packed.py`), and are faster between 4 and 64 rows.
 """
 
 from collections.abc import Callable
@@ -13,12 +13,12 @@ from transformers.activations import ACT2FN
 from transformers.pytorch_utils import Conv1D
 
 MIN_ROWS = 2
-"""One row alone takes another kernel; the engine never computes fewer rows than this."""
+"""Smallest number of rows that the engine computes; a single row would use another kernel."""
 
 _LANES = 32
-"""Widths of whole multiples of this have no elements outside vector lanes."""
+"""Number of elements in vector lanes; multiples of it leave no element outside them."""
 _ONE_THREAD = 32768
-"""torch computes fewer elements than this in one thread."""
+"""Number of elements below which torch uses one thread."""
 _ACTIVATIONS = tuple({type(ACT2FN[name]) for name in ACT2FN} - {nn.ReLU})
 
 
@@ -26,10 +26,10 @@ class PackedLinear(nn.Module):
     """A frozen linear layer `[..., d_in] -> [..., d_out]` whose weight is kept in oneDNN's own layout."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
-        """Pack `weight [d_out, d_in]`; the plain copy is not kept."""
+        """Pack `weight [d_out, d_in]`, without keeping the plain copy."""
         super().__init__()
         self.out_features, self.in_features = weight.shape
-        self._packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous(), None)  # noqa: SLF001 the only name it has
+        self._packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous(), None)  # noqa: SLF001 it has no public name
         self.register_buffer("bias", None if bias is None else bias.detach(), persistent=False)
 
     @property
@@ -38,9 +38,9 @@ class PackedLinear(nn.Module):
         return torch.Tensor(self._packed.to_dense())
 
     def forward(self, x: Tensor) -> Tensor:
-        """Apply the layer; a single row is computed as two, so that its bits equal those it has among others."""
+        """Apply the layer. A single row is computed as two, so that it has the same bits as among others."""
         num_rows = x.numel() // self.in_features
-        if not num_rows:  # an expert that no token was sent to
+        if not num_rows:  # an expert without tokens
             return x.new_empty(*x.shape[:-1], self.out_features)
         if num_rows < MIN_ROWS:
             doubled = x.reshape(num_rows, self.in_features).expand(MIN_ROWS, self.in_features)
@@ -58,9 +58,9 @@ class PackedLinear(nn.Module):
 
 
 def pack_linears(module: nn.Module) -> int:
-    """Replace every `nn.Linear` and `Conv1D` below `module` by a `PackedLinear`; return how many there were.
+    """Replace every `nn.Linear` and `Conv1D` below `module` by a `PackedLinear`; return how many were replaced.
 
-    Subclasses are left alone, as their forward may do more.
+    Subclasses are not replaced, as their forward may do more.
     """
     num_packed = 0
     for parent in list(module.modules()):
@@ -75,17 +75,17 @@ def pack_linears(module: nn.Module) -> int:
 
 def num_weights(module: nn.Module) -> int:
     """Count the weights below `module`, packed ones included."""
-    packed = (one for one in module.modules() if isinstance(one, PackedLinear))
-    num_packed = sum(one.in_features * one.out_features for one in packed)
-    return num_packed + sum(one.numel() for one in module.parameters())
+    packed = (layer for layer in module.modules() if isinstance(layer, PackedLinear))
+    num_packed = sum(layer.in_features * layer.out_features for layer in packed)
+    return num_packed + sum(parameter.numel() for parameter in module.parameters())
 
 
 class RowwiseActivation(nn.Module):
-    """An activation function that gives a row the same bits whatever the number of rows, in decode steps.
+    """An activation function that gives a row the same bits for any number of rows, in decode steps.
 
-    torch computes most elements in vector lanes and the last few of each thread's share one by one, and the two round
-    differently in functions such as SiLU. So rows are padded to whole lanes, and few enough of them are computed at
-    once for one thread.
+    torch computes most elements in vector lanes and the last few of each thread's share one by one. The two round
+    differently in functions such as SiLU. Rows are therefore padded to whole lanes, and computed in blocks that are
+    small enough for one thread.
     """
 
     def __init__(self, activation: Callable[[Tensor], Tensor]) -> None:
@@ -114,5 +114,5 @@ def wrap_activations(module: nn.Module) -> None:
 
 
 def can_pack(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether layers on `device` in `dtype` can be packed here."""
+    """Tell whether layers on `device` in `dtype` can be packed on this machine."""
     return device.type == "cpu" and dtype is torch.float32 and torch.backends.mkldnn.is_available()

@@ -1,8 +1,8 @@
-"""Running a model from a hook point on: the blocks before it are skipped, not computed.
+"""Runs a model from a hook point on, without computing the blocks before it.
 
-The model's own forward runs as always (embedding, masks, position embeddings), with blocks that give back the stream
-they are given in place of those before the hook point. That is exact where blocks hand on the stream and nothing else,
-which is tried for each hook point on the model itself.
+The model's own forward runs as always (embedding, masks, position embeddings), but the blocks before the hook point
+return their input. This is exact if blocks pass on the stream and nothing else, which is tested on the model itself for
+each hook point.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ if TYPE_CHECKING:
 _NUM_TOKENS = 6
 _SEED = 5
 _ROUNDING = 64
-"""Units in the last place by which logits computed from the same values may differ."""
+"""Largest difference of logits computed from the same values, in units in the last place."""
 
 
 def find_skips(lens: BridgeLens, hook_name: str) -> Mapping[nn.Module, Forward]:
-    """Return what to call instead of each block before a hook point; nothing where all blocks must run.
+    """Return the functions to call instead of the blocks before a hook point; empty if all blocks must run.
 
-    The value at the hook point must be replaced. Inside a block there is nothing to skip, as that block's stream is
-    not known from the value.
+    The value at the hook point must be replaced. For a hook point inside a block no block is skipped, as the value
+    does not determine the stream of that block.
     """
     _, layer, kind = hook_name.split(".", 2)
     num_before = {RESID_PRE: int(layer), RESID_POST: int(layer) + 1}.get(kind, 0)
@@ -44,13 +44,13 @@ def find_skips(lens: BridgeLens, hook_name: str) -> Mapping[nn.Module, Forward]:
     value = torch.randn(1, _NUM_TOKENS, lens.width(hook_name), generator=generator).to(lens.device, lens.dtype)
     ids = torch.arange(_NUM_TOKENS, device=lens.device)[None]
     with torch.inference_mode(), lens.hooked(hook_name, lambda _: value.clone()):
-        # Of other tokens, so that what blocks may keep on themselves is not what the next pass wants.
+        # With other tokens, so that the next pass cannot use anything that blocks have kept from this one.
         skips = _stand_ins(blocks, lambda: lens.forward(ids.flip(1), use_cache=False))
         try:
             with skipping(skips):
                 part = lens.forward(ids, use_cache=False).float()
         except (RuntimeError, TypeError, ValueError, IndexError, KeyError, AttributeError):
-            return {}  # something later wants what a skipped block would have left behind
+            return {}  # a later part needs something that a skipped block would have computed
         whole = lens.forward(ids, use_cache=False).float()
     allowed = _ROUNDING * torch.finfo(lens.dtype).eps * whole.abs().max()
     return skips if bool((whole - part).abs().max() <= allowed) else {}
@@ -58,8 +58,8 @@ def find_skips(lens: BridgeLens, hook_name: str) -> Mapping[nn.Module, Forward]:
 
 @contextlib.contextmanager
 def skipping(skips: Mapping[nn.Module, Forward]) -> Iterator[None]:
-    """Call these instead of the blocks' own forwards while the context is open."""
-    # Some blocks have a forward of their own beside their class's: transformers and its users wrap them.
+    """Call these functions instead of the blocks' own forwards while the context is open."""
+    # Some blocks have a forward besides their class's: transformers and its users wrap them.
     own = {block: block.__dict__["forward"] for block in skips if "forward" in block.__dict__}
     for block, skip in skips.items():
         block.forward = skip
@@ -73,7 +73,7 @@ def skipping(skips: Mapping[nn.Module, Forward]) -> Iterator[None]:
 
 
 def _stand_ins(blocks: list[nn.Module], forward: Callable[[], object]) -> dict[nn.Module, Forward]:
-    """Return, for each block, what gives back the stream in the form in which the block gives its output."""
+    """Return, for each block, a function that returns the stream in the form of the block's output."""
     skips: dict[nn.Module, Forward] = {}
 
     def note(block: nn.Module, _: object, out: object) -> None:
@@ -86,6 +86,6 @@ def _stand_ins(blocks: list[nn.Module], forward: Callable[[], object]) -> dict[n
     return skips
 
 
-def _pass_on(num_others: int | None, *args: Any, **kwargs: Any) -> Tensor | tuple[Tensor | None, ...]:  # noqa: ANN401 what transformers' blocks take
+def _pass_on(num_others: int | None, *args: Any, **kwargs: Any) -> Tensor | tuple[Tensor | None, ...]:  # noqa: ANN401 the arguments of transformers' blocks
     stream: Tensor = args[0] if args else kwargs["hidden_states"]
     return stream if num_others is None else (stream, *[None] * num_others)

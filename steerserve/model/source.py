@@ -1,7 +1,7 @@
-"""Where a model's files come from: a built-in name, a hub repository, a folder or a GGUF file.
+"""Fetches a model's files: from a built-in name, a hub repository, a folder or a GGUF file.
 
-Whatever the source, `fetch_model` answers with a local folder of safetensors, configuration and tokenizer. Nothing is
-ever unpickled. This module knows files; it does not build the model.
+For every source, `fetch_model` returns a local folder of safetensors, configuration and tokenizer. Nothing is ever
+unpickled. This module handles files; it does not build the model.
 """
 
 from __future__ import annotations
@@ -29,18 +29,19 @@ class ModelFiles:
     """A model's files on disk."""
 
     id: str
-    """The name that clients use."""
+    """Name of the model, as clients use it."""
     path: Path
     """A folder with `config.json`, safetensors and a tokenizer."""
     source: str
+    """The source as its user gave it."""
     trust_remote_code: bool = False
 
 
 def fetch_model(source: str, *, cache_dir: Path | None = None, trust_remote_code: bool = False) -> ModelFiles:
-    """Make the files of `source` local, and say where they are.
+    """Fetch the files of `source`, if they are not local, and return where they are.
 
     Raises:
-        ModelSourceError: there is no such model, it cannot be reached, or it fails its checksum.
+        ModelSourceError: the model does not exist, cannot be reached, or fails its checksum.
     """
     cache_dir = cache_dir or default_cache_dir()
     try:
@@ -53,7 +54,7 @@ def fetch_model(source: str, *, cache_dir: Path | None = None, trust_remote_code
 
 
 def is_hooked_folder(path: Path) -> bool:
-    """Tell whether a folder's `config.json` is that of a HookedTransformer, and not of a transformers model."""
+    """Tell whether a folder's `config.json` belongs to a HookedTransformer, and not to a transformers model."""
     try:
         config = json.loads((path / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -62,7 +63,7 @@ def is_hooked_folder(path: Path) -> bool:
 
 
 def absolute_source(source: str) -> str:
-    """Return a source as it is found from any working directory: a folder or file by its whole path."""
+    """Return a source that means the same in any working directory: a folder or file as an absolute path."""
     path = Path(source).expanduser()
     return source if source in BUILTIN_MODELS or not path.exists() else str(path.absolute())
 
@@ -73,7 +74,9 @@ def _fetch(source: str, cache_dir: Path, *, trust_remote_code: bool) -> ModelFil
     path = Path(source).expanduser()
     if source.endswith(".gguf"):
         if not path.is_file():
-            message = f"There is no file {source}. Give the path of a GGUF file, a model folder or a hub repository."
+            message = (
+                f"The file {source} does not exist. Give the path of a GGUF file, a model folder or a hub repository."
+            )
             raise ModelSourceError(message)
         return ModelFiles(path.stem, convert_gguf(path, cache_dir / "converted"), source)
     if path.is_dir():
@@ -83,8 +86,8 @@ def _fetch(source: str, cache_dir: Path, *, trust_remote_code: bool) -> ModelFil
         return ModelFiles(source, _hub(source), source, trust_remote_code)
     names = ", ".join(BUILTIN_MODELS)
     message = (
-        f"No model {source!r}: it is no built-in name ({names}), no folder, no .gguf file "
-        "and no hub repository (ORGANISATION/NAME)."
+        f"The model {source!r} does not exist. Give a built-in name ({names}), a folder, a .gguf file or a hub "
+        "repository (ORGANISATION/NAME)."
     )
     raise ModelSourceError(message)
 
@@ -101,7 +104,7 @@ def _builtin(name: str, cache_dir: Path) -> Path:
 
 def _check_folder(path: Path) -> None:
     if not (path / "config.json").is_file():
-        message = f"The folder {path} has no config.json, so it is no model folder of transformers."
+        message = f"The folder {path} has no config.json, so it is not a model folder of transformers."
         raise ModelSourceError(message)
     if not any(path.glob("*.safetensors")):
         message = f"The folder {path} has no .safetensors file; pickled weights are never loaded. Convert them first."
@@ -109,7 +112,7 @@ def _check_folder(path: Path) -> None:
 
 
 def _hub(repo: str) -> Path:
-    from huggingface_hub import snapshot_download  # noqa: PLC0415 slow import, needed for hub sources alone
+    from huggingface_hub import snapshot_download  # noqa: PLC0415 slow import, needed for hub sources only
 
     try:
         with progress_line(f"Fetching {repo} from the hub"):

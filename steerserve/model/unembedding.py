@@ -1,4 +1,4 @@
-"""What a direction in the residual stream adds to the logits, up to the scale that the final norm gives each token."""
+"""The logits that a direction in the residual stream adds, up to the scale that the final norm gives each token."""
 
 from __future__ import annotations
 
@@ -17,18 +17,19 @@ class Unembedding:
     """The linear part of final norm and unembedding."""
 
     gain: Float[Tensor, " d_model"]
-    """What the norm multiplies each component with."""
+    """Factor by which the norm multiplies each component."""
     is_centred: bool
-    """Whether the norm takes the mean away first."""
+    """Whether the norm subtracts the mean first."""
     head: nn.Module
+    """The unembedding, from the normed stream to the logits."""
 
     @property
     def width(self) -> int:
-        """Size of the vectors that are unembedded."""
+        """Size of the vectors that the unembedding takes."""
         return int(getattr(self.head, "in_features", len(self.gain)))
 
     def logits(self, directions: Float[Tensor, "rows d_model"]) -> Float[Tensor, "rows vocab"]:
-        """Return what each direction adds to the logits."""
+        """Return the logits that each direction adds."""
         if self.is_centred:
             directions = directions - directions.mean(dim=-1, keepdim=True)
         logits: Tensor = self.head(directions * self.gain)
@@ -40,16 +41,16 @@ class Unembedding:
 def find_unembedding(norm: nn.Module | None, head: nn.Module, like: Float[Tensor, " d_model"]) -> Unembedding:
     """Return the linear part of a norm and a head.
 
-    The gain is measured rather than read, since one architecture keeps it as it is and another less 1.
+    The gain is measured and not read from the weights, as some architectures store it minus 1.
 
     Args:
         norm: The final norm; None for a model without one.
-        head: From the normed stream to the logits.
-        like: Any vector of the model's width, type and device.
+        head: The unembedding, from the normed stream to the logits.
+        like: Any vector with the width, number format and device of the model.
     """
     if norm is None:
         return Unembedding(torch.ones_like(like), is_centred=False, head=head)
-    # Of mean 0 and mean square 1, so that a norm changes nothing in it but by its gain and its bias.
+    # With mean 0 and mean square 1, so that a norm changes it by its gain and its bias only.
     signs = torch.ones_like(like)
     signs[1::2] = -1.0
     plus, minus = norm(signs[None])[0], norm(-signs[None])[0]

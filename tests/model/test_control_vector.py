@@ -115,5 +115,5 @@ def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
             read_control_vector(path)
     with (tmp_path / "huge.gguf").open("wb") as file:
         file.truncate(65 * 1024 * 1024)
-    with pytest.raises(VectorError, match="over"):
+    with pytest.raises(VectorError, match="larger than"):
         read_control_vector(tmp_path / "huge.gguf")

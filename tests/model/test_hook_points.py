@@ -14,7 +14,8 @@ from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_f
 from transformers import AutoModelForCausalLM
 
 from steerserve.model.hook_check import working_points
-from steerserve.model.hook_points import ModulePoint, _norm_of
+from steerserve.model.hook_locations import _norm_of
+from steerserve.model.hook_points import ModulePoint
 from steerserve.model.lens import LensModel, load_lens
 from steerserve.model.names import (
     ALL_KINDS,
@@ -87,7 +88,7 @@ def test_what_an_mlp_reads_can_be_read_and_not_edited(both: tuple[LensModel, Any
     assert lens.readable == tuple(f"blocks.{layer}.{kind}" for layer in range(2) for kind in kinds)
     assert not any(name.endswith(READ_KINDS) for name in lens.hook_names)
     for hook_name in set(lens.readable) - set(lens.hook_names):
-        with lens.hooked(hook_name, torch.zeros_like), pytest.raises(RuntimeError, match="not be replaced"):
+        with lens.hooked(hook_name, torch.zeros_like), pytest.raises(RuntimeError, match="not replaced"):
             lens.forward(IDS, use_cache=False)
 
 

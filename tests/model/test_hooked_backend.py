@@ -236,12 +236,12 @@ def without_a_weight(folder: Path) -> str:
     weights = load_file(folder / "model.safetensors")
     del weights["blocks.1.attn.W_O"]
     save_file(weights, folder / "model.safetensors")
-    return "lacks blocks.1.attn.W_O"
+    return "they lack blocks.1.attn.W_O"
 
 
 def with_another_weight(folder: Path) -> str:
     save_file(load_file(folder / "model.safetensors") | {"other": torch.zeros(1)}, folder / "model.safetensors")
-    return "has other"
+    return "the model has no other"
 
 
 def without_safetensors(folder: Path) -> str:
@@ -250,9 +250,9 @@ def without_safetensors(folder: Path) -> str:
 
 
 CHANGES: dict[str, Any] = {
-    "generating needs causal": {"attention_dir": "bidirectional"},
+    "text generation needs causal": {"attention_dir": "bidirectional"},
     "size mismatch": {"d_vocab_out": 5},
-    "cannot make a HookedTransformer of model": {"d_model": "many"},
+    "cannot load model as a HookedTransformer": {"d_model": "many"},
     "act_fn=sine": {"act_fn": "sine"},
 }
 

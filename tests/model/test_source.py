@@ -48,9 +48,9 @@ def test_a_folder_is_served_under_its_name(model_folders: dict[str, Path], tmp_p
     ("source", "hint"),
     [
         ("no-such-model", "smollm2-135m-instruct"),
-        ("/no/such/folder", "no folder"),
+        ("/no/such/folder", "does not exist. Give a built-in name"),
         ("a b/c d", "hub repository"),
-        ("/no/such/file.gguf", "no file"),
+        ("/no/such/file.gguf", "file.gguf does not exist"),
     ],
 )
 def test_a_source_that_is_nothing_is_told_what_there_is(source: str, hint: str, tmp_path: Path) -> None:
@@ -112,7 +112,7 @@ def test_weights_cut_short_are_refused(copy: Path, keep: int) -> None:
 def test_a_header_longer_than_its_file_is_refused(copy: Path) -> None:
     weights = copy / "model.safetensors"
     weights.write_bytes((1 << 60).to_bytes(8, "little") + weights.read_bytes()[8:])
-    with pytest.raises(ModelSourceError, match="cut or damaged"):
+    with pytest.raises(ModelSourceError, match="damaged: its header"):
         load(copy)
 
 
@@ -153,7 +153,7 @@ def test_a_cuda_device_that_is_not_there_is_refused(
     model_folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    with pytest.raises(ModelSourceError, match="sees 0 CUDA devices"):
+    with pytest.raises(ModelSourceError, match="finds 0 CUDA devices"):
         load_lens(fetch_model(str(model_folders["llama"])), device="cuda")
 
 
