@@ -18,7 +18,8 @@ from packaging.utils import canonicalize_name
 
 import steerserve
 from steerserve.cli import app
-from steerserve.core.config import Settings, setting_names
+from steerserve.core.config import Settings
+from steerserve.core.settings_sources import setting_names
 
 ROOT = Path(__file__).parent.parent
 PAGES = {file.name: file.read_text(encoding="utf-8") for file in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]}

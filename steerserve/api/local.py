@@ -7,13 +7,13 @@ whose own event loop is busy.
 from __future__ import annotations
 
 import asyncio
-import queue
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import torch
 
+from steerserve.api.local_chunks import LocalChunks
 from steerserve.core.errors import InvalidRequestError, UnavailableError
 from steerserve.engine.background import drive_async
 from steerserve.engine.readings import read_texts, text_ids
@@ -40,7 +40,7 @@ from steerserve.wire.jobs import InterpretRequest, TrainRequest
 from steerserve.wire.texts import ContrastRequest, InspectRequest
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Iterator, Sequence
+    from collections.abc import Coroutine, Sequence
 
     from jaxtyping import Float
     from torch import Tensor
@@ -274,44 +274,6 @@ async def _cancel_all() -> None:
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
-
-
-class LocalChunks:
-    """The chunks of one generation, read from another thread than that of its event loop."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop, generation: Generation, writer: AnswerWriter[Any, Any]) -> None:
-        """Begin to read `generation` on `loop`."""
-        self._loop = loop
-        self._generation = generation
-        self._arrived: queue.SimpleQueue[list[Json] | BaseException | None] = queue.SimpleQueue()
-        self._reading = asyncio.run_coroutine_threadsafe(self._read(writer), loop)
-
-    def __iter__(self) -> Iterator[Json]:
-        """Yield the chunks as JSON objects; leaving the loop early ends the generation.
-
-        Raises:
-            SteerserveError: the generation failed.
-        """
-        try:
-            while (item := self._arrived.get()) is not None:
-                if isinstance(item, BaseException):
-                    raise item
-                yield from item
-        finally:
-            self.close()
-
-    def close(self) -> None:
-        """End the generation if it still runs. Any number of times."""
-        self._reading.cancel()  # its `with` block ends the generation
-
-    async def _read(self, writer: AnswerWriter[Any, Any]) -> None:
-        try:
-            with self._generation:
-                async for chunks in writer.chunks(lambda chunks: [chunk.model_dump(mode="json") for chunk in chunks]):
-                    self._arrived.put(chunks)
-            self._arrived.put(None)
-        except BaseException as error:  # noqa: BLE001 raised again by the reader
-            self._arrived.put(error)
 
 
 def _corpus(entry: object) -> object:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from steerserve.commands.shared import environment_settings
-from steerserve.core.config import expand_home
 from steerserve.core.errors import ConfigError
+from steerserve.core.files import expand_home
 
 if TYPE_CHECKING:
     from steerserve.store.location import StoreLocation

@@ -21,7 +21,8 @@ from steerserve.commands.terminal import (
     Threads,
     followed_run,
 )
-from steerserve.core.config import DEFAULT_MODEL, expand_home
+from steerserve.core.config import DEFAULT_MODEL
+from steerserve.core.files import expand_home
 from steerserve.core.literals import DEFAULT_INTERPRET_TOKENS
 from steerserve.interpret.options import InterpretedSource, InterpretOptions
 

@@ -22,7 +22,7 @@ from pydantic import (
     field_validator,
 )
 
-from steerserve.core.findings import models_in
+from steerserve.core.files import expand_home
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
 DEFAULT_DICTIONARY_ID = "res17"
@@ -34,14 +34,6 @@ def default_cache_dir() -> Path:
     if configured := os.environ.get("STEERSERVE_CACHE_DIR"):
         return expand_home(Path(configured))
     return expand_home(Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache")) / "steerserve"
-
-
-def expand_home(path: Path) -> Path:
-    """Replace a leading `~` by the home folder; `~name` of an unknown user stays as it is, as in a shell."""
-    try:
-        return path.expanduser()
-    except RuntimeError:
-        return path
 
 
 def is_loopback(host: str) -> bool:
@@ -72,8 +64,7 @@ def _split_id(value: object) -> object:
         return value
     name, equals, source = value.partition("=")
     if not equals:
-        message = f"{value!r} is not ID=SOURCE, such as {DEFAULT_DICTIONARY_ID}={DEFAULT_DICTIONARY_SOURCE}"
-        raise ValueError(message)
+        raise ValueError(f"{value!r} is not ID=SOURCE, such as {DEFAULT_DICTIONARY_ID}={DEFAULT_DICTIONARY_SOURCE}")
     return {"id": name.strip(), "source": source.strip()}
 
 
@@ -81,8 +72,6 @@ Whole = Annotated[int, BeforeValidator(_refuse_bool)]
 Real = Annotated[float, BeforeValidator(_refuse_bool), Field(allow_inf_nan=False)]
 Text = Annotated[str, Field(min_length=1)]
 HomePath = Annotated[Path, AfterValidator(expand_home)]
-
-
 Backend = Literal["bridge", "hooked_transformer"]
 
 
@@ -290,9 +279,7 @@ class Settings(_Section):
     sampling: SamplingSettings = Field(
         default_factory=SamplingSettings, description="Sampling parameters of requests that leave them out."
     )
-    cache_dir: HomePath = Field(
-        default_factory=default_cache_dir, description="Folder for fetched and converted files."
-    )
+    cache_dir: HomePath = Field(default_factory=default_cache_dir, description="Folder of fetched and converted files.")
     log_level: LogLevel = Field("info", description="Least severe level that is logged.")
 
     @field_validator("dictionaries")
@@ -309,13 +296,3 @@ class Settings(_Section):
         """Folders that may hold `path:` sources: the configured ones, and those of the configured dictionaries."""
         named = (d.source.removeprefix("path:") for d in self.dictionaries if d.source.startswith("path:"))
         return (*self.dictionary_dirs, *(expand_home(Path(folder)) for folder in named))
-
-
-def setting_names(section: type[BaseModel] = Settings, prefix: str = "") -> list[str]:
-    """Return the dotted name of every setting and section; the fields of a list's items follow the list's name."""
-    names: list[str] = []
-    for name, described in section.model_fields.items():
-        names.append(prefix + name)
-        for inner in models_in(described.annotation):
-            names += setting_names(inner, f"{prefix}{name}.")
-    return names

@@ -75,3 +75,11 @@ def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object that steerserve wrote."""
     content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return content
+
+
+def expand_home(path: Path) -> Path:
+    """Replace a leading `~` by the home folder; `~name` of an unknown user stays as it is, as in a shell."""
+    try:
+        return path.expanduser()
+    except RuntimeError:
+        return path

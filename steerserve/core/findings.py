@@ -11,6 +11,7 @@ import re
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, get_args
 
+from steerserve.core.literals import Words
 from steerserve.core.names import nearest_name, short_name
 
 if TYPE_CHECKING:
@@ -24,25 +25,6 @@ DataPath = tuple[str | int, ...]
 UNKNOWN_KEY = "extra_forbidden"
 MISSING = "missing"
 
-
-@dataclass(frozen=True, slots=True)
-class Words:
-    """What a format calls its types, each with its article."""
-
-    string: str
-    integer: str
-    number: str
-    boolean: str
-    array: str
-    mapping: str
-    entry: str
-    """An item of an array, without an article; its plural ends in s or ies."""
-
-
-JSON_WORDS = Words("a string", "an integer", "a number", "a boolean", "an array", "an object", "entry")
-YAML_WORDS = Words(
-    "text", "a whole number", "a number", "true or false", "a list", "a mapping of names to values", "item"
-)
 
 _TYPES = {
     "string_type": "string",

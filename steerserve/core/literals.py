@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal, get_args
 
 Architecture = Literal[
@@ -38,3 +39,23 @@ VECTOR_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 DEFAULT_INTERPRET_TOKENS = 200_000
 MAX_INTERPRET_TOKENS = 10**9
 """Most tokens that one interpretation reads: histogram bins count in 32 bits."""
+
+
+@dataclass(frozen=True, slots=True)
+class Words:
+    """What a format calls its types, each with its article."""
+
+    string: str
+    integer: str
+    number: str
+    boolean: str
+    array: str
+    mapping: str
+    entry: str
+    """An item of an array, without an article; its plural ends in s or ies."""
+
+
+JSON_WORDS = Words("a string", "an integer", "a number", "a boolean", "an array", "an object", "entry")
+YAML_WORDS = Words(
+    "text", "a whole number", "a number", "true or false", "a list", "a mapping of names to values", "item"
+)

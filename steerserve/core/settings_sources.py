@@ -11,12 +11,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
-from steerserve.core.config import Settings, expand_home, setting_names
+from steerserve.core.config import Settings
 from steerserve.core.errors import ConfigError
-from steerserve.core.findings import UNKNOWN_KEY, YAML_WORDS, DataPath, explain, spell_path
+from steerserve.core.files import expand_home
+from steerserve.core.findings import UNKNOWN_KEY, DataPath, explain, models_in, spell_path
 from steerserve.core.keys import KEY_FIELDS, KEY_VARIABLES, KEYS_ADVICE, read_keys
+from steerserve.core.literals import YAML_WORDS
 from steerserve.core.yaml_document import YamlDocument, load_yaml, parse_yaml
 
 if TYPE_CHECKING:
@@ -159,3 +161,13 @@ def _suggest(path: DataPath) -> str:
     ):
         return f"did you mean {close[0]}?"
     return f"it must be one of {', '.join(siblings)}."
+
+
+def setting_names(section: type[BaseModel] = Settings, prefix: str = "") -> list[str]:
+    """Return the dotted name of every setting and section; the fields of a list's items follow the list's name."""
+    names: list[str] = []
+    for name, described in section.model_fields.items():
+        names.append(prefix + name)
+        for inner in models_in(described.annotation):
+            names += setting_names(inner, f"{prefix}{name}.")
+    return names

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from steerserve.core.config import expand_home
+from steerserve.core.files import expand_home
 from steerserve.dictionaries.files import SourceFolder, is_within, refusal
 from steerserve.dictionaries.hub import fetch_folder, split_repo
 from steerserve.dictionaries.layouts import CONFIG_FILE, StoredDictionary, read_folder

@@ -10,7 +10,8 @@ from pydantic import ValidationError
 
 from steerserve.compare.control import NamedArm, control_sources
 from steerserve.core.errors import ConfigError, InvalidRequestError
-from steerserve.core.findings import YAML_WORDS, Finding, explain, find_null, parse_path, spell_path
+from steerserve.core.findings import Finding, explain, find_null, parse_path, spell_path
+from steerserve.core.literals import YAML_WORDS
 from steerserve.core.yaml_document import YamlDocument, parse_yaml, read_text
 from steerserve.experiments.schema import ExperimentFile, Sampling
 from steerserve.model.names import plain_name

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from pydantic import ValidationError
 
 from steerserve.core.errors import ConfigError, PresetError
-from steerserve.core.findings import MISSING, YAML_WORDS, Finding, explain, find_null, spell_path
+from steerserve.core.findings import MISSING, Finding, explain, find_null, spell_path
+from steerserve.core.literals import YAML_WORDS
 from steerserve.core.yaml_document import YamlDocument, decode_text, parse_yaml
 from steerserve.model.names import plain_name
 from steerserve.presets.schema import NAME_RULE, PRESET_NAME, PresetFile, PresetSampling

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from steerserve.core.config import expand_home
 from steerserve.core.errors import InvalidRequestError
+from steerserve.core.files import expand_home
 from steerserve.interpret.options import InterpretedSource, InterpretOptions
 from steerserve.jobs.admission import check_corpus
 from steerserve.jobs.job import JobSpec

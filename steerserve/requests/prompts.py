@@ -6,7 +6,8 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from steerserve.core.errors import ContextLengthError, InvalidRequestError
-from steerserve.core.findings import JSON_WORDS, show_value
+from steerserve.core.findings import show_value
+from steerserve.core.literals import JSON_WORDS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, TypeVar
 
 from steerserve.core.errors import InvalidRequestError
-from steerserve.core.findings import JSON_WORDS, show_value
+from steerserve.core.findings import show_value
+from steerserve.core.literals import JSON_WORDS
 from steerserve.engine.request import SamplingParams
 
 if TYPE_CHECKING:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from steerserve.core.errors import InvalidRequestError, UnsupportedParameterError
-from steerserve.core.findings import JSON_WORDS, MISSING, explain, show_value, spell_path, type_in_words
+from steerserve.core.findings import MISSING, explain, show_value, spell_path, type_in_words
+from steerserve.core.literals import JSON_WORDS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

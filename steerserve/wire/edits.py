@@ -8,7 +8,8 @@ from pydantic import Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
 from steerserve.core.errors import InvalidRequestError
-from steerserve.core.findings import JSON_WORDS, MISSING, UNKNOWN_KEY, explain, show_value, spell_path
+from steerserve.core.findings import MISSING, UNKNOWN_KEY, explain, show_value, spell_path
+from steerserve.core.literals import JSON_WORDS
 from steerserve.wire.base import StrictModel
 
 Mode = Literal["add", "clamp", "multiply", "ablate", "floor", "ceiling", "remove"]

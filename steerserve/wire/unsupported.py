@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from steerserve.core.errors import UnsupportedParameterError
-from steerserve.core.findings import JSON_WORDS, show_value
+from steerserve.core.findings import show_value
+from steerserve.core.literals import JSON_WORDS
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,8 @@ import pytest
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
-from steerserve.core.findings import JSON_WORDS, YAML_WORDS, Finding, Words, explain, find_null, parse_path, spell_path
+from steerserve.core.findings import Finding, explain, find_null, parse_path, spell_path
+from steerserve.core.literals import JSON_WORDS, YAML_WORDS, Words
 
 
 class Strict(BaseModel):
