@@ -75,7 +75,7 @@ def test_a_bad_setting_is_one_line_and_exit_code_2(
 
 @pytest.mark.parametrize(
     ("source", "expected"),
-    [("nothing", "No model 'nothing'"), ("/no/such.gguf", "There is no file /no/such.gguf"), ("/", "no config.json")],
+    [("nothing", "The model 'nothing' does not exist"), ("/no/such.gguf", "The file /no/such.gguf does not exist"), ("/", "no config.json")],
 )
 def test_a_model_that_cannot_be_served_is_one_line(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, source: str, expected: str
@@ -149,7 +149,7 @@ def test_a_configuration_that_is_no_json_is_one_line(
 def test_a_model_that_does_not_exist_is_one_line(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert "No model 'nothing'" in refused(capsys, monkeypatch, "models", "fetch", "nothing")
+    assert "The model 'nothing' does not exist" in refused(capsys, monkeypatch, "models", "fetch", "nothing")
 
 
 def test_version_names_what_it_stands_on() -> None:
