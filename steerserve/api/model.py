@@ -180,8 +180,8 @@ class SteeredModel:
         self, query: str = "", *, dictionary: str | None = None, sort: Sort = "relevance", limit: int = 20
     ) -> FeatureHits:
         """Search features by label, snippets and promoted tokens; an empty query lists them all."""
-        found = self._backend.search(query, dictionary=dictionary, sort=sort, limit=limit)
-        return FeatureHits.model_validate(found)
+        hits = self._backend.search(query, dictionary=dictionary, sort=sort, limit=limit)
+        return FeatureHits.model_validate(hits)
 
     def feature(self, feature: int, *, dictionary: str | None = None) -> FeaturePage:
         """Return everything that is known of one feature."""

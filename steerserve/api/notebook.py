@@ -78,7 +78,7 @@ def tinted_tokens(
             largest[index] = max(largest.get(index, 0.0), act)
     totals = {index: sum(acts.get(index, 0.0) for acts in by_token) for index in largest}
     strongest = max(totals, key=totals.__getitem__, default=None)
-    shown = feature if feature is not None else next((one for one in preferred if one in largest), strongest)
+    shown = feature if feature is not None else next((index for index in preferred if index in largest), strongest)
     top = largest.get(shown, 0.0) if shown is not None else 0.0
     spans = [
         _tinted(token.token, acts.get(shown, 0.0) if shown is not None else 0.0, top, _hover(acts, labels))

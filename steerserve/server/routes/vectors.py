@@ -58,10 +58,10 @@ async def create_vector(
         read_text_sets, runtime.tokenizer, body.positive, body.negative, runtime.context_length
     )
     work = difference_of_means(runtime.engine, hook_name, median_norm, sets, body.pooling)
-    found = await unless_disconnected(request, work)
+    difference = await unless_disconnected(request, work)
     vector = StoredVector(
         name=body.name,
-        layers={hook_name: found.values},
+        layers={hook_name: difference.values},
         model=runtime.model_id,
         method=_METHOD,
         created=time.time(),
@@ -69,7 +69,7 @@ async def create_vector(
             "pooling": body.pooling,
             "num_positive": str(sets.num_positive),
             "num_negative": str(len(sets.rows) - sets.num_positive),
-            "held_out_auc": f"{found.held_out_auc:.3f}",
+            "held_out_auc": f"{difference.held_out_auc:.3f}",
         },
     )
     await asyncio.to_thread(runtime.vectors.put, vector, replace=body.replace)
