@@ -38,7 +38,7 @@ def environment_settings() -> Settings:
 
 @contextlib.contextmanager
 def loaded_model(settings: Settings) -> Iterator[Runtime]:
-    """Load the model and generate with it until the context ends; no jobs run.
+    """Load the model, and keep its engine running until the context ends; no jobs run.
 
     Raises:
         StartupError: the model or a dictionary cannot be used.

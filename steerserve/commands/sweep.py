@@ -18,7 +18,7 @@ def sweep_command(
         typer.Argument(metavar="FEATURE|PRESET", help="3857, res17/3857 or a preset's name.", show_default=False),
     ],
     scales: Annotated[
-        str, typer.Option(help="Scales, separated by commas; they multiply a preset's strength.")
+        str, typer.Option(help="UnitValues, separated by commas; they multiply a preset's strength.")
     ] = "0,0.5,1,1.5,2",
     unit: Annotated[Literal["raw", "max", "norm", "dose"], typer.Option(help="Unit of a feature's scales.")] = "dose",
     mode: Annotated[

@@ -26,7 +26,7 @@ _UNPRINTABLE: re.Pattern[str] = yaml.reader.Reader.NON_PRINTABLE
 MAX_DEPTH = 20
 """Largest depth of nested lists and mappings."""
 MAX_VALUES = 20_000
-"""Largest number of keys, values, lists and mappings of a text, which take some seconds to parse."""
+"""Largest number of keys, values, lists and mappings of a text. So many take some seconds to parse."""
 _NUMBER = re.compile(r"[-+]?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][-+]?[0-9]+)?")
 
 
@@ -174,7 +174,9 @@ class _DataBuilder:
 
     def _check_number(self, node: yaml.Node, number: float) -> None:
         """Refuse a number that YAML 1.1 reads as another than it looks like: 0123, 1:30, 1_0, 0b11, 0x1f."""
-        is_infinite_or_nan = node.tag.endswith(":float") and not math.isfinite(number)  # unmistakable
+        is_infinite_or_nan = node.tag.endswith(":float") and not math.isfinite(
+            number
+        )  # .inf and .nan cannot be mistaken for anything else
         if is_infinite_or_nan or _NUMBER.fullmatch(node.value):
             return
         meant = f"{node.value[:40]!r} is not a plain number (YAML reads {_written(number)})"

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from steerserve.core.observer import StoppedError
-from steerserve.dose.directions import NUM_PROMOTED
-from steerserve.dose.dosing import TYPICAL_PART, DoseSearch, find_doses, usual_dose
+from steerserve.dose.direction_facts import NUM_PROMOTED
+from steerserve.dose.dose_search import TYPICAL_PART, DoseSearch, find_doses, usual_dose
 from steerserve.dose.prompts import calibration_ids, more_ids, neutral_ids
 from steerserve.dose.pushed_text import PushedText
 from steerserve.engine.background import run_pieces

@@ -25,7 +25,7 @@ class Inbox:
     """Filled by any thread and emptied by the engine's, which waits here while it is idle."""
 
     def __init__(self, num_slots: int, max_queue: int) -> None:
-        """Let `max_queue` sequences wait beside those in the `num_slots` slots, and `max_queue` calls."""
+        """Let `max_queue` sequences wait beside those in the slots, and as many calls (at least one)."""
         self._num_slots = num_slots
         self._max_queue = max_queue
         self._changed = threading.Condition()
@@ -66,7 +66,8 @@ class Inbox:
         with self._changed:
             self._check_open()
             num_without_slot = self._num_pending - self._num_slots + len(sequences)
-            # A request with more samples than the queue holds is taken if it is alone; else it could never be served.
+            # A request with more samples than slots and queue hold is taken if nothing else runs or waits: there is no
+            # better moment for it.
             if num_without_slot > self._max_queue and self._num_pending:
                 raise self._full(f"{self._num_pending} samples are running or waiting")
             self._num_pending += len(sequences)

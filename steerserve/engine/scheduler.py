@@ -13,48 +13,16 @@ same bits as if it had computed its whole prompt itself.
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
+from steerserve.engine.prefix_sharing import SlotRecord, WatchedPrompt, find_donor, will_share_more
 from steerserve.engine.request import Phase
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from steerserve.engine.request import TokenReadings
     from steerserve.engine.sequence import Sequence
-    from steerserve.engine.watching import Readings
     from steerserve.steering.plan import PromptSums
-
-
-@dataclass(slots=True)
-class SlotRecord:
-    """The tokens whose keys and values are in a slot."""
-
-    prompt_ids: tuple[int, ...]
-    prompt_key: str | None
-    num_computed: int = 0
-    num_used: int = 0
-    """Number of columns in use, generated tokens included."""
-    last_logits: Tensor | None = None
-    """Logits after the whole prompt; None until it is computed."""
-    watched: WatchedPrompt | None = None
-    """Readings of the prompt, if its sequence was watched."""
-    prompt_sums: dict[int, PromptSums] = field(default_factory=dict)
-    """What steering did to the first tokens of the prompt, by their number, if it edits the prompt."""
-    sequence: Sequence | None = None
-    last_use: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class WatchedPrompt:
-    """Readings of a whole prompt, for sequences with the same watch."""
-
-    key: str
-    readings: Readings
-    """Readings at the last token."""
-    features: tuple[TokenReadings, ...]
-    """Readings at all of its tokens, if the watch includes the prompt."""
 
 
 class SlotMover(Protocol):
@@ -108,8 +76,8 @@ class Scheduler:
         for sequence in list(self.waiting):
             if self.num_running >= len(self.slots):
                 break
-            source, num_shared = self._best_donor(sequence)
-            if self._will_share_more(sequence, num_shared):
+            source, num_shared = find_donor(self.slots, sequence, self.chunk)
+            if will_share_more(self.prefilling, sequence, num_shared, self.chunk):
                 continue
             self.waiting.remove(sequence)
             self._give_slot(sequence, source, num_shared)
@@ -175,51 +143,6 @@ class Scheduler:
             message = "A sequence holds a slot without a record."
             raise RuntimeError(message)
         return record
-
-    def _best_donor(self, sequence: Sequence) -> tuple[int, int]:
-        """Return the slot to share from and the number of shared tokens; (-1, 0) if no slot shares a prefix."""
-        best = (-1, 0)
-        if sequence.request.sampling.num_prompt_logprobs is not None:
-            return best  # the logits of every prompt token are requested, so every token is computed
-        reads_all = sequence.request.watch is not None and sequence.request.watch.prompt
-        for slot, record in enumerate(self.slots):
-            if record is None or record.prompt_key != sequence.prompt_key:
-                continue
-            watched_key = record.watched.key if record.watched is not None else None
-            is_whole = record.last_logits is not None and record.prompt_ids == sequence.prompt_ids
-            if is_whole and sequence.watch_key in {None, watched_key}:
-                return slot, len(sequence.prompt_ids)
-            if reads_all:
-                continue  # every prompt token is read, so every token is computed
-            shared = self._shared_chunks(sequence, record.prompt_ids, record.num_computed)
-            if shared > best[1]:
-                best = (slot, shared)
-        return best
-
-    def _will_share_more(self, sequence: Sequence, num_shared: int) -> bool:
-        if sequence.request.sampling.num_prompt_logprobs is not None:
-            return False
-        reads_all = sequence.request.watch is not None and sequence.request.watch.prompt
-        for other in self.prefilling:
-            if other.prompt_key != sequence.prompt_key:
-                continue
-            is_same = other.prompt_ids == sequence.prompt_ids and sequence.watch_key in {None, other.watch_key}
-            if is_same and num_shared < len(sequence.prompt_ids):
-                return True
-            if reads_all:
-                continue
-            if self._shared_chunks(sequence, other.prompt_ids, len(other.prompt_ids)) > num_shared:
-                return True
-        return False
-
-    def _shared_chunks(self, sequence: Sequence, other_ids: tuple[int, ...], num_valid: int) -> int:
-        """Return the length of the shared prefix in whole chunks, leaving at least one token to compute."""
-        mine = sequence.prompt_ids
-        limit = min(len(mine) - 1, num_valid) // self.chunk * self.chunk
-        shared = 0
-        while shared < limit and mine[shared : shared + self.chunk] == other_ids[shared : shared + self.chunk]:
-            shared += self.chunk
-        return shared
 
     def _give_slot(self, sequence: Sequence, source: int, num_shared: int) -> None:
         self._clock += 1

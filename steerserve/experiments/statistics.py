@@ -1,8 +1,8 @@
 """Means with 95 % intervals over prompts. Knows numbers, not experiments.
 
 Samples of one prompt are alike, so prompts are the units. From 20 of them on the interval is a percentile bootstrap
-that draws prompts. Of fewer it is Student's t on their means: a percentile bootstrap of 4 leaves out the truth in 18 %
-of the cases, since it lacks the variance's factor n / (n - 1) and the tails of the t distribution.
+that draws prompts. With fewer prompts it is Student's t interval: with 4 prompts a 95 % percentile bootstrap misses
+the true mean in 18 % of cases, since it lacks the variance's factor n / (n - 1) and the tails of the t distribution.
 
 Source: Efron and Tibshirani, An Introduction to the Bootstrap (1993), sections 13.3 (percentile interval) and 8.3
 (resampling the units that are independent, here prompts); Cochran, Sampling Techniques (1977), section 6.3 (the
@@ -27,7 +27,7 @@ NUM_RESAMPLES = 4000
 LEVEL = 0.95
 SEED = 0
 MIN_PROMPTS = 3
-"""Smallest number of prompts for an interval; with fewer it would hold for those alone, or be too wide to be useful."""
+"""Smallest number of prompts for an interval; with one it says nothing about other prompts, with two it is too wide."""
 MIN_BOOTSTRAPPED = 20
 """Smallest number of prompts for the bootstrap."""
 ANY_NUMBER = (-math.inf, math.inf)
@@ -88,7 +88,7 @@ def estimate(
     if num_prompts < MIN_PROMPTS:
         return Estimate(mean, len(numbers), num_prompts)
     method: Method = "t" if num_prompts < MIN_BOOTSTRAPPED else "bootstrap"
-    if np.ptp(numbers) == 0:  # equal values have no rounding errors
+    if np.ptp(numbers) == 0:  # return equal values exactly; the formulas could add rounding errors
         return Estimate(mean, len(numbers), num_prompts, mean, mean, method)
     low, high = _t_interval(sums, counts) if method == "t" else _bootstrap_interval(sums, counts, seed)
     return Estimate(mean, len(numbers), num_prompts, max(low, bounds[0]), min(high, bounds[1]), method)

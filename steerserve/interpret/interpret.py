@@ -13,7 +13,7 @@ from steerserve.core.errors import ConfigError, DictionarySourceError
 from steerserve.core.files import read_json, write_json
 from steerserve.dictionaries.loader import DictionaryLoader
 from steerserve.dose.calibrate import calibrate_features
-from steerserve.dose.directions import direction_facts
+from steerserve.dose.direction_facts import direction_facts
 from steerserve.interpret.autolabels import Labeller
 from steerserve.interpret.scan import scan
 from steerserve.model.names import model_names

@@ -1,4 +1,4 @@
-"""The priority of a worker: the last process to get a core, the first to be killed if memory runs out.
+"""Gives a worker the lowest priority: it is the last to get a core and the first to be killed if memory runs out.
 
 Measured on two cores, for a step of two threads (a server that decodes without a pause) beside a process of one thread
 that multiplies matrices without a pause:
@@ -30,7 +30,7 @@ _SPIN_COUNT = "1000"
 def worker_environment(environ: Mapping[str, str], *, threads: int, cache_dir: Path) -> dict[str, str]:
     """Return the environment of a worker: few threads that wait without spinning, and no keys of the server.
 
-    OpenMP reads it when torch loads.
+    OpenMP reads these variables when torch is loaded, so they are set before the worker starts.
     """
     kept = {name: value for name, value in environ.items() if name not in {*KEY_VARIABLES, "OMP_WAIT_POLICY"}}
     return {

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from steerserve.core.errors import InvalidRequestError, NotFoundError, PresetError
 from steerserve.core.findings import parse_path
-from steerserve.steering.scales import UnknownDosesError
+from steerserve.steering.unit_values import UnknownDosesError
 from steerserve.wire.edits import Steering
 
 if TYPE_CHECKING:

@@ -1,4 +1,7 @@
-"""Checks the preset files every few seconds, so that a broken file is logged before a request needs it."""
+"""A thread that looks at the preset folder every few seconds, so that a broken file is logged before its use.
+
+`presets/folder.py` notices which files changed.
+"""
 
 from __future__ import annotations
 

@@ -156,8 +156,8 @@ def _contradiction(content: PresetFile, document: YamlDocument) -> Finding | Non
         if first != index:
             line = document.where(("edits", first)).rpartition(":")[0].rpartition(":")[2]
             sentence = (
-                f"edits[{first}] (line {line}) and edits[{index}] both set feature {edit.feature} (clamp, ablate, "
-                "floor and ceiling set); keep one of them"
+                f"edits[{first}] (line {line}) and edits[{index}] both set the value of feature {edit.feature}, as "
+                "clamp, ablate, floor and ceiling do; keep one of the two edits"
             )
             return Finding(("edits", index), sentence)
     return None

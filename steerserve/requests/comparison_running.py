@@ -36,7 +36,7 @@ class TextDelta:
 
 @dataclass(slots=True)
 class ArmSample:
-    """One sample, from its first token to its measurement. What only its own answer needs is dropped once written."""
+    """One sample, from its first token to its measurement. Once it is written, its readings are freed."""
 
     arm: int
     """Index of the arm."""
@@ -91,8 +91,8 @@ class ComparisonGeneration(Generation):
     async def updates(self) -> AsyncIterator[list[TextDelta | ArmSample]]:
         """Yield new text, and each sample once it and the sample of the first arm with its index are complete.
 
-        Updates that are ready together come in one list, with the samples sorted by index and then by arm. Asking for
-        the next list says that the samples of this one are written.
+        Updates that are ready together come in one list, with the samples sorted by index and then by arm. Ask for the
+        next list only after writing this one: its samples are then freed.
 
         Raises:
             SteerserveError: a sample failed, or could not be measured.
@@ -145,7 +145,7 @@ class ComparisonGeneration(Generation):
         return self._scorer is None or self.first_of(sample) is not None
 
     def _release(self, sample: ArmSample) -> None:
-        """Free what no other sample is compared with: the measurements take most of a comparison's memory."""
+        """Free the readings of a written sample, and scores once no arm of its index is compared with them."""
         sample.features, sample.prompt_features, sample.token_texts = [], None, []
         if sample.arm:
             sample.score = None
@@ -207,7 +207,7 @@ class ComparisonGeneration(Generation):
             self._updates.put_nowait(error)
 
     def _put(self, index: int, event: TokenEvent | Exception) -> None:
-        """Add the arm's name to an error about steering that broke the model's output."""
+        """If steering broke an arm's output, add the arm's name to the error."""
         if isinstance(event, InvalidRequestError) and event.param == "steering":
             arm = index // self._prepared.num_samples
             name = self._prepared.arms[arm].name
@@ -216,7 +216,7 @@ class ComparisonGeneration(Generation):
 
 
 def _cut_tokens_to_text(sample: ArmSample) -> None:
-    """Remove the tokens of a stop string, which are not part of the text; one that begins in the text stays."""
+    """Remove the tokens of a stop string; a token that begins inside the text is kept, and its text is cut there."""
     num_chars = len(sample.text)
     starts = [0, *itertools.accumulate(map(len, sample.token_texts))]
     num_kept = next((index for index, start in enumerate(starts[:-1]) if start >= num_chars), len(starts) - 1)

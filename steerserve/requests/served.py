@@ -23,12 +23,12 @@ from steerserve.core.errors import (
 )
 from steerserve.core.names import did_you_mean, short_name
 from steerserve.dictionaries.library import DictionaryLibrary
-from steerserve.dose.doses import Doses
+from steerserve.dose.dose_lookup import Doses
 from steerserve.presets.fit import PresetFits, check_fit
 from steerserve.presets.library import open_library
 from steerserve.presets.naming import split_model
 from steerserve.steering.resolve import SteeringResolver
-from steerserve.steering.scales import UnknownDosesError
+from steerserve.steering.unit_values import UnknownDosesError
 from steerserve.store.stores import FeatureStores
 from steerserve.wire.edits import Steering, check_num_presets, parse_steering
 

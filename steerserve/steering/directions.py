@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from steerserve.steering.lookups import VectorLookup
-    from steerserve.steering.scales import Layers
+    from steerserve.steering.unit_values import Layers
 
 _FORMATS = {"float16": "e", "float32": "f", "float64": "d"}
 

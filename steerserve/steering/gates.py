@@ -1,4 +1,4 @@
-"""Gates: conditions on a feature, bound to dictionary contents and to the hook point that is read. No torch."""
+"""Gates: conditions on a feature, bound to dictionary contents and a hook point. `apply.decide` evaluates them."""
 
 from __future__ import annotations
 

@@ -10,8 +10,8 @@ from steerserve.core.errors import InvalidRequestError, NotFoundError, PresetErr
 from steerserve.core.names import short_name
 from steerserve.steering.directions import DirectionReader
 from steerserve.steering.gates import check_feature, resolve_gate
+from steerserve.steering.raw_scale import MIN_NORM, RawScaleConverter
 from steerserve.steering.resolved import ResolvedEdit, ResolvedSteering
-from steerserve.steering.units import MIN_NORM, UnitConverter
 from steerserve.wire.edits import SETTING_MODES, UNITS
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from steerserve.dictionaries.registry import RegistrySnapshot
     from steerserve.steering.gates import ResolvedGate
     from steerserve.steering.lookups import PresetLookup, VectorLookup
-    from steerserve.steering.scales import Scales
+    from steerserve.steering.unit_values import UnitValues
     from steerserve.wire.edits import Edit, Steering
 
 
@@ -41,7 +41,7 @@ class SteeringResolver:
         self,
         widths: Mapping[str, int],
         max_edits: int,
-        scales: Scales,
+        scales: UnitValues,
         *,
         model_id: str | None = None,
         vectors: VectorLookup | None = None,
@@ -80,7 +80,7 @@ class SteeringResolver:
         named += [(f"steering.presets[{index}]", name) for index, name in enumerate(steering.presets)]
         if not steering.edits and not named:
             return None
-        converter = UnitConverter(self._scales)
+        converter = RawScaleConverter(self._scales)
         written = [edit for param, name in named for edit in self._resolve_preset(name, param, snapshot, converter)]
         for index, edit in enumerate(steering.edits):
             path = f"steering.edits[{index}]"
@@ -99,7 +99,7 @@ class SteeringResolver:
         return ResolvedSteering(tuple(part.edit for part in written), steering.strength)
 
     def _resolve_preset(
-        self, name: str, param: str, snapshot: RegistrySnapshot, converter: UnitConverter
+        self, name: str, param: str, snapshot: RegistrySnapshot, converter: RawScaleConverter
     ) -> list[_WrittenEdit]:
         if self._presets is None:
             message = f"The preset {short_name(name)!r} does not exist: this server has no presets. Send its edits."
@@ -120,7 +120,7 @@ class SteeringResolver:
         return written
 
     def _resolve_edit(
-        self, edit: Edit, path: str, snapshot: RegistrySnapshot, converter: UnitConverter
+        self, edit: Edit, path: str, snapshot: RegistrySnapshot, converter: RawScaleConverter
     ) -> list[ResolvedEdit]:
         """Return the resolved edit; for a stored vector, one for each of its hook points."""
         if edit.feature is not None:

@@ -75,7 +75,11 @@ def test_a_bad_setting_is_one_line_and_exit_code_2(
 
 @pytest.mark.parametrize(
     ("source", "expected"),
-    [("nothing", "The model 'nothing' does not exist"), ("/no/such.gguf", "The file /no/such.gguf does not exist"), ("/", "no config.json")],
+    [
+        ("nothing", "The model 'nothing' does not exist"),
+        ("/no/such.gguf", "such.gguf does not exist"),
+        ("/", "no config.json"),
+    ],
 )
 def test_a_model_that_cannot_be_served_is_one_line(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, source: str, expected: str

@@ -10,7 +10,7 @@ import torch
 
 from steerserve.core.observer import StoppedError
 from steerserve.dose.calibrate import calibrate, calibrate_features, calibrate_vector, output_score, prepare_texts
-from steerserve.dose.dosing import DoseSearch, find_doses
+from steerserve.dose.dose_search import DoseSearch, find_doses
 from steerserve.dose.percentile import percentile
 from steerserve.dose.prompts import PROMPT_TOKENS, calibration_ids
 from steerserve.dose.pushed_text import PushedText

@@ -10,7 +10,7 @@ import torch
 from steerserve.contrast.contrast import pooled_activations
 from steerserve.contrast.text_sets import TextSets
 from steerserve.dose.calibrate import calibrate, prepare_texts
-from steerserve.dose.directions import direction_facts
+from steerserve.dose.direction_facts import direction_facts
 from steerserve.engine.background import drive, run_pieces
 from steerserve.engine.inspection import Inspection
 from steerserve.engine.readings import read_texts, text_ids

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from steerserve.core.observer import StoppedError
-from steerserve.dose.directions import NUM_NEIGHBOURS, NUM_PROMOTED, NUM_SUPPRESSED, direction_facts
+from steerserve.dose.direction_facts import NUM_NEIGHBOURS, NUM_PROMOTED, NUM_SUPPRESSED, direction_facts
 from steerserve.model.lens import load_lens
 from steerserve.model.source import fetch_model
 from tests.interpret.toy import loader_of
@@ -29,7 +29,7 @@ def lens(tmp_path_factory: pytest.TempPathFactory) -> LensModel:
 def test_promoted_and_suppressed_tokens_and_neighbours_are_the_nearest(
     lens: LensModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("steerserve.dose.directions._CHUNK", 7)
+    monkeypatch.setattr("steerserve.dose.direction_facts._CHUNK", 7)
     dictionary = loader_of(lens, tmp_path).load("a", f"path:{tiny_sae_folder(tmp_path / 'a', d_sae=30)}")
     found = direction_facts(lens, dictionary, Quiet())
 

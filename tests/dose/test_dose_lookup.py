@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from steerserve.core.errors import InvalidRequestError, UnavailableError
-from steerserve.dose.doses import Doses
+from steerserve.dose.dose_lookup import Doses
 from steerserve.model.norms import measure_norms
 from steerserve.runtime import Runtime, build_runtime
 from steerserve.server.app import create_app
-from steerserve.steering.scales import FeatureTarget, UnknownDosesError, VectorTarget
+from steerserve.steering.unit_values import FeatureTarget, UnknownDosesError, VectorTarget
 from steerserve.store.stores import FeatureStores
 from tests.server.asking import CHAT, chat, client_of
 from tests.tiny import D_MODEL, HOOK_NAME, tiny_settings

@@ -41,7 +41,7 @@ class DirectionFacts(NamedTuple):
 def direction_facts(lens: LensModel, dictionary: Dictionary, observer: Observer) -> list[DirectionFacts]:
     """Return the facts about each feature's direction, in order.
 
-    A dictionary whose hook point is not in the residual stream promotes no tokens.
+    A dictionary that does not write to the residual stream promotes no tokens.
 
     Raises:
         StoppedError: the observer requested a stop.
@@ -64,7 +64,7 @@ def direction_facts(lens: LensModel, dictionary: Dictionary, observer: Observer)
                 facts.append(DirectionFacts(promoted[index], suppressed[index], neighbours[index]))
             progress.update(len(facts))
             if observer.should_stop():
-                message = "Stopped while reading directions; the same call goes on after the scan of the text."
+                message = "Stopped while reading directions. Make the same call again: the text is not scanned again."
                 raise StoppedError(message)
     return facts
 

@@ -6,22 +6,22 @@ import math
 from typing import TYPE_CHECKING
 
 from steerserve.core.errors import InvalidRequestError
-from steerserve.steering.scales import FeatureTarget, UnknownDosesError, VectorTarget
+from steerserve.steering.unit_values import FeatureTarget, UnknownDosesError, VectorTarget
 from steerserve.wire.edits import MAX_SCALE
 
 if TYPE_CHECKING:
     from steerserve.dictionaries.dictionary import Dictionary
-    from steerserve.steering.scales import Layers, Scales, Target
+    from steerserve.steering.unit_values import Layers, Target, UnitValues
     from steerserve.wire.edits import Edit
 
 MIN_NORM = 1e-6
 """Norm of the shortest vector that still has a direction."""
 
 
-class UnitConverter:
+class RawScaleConverter:
     """Converts the scales of one request, and collects the doses that must be measured first."""
 
-    def __init__(self, scales: Scales) -> None:
+    def __init__(self, scales: UnitValues) -> None:
         """Look up what a unit is worth in `scales`."""
         self._scales = scales
         self._missing: list[Target] = []

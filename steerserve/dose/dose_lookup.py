@@ -13,7 +13,7 @@ import torch
 from steerserve.core.errors import FeatureStoreError, UnavailableError
 from steerserve.dose.calibrate import calibrate, calibrate_vector, prepare_texts
 from steerserve.engine.background import drive
-from steerserve.steering.scales import FeatureTarget, UnknownDosesError
+from steerserve.steering.unit_values import FeatureTarget, UnknownDosesError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from steerserve.dictionaries.dictionary import Dictionary
     from steerserve.engine.background import Pieces, RunExclusive
     from steerserve.model.lens import LensModel
-    from steerserve.steering.scales import Target
+    from steerserve.steering.unit_values import Target
     from steerserve.store.records import Calibration
     from steerserve.store.stores import FeatureStores
 
@@ -35,7 +35,7 @@ _log = logging.getLogger(__name__)
 
 
 class Doses:
-    """The `Scales` of one served model. Any thread; `maximum` and `dose` read files."""
+    """The `UnitValues` of one served model. Any thread; `maximum` and `dose` read files."""
 
     def __init__(
         self,

@@ -57,7 +57,7 @@ class UnknownDosesError(Exception):
         self.targets = tuple(targets)
 
 
-class Scales(Protocol):
+class UnitValues(Protocol):
     """Looks up what units are worth. Not for an event loop: `maximum` and `dose` may read files."""
 
     def maximum(self, target: FeatureTarget) -> float | None:
