@@ -70,7 +70,7 @@ class Dictionary:
     sha256: str
     """SHA-256 of the weights file."""
     contents: str
-    """SHA-256 of all that decides what an edit does: weights, configuration and norms."""
+    """SHA-256 of all that decides what an edit does: weights, configuration and norms (`loader._contents`)."""
     zero_directions: frozenset[int]
     """Features whose decoder row is zero, so that they have no direction to remove."""
     source: str
@@ -159,7 +159,7 @@ class Dictionary:
         one_act = no_acts.clone()
         one_act[:, feature] = 1.0
         [direction] = self.directions(feature[None])
-        # Decoders are affine, so one feature shows the gain of all.
+        # For a given input the decoder scales all directions by the same factor, so one feature shows it.
         gains: Tensor = (self.decode(x, one_act) - self.decode(x, no_acts)) @ direction / direction.square().sum()
         return gains
 

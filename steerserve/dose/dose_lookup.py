@@ -75,7 +75,7 @@ class Doses:
         return self._norms[hook_name][1]
 
     def dose(self, target: Target) -> float | None:
-        """Return the raw scale of one dose; None if no scale that can be added is one.
+        """Return the raw scale of one dose; None if no allowed scale is large enough.
 
         Raises:
             UnknownDosesError: the dose was never measured.

@@ -65,7 +65,7 @@ class Supervisor:
         self._lock = FileLock(self._folder / "server.lock")
         self._changed = threading.Condition()
         self.admission = threading.Lock()
-        """Held from reading what other jobs need until a job is queued, or two would get the same disk space."""
+        """Held from adding up what other jobs need until a job is queued, so that no two get the same space."""
         self._store: JobStore | None = None
         self._runner: JobRunner | None = None
         """The workers, while this server owns the folder; None while it does not."""
@@ -261,7 +261,7 @@ class Supervisor:
             if self._runner is not None:
                 self._runner.wind_up()
         except UnavailableError as error:
-            _log.warning("the jobs that ran are settled after the next start: %s", error)
+            _log.warning("the state of the jobs that ran is updated after the next start: %s", error)
 
     def _run_jobs(self) -> None:
         """Settle the jobs whose worker has ended; if none has, start queued jobs and wait for a change."""

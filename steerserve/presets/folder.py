@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _SETTLED_NS = 2_000_000_000
-"""Age from which a change is trusted to be the last one: two quick changes can have the same time stamp."""
+"""A file that changed more recently is read again even if its time stamp is the same: quick changes can share one."""
 _MISNAMED = frozenset({".yml"})
 
 _log = logging.getLogger(__name__)
@@ -119,7 +119,7 @@ class PresetFolder:
         return _SeenFile(stamp, is_settled, content, entry)
 
     def _read(self, name: str, file: Path) -> tuple[str | None, str]:
-        """Return a file's text twice; if it cannot be read, None and the message that says why."""
+        """Return a file's text, and its content to compare: the text again, or why it cannot be read (with None)."""
         try:
             text = self._read_text(name, file)
         except PresetError as error:

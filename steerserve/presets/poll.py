@@ -18,7 +18,7 @@ _log = logging.getLogger(__name__)
 
 
 class PresetPoll:
-    """A thread that checks and sleeps in turn. It can be started and stopped any number of times, and runs once."""
+    """A thread that checks and sleeps in turn. Starting or stopping again does nothing."""
 
     def __init__(self, check: Callable[[], object], interval_s: float = INTERVAL_S) -> None:
         """Call `check` every `interval_s` seconds."""

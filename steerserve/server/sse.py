@@ -22,7 +22,7 @@ DONE = b"data: [DONE]\n\n"
 _SEND_TIMEOUT_S = 60.0
 """A client that reads nothing for this long is treated as disconnected."""
 _FAREWELL_S = 1.0
-"""Part of the drain time in which clients get the final error; a stop of the server is noticed up to 0.5 s late."""
+"""Time before the end of the drain at which clients get the final error: the stop may be noticed 0.5 s late."""
 
 
 def event_bytes(body: BaseModel) -> bytes:

@@ -31,7 +31,7 @@ SUM_NAMES = tuple(field.name for field in fields(EditTally))
 
 @dataclass(frozen=True, slots=True)
 class Reads:
-    """Activations that need one encoder column each. The leading dimension is one row each, or 1 for all tokens alike.
+    """How to compute activations that need one encoder column each. The first dimension is 1 if all rows share them.
 
     With `pre = x . encoder`: `act = max(pre * gain + bias, least)` if `pre + gate_bias > threshold`, else 0.
     """
@@ -97,7 +97,7 @@ class Decision(NamedTuple):
     delta: Float[Tensor, "tokens edits"]
     edited: Tensor
     counts: dict[str, Tensor]
-    """Whether each token counts `[tokens, edits]`, by field of `EditTally`."""
+    """For each field of `EditTally`, a mask `[tokens, edits]` of the tokens that it counts."""
 
 
 class Change(NamedTuple):
@@ -189,7 +189,7 @@ def apply_full(
     after = decode(encoding.x, encoding.acts.index_add(1, edits.features, delta))
     dx = edits.strength * (after - decode(encoding.x, encoding.acts))
     dx = torch.where(decision.edited.any(-1, keepdim=True), dx, 0.0)
-    # Decoders are affine, so each edit's part of the change is its share of the sum, whatever scale the decoder adds.
+    # Decoders are affine: if a decoder rescales its output, it scales the parts of all edits by the same factor.
     directions = edits.dictionary.directions(edits.features)
     together = delta @ directions
     change = (_norm(dx) / _norm(together).clamp(min=_TINY))[:, None] * delta.abs() * directions.norm(dim=-1)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from steerserve.steering.resolved import ResolvedEdit
 
 _ZERO_COLUMN = 1
-"""A column that is always 0, for edits without an activation. Column 0 takes the padding of shorter rows."""
+"""A column that is always 0, for edits without an activation. Padding entries of shorter rows point to column 0."""
 _FIRST_COLUMN = 2
 """The first column for activations."""
 

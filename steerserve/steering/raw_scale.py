@@ -21,16 +21,16 @@ MIN_NORM = 1e-6
 class RawScaleConverter:
     """Converts the scales of one request, and collects the doses that must be measured first."""
 
-    def __init__(self, scales: UnitValues) -> None:
-        """Look up what a unit is worth in `scales`."""
-        self._scales = scales
+    def __init__(self, unit_values: UnitValues) -> None:
+        """Look up what a unit is worth in `unit_values`."""
+        self._unit_values = unit_values
         self._missing: list[Target] = []
 
     def feature(self, edit: Edit, dictionary: Dictionary, feature: int, path: str) -> float | None:
         """Return the raw scale of an edit of a feature; NaN if its dose must be measured first.
 
         Raises:
-            InvalidRequestError: the unit has no worth for this feature, or the raw scale is too large.
+            InvalidRequestError: the unit cannot be converted for this feature, or the raw scale is too large.
         """
         scale = edit.scale
         if scale is None or _is_raw(edit):
@@ -53,7 +53,7 @@ class RawScaleConverter:
         """Return the raw scale of a vector at each of its hook points; NaN if its dose must be measured first.
 
         Raises:
-            InvalidRequestError: the unit has no worth for this vector, or the raw scale is too large.
+            InvalidRequestError: the unit cannot be converted for this vector, or the raw scale is too large.
         """
         scale = edit.scale
         if scale is None or _is_raw(edit):
@@ -65,7 +65,7 @@ class RawScaleConverter:
             )
             raise InvalidRequestError(message, param=f"{path}.vector")
         if edit.unit == "norm":
-            means = [self._scales.mean_norm(hook_name) for hook_name, _ in layers]
+            means = [self._unit_values.mean_norm(hook_name) for hook_name, _ in layers]
             raw_scales = [scale * mean / norm for mean, norm in zip(means, norms, strict=True)]
         else:
             raw_scales = [scale * self._dose(VectorTarget(layers), "this vector", f"{path}.vector")] * len(layers)
@@ -81,7 +81,7 @@ class RawScaleConverter:
             raise UnknownDosesError(self._missing)
 
     def _maximum(self, target: FeatureTarget, path: str) -> float:
-        maximum = self._scales.maximum(target)
+        maximum = self._unit_values.maximum(target)
         name = target.dictionary.id
         if maximum is None:
             message = (
@@ -99,7 +99,7 @@ class RawScaleConverter:
 
     def _dose(self, target: Target, what: str, param: str) -> float:
         try:
-            dose = self._scales.dose(target)
+            dose = self._unit_values.dose(target)
         except UnknownDosesError as error:
             self._missing += error.targets
             return math.nan

@@ -101,7 +101,7 @@ def _replace(file: Path, path: Path, subject: Subject) -> None:
     with write_lock(path):
         if not path.exists():
             with translated_errors(path):
-                # A journal of a file that was moved away: SQLite would apply it to this one.
+                # Delete a journal left by an earlier file of this name: SQLite would apply it to the new file.
                 path.with_name(f"{path.name}-journal").unlink(missing_ok=True)
                 file.replace(path)
             return

@@ -37,7 +37,7 @@ _SHOW_EVERY = 10
 _DEAD_AFTER_TOKENS = 200_000
 """Number of tokens after which a feature that was not active is dead."""
 _WINDOWS_A_RUN = 8
-"""In a short run a feature is dead if it was not active for this part of the run: an eighth."""
+"""In a short run a feature is dead if it was not active for one of this many equal parts of the run."""
 _PROGRESS = "progress.json"
 _DICTIONARIES = "dictionaries"
 BATCHES_FOLDER = "batches"
