@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from concurrent.futures import CancelledError
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -25,12 +26,12 @@ from steerserve.requests.comparison_running import ComparisonGeneration
 from steerserve.requests.contrast import contrast
 from steerserve.requests.generation import prepare_chat, prepare_completion
 from steerserve.requests.inspection import inspect
-from steerserve.requests.interpretation import interpretation_spec
+from steerserve.requests.interpretation import start_interpretation
 from steerserve.requests.preset_checks import run_check
 from steerserve.requests.preset_making import make_preset
 from steerserve.requests.running import Generation, GenerationObserver
 from steerserve.requests.search import search_features, view_feature
-from steerserve.requests.training import training_spec
+from steerserve.requests.training import start_training
 from steerserve.requests.validation import parse_body
 from steerserve.runtime import build_runtime
 from steerserve.wire.chat import ChatCompletionRequest
@@ -40,7 +41,7 @@ from steerserve.wire.jobs import InterpretRequest, TrainRequest
 from steerserve.wire.texts import ContrastRequest, InspectRequest
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Sequence
+    from collections.abc import Awaitable, Callable, Coroutine, Sequence
 
     from jaxtyping import Float
     from torch import Tensor
@@ -49,11 +50,22 @@ if TYPE_CHECKING:
     from steerserve.core.config import Settings
     from steerserve.engine.readings import Span
     from steerserve.requests.answers.writer import AnswerWriter
+    from steerserve.requests.generation import PreparedGeneration
     from steerserve.requests.preset_checks import CheckResult
     from steerserve.requests.preset_making import MadePreset
     from steerserve.store.search import Sort
+    from steerserve.wire.generation import GenerationFields
 
 Result = TypeVar("Result")
+
+_ROUTES: dict[
+    Kind, tuple[type[GenerationFields], Callable[..., Awaitable[PreparedGeneration]], type[AnswerWriter[Any, Any]]]
+]
+_ROUTES = {
+    "chat": (ChatCompletionRequest, prepare_chat, ChatWriter),
+    "completions": (CompletionRequest, prepare_completion, CompletionWriter),
+}
+"""The schema of a generating route's body, what prepares it, and what writes its answer."""
 
 
 class LocalBackend:
@@ -140,11 +152,7 @@ class LocalBackend:
 
     def dictionaries(self) -> list[dict[str, Any]]:
         """Return the loaded dictionaries, the default one marked."""
-        default = self._runtime.registry.snapshot().default
-        return [
-            {**self._runtime.describe(dictionary), "default": dictionary is default}
-            for dictionary in self._runtime.dictionaries()
-        ]
+        return [self._runtime.describe(dictionary) for dictionary in self._runtime.dictionaries()]
 
     def load_dictionary(self, dictionary_id: str, source: str) -> dict[str, Any]:
         """Load a dictionary, in place of one with the same id; return its object."""
@@ -156,8 +164,7 @@ class LocalBackend:
 
     def presets(self) -> list[str]:
         """Return the names of the presets that can be used with the model."""
-        snapshot = self._runtime.presets.snapshot()
-        return [name for name in snapshot.usable() if self._runtime.preset_problem(snapshot.find(name)) is None]
+        return self._runtime.usable_presets()
 
     def check_preset(self, name: str) -> list[CheckResult]:
         """Run a preset's checks on the model."""
@@ -215,14 +222,9 @@ class LocalBackend:
             jobs.start()
             self._has_jobs = True
         body = {**body, "corpus": _corpus(body["corpus"])} if "corpus" in body else body
-        with jobs.admission:
-            if kind == "train":
-                request = parse_body(TrainRequest, body)
-                spec = training_spec(request, self._runtime, promised_bytes=jobs.promised_bytes())
-                return jobs.submit("train", request.id, spec).as_json()
-            asked = parse_body(InterpretRequest, body)
-            spec = interpretation_spec(asked, self._runtime, promised_bytes=jobs.promised_bytes())
-            return jobs.submit("interpret", spec.claims[0], spec).as_json()
+        if kind == "train":
+            return start_training(parse_body(TrainRequest, body), self._runtime, jobs).as_json()
+        return start_interpretation(parse_body(InterpretRequest, body), self._runtime, jobs).as_json()
 
     def job(self, job_id: str) -> dict[str, Any]:
         """Return a job as it is now."""
@@ -244,16 +246,11 @@ class LocalBackend:
         self._loop.close()
 
     async def _started(self, kind: Kind, body: Json) -> tuple[Generation, AnswerWriter[Any, Any]]:
-        named = {"model": self.model_id, **body}
-        if kind == "chat":
-            chat = parse_body(ChatCompletionRequest, named)
-            prepared = await prepare_chat(self._runtime, chat)
-            generation = Generation(self._runtime.submit(prepared.requests), GenerationObserver())
-            return generation, ChatWriter(chat, self._runtime, prepared, generation)
-        completion = parse_body(CompletionRequest, named)
-        prepared = await prepare_completion(self._runtime, completion)
+        schema, prepare, writer = _ROUTES[kind]
+        request = parse_body(schema, {"model": self.model_id, **body})
+        prepared = await prepare(self._runtime, request)
         generation = Generation(self._runtime.submit(prepared.requests), GenerationObserver())
-        return generation, CompletionWriter(completion, self._runtime, prepared, generation)
+        return generation, writer(request, self._runtime, prepared, generation)
 
     def _wait(self, work: Coroutine[Any, Any, Result]) -> Result:
         """Run something on the event loop and wait for it; an interrupt cancels it."""
@@ -263,6 +260,8 @@ class LocalBackend:
         future = asyncio.run_coroutine_threadsafe(work, self._loop)
         try:
             return future.result()
+        except CancelledError as error:
+            raise UnavailableError("The model was closed before this call was complete.") from error
         except BaseException:
             future.cancel()
             raise

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import queue
 from typing import TYPE_CHECKING, Any
+
+from steerserve.core.errors import UnavailableError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -21,7 +24,8 @@ class LocalChunks:
         """Begin to read `generation` on `loop`."""
         self._loop = loop
         self._generation = generation
-        self._arrived: queue.SimpleQueue[list[Json] | BaseException | None] = queue.SimpleQueue()
+        self._arrived: queue.SimpleQueue[list[Json] | Exception | None] = queue.SimpleQueue()
+        self._is_over = False
         self._reading = asyncio.run_coroutine_threadsafe(self._read(writer), loop)
 
     def __iter__(self) -> Iterator[Json]:
@@ -31,8 +35,8 @@ class LocalChunks:
             SteerserveError: the generation failed.
         """
         try:
-            while (item := self._arrived.get()) is not None:
-                if isinstance(item, BaseException):
+            while not self._is_over and (item := self._arrived.get()) is not None:
+                if isinstance(item, Exception):
                     raise item
                 yield from item
         finally:
@@ -40,7 +44,11 @@ class LocalChunks:
 
     def close(self) -> None:
         """End the generation if it still runs. Any number of times."""
-        self._reading.cancel()  # its `with` block ends the generation
+        self._is_over = True
+        self._reading.cancel()
+        with contextlib.suppress(RuntimeError):  # the model was closed before
+            # A task that is cancelled before its first step never enters its `with` block.
+            self._loop.call_soon_threadsafe(self._generation.close)
 
     async def _read(self, writer: AnswerWriter[Any, Any]) -> None:
         try:
@@ -48,5 +56,8 @@ class LocalChunks:
                 async for chunks in writer.chunks(lambda chunks: [chunk.model_dump(mode="json") for chunk in chunks]):
                     self._arrived.put(chunks)
             self._arrived.put(None)
-        except BaseException as error:  # noqa: BLE001 raised again by the reader
+        except asyncio.CancelledError:
+            self._arrived.put(UnavailableError("The model was closed before this answer was complete."))
+            raise
+        except Exception as error:  # noqa: BLE001 raised again by the reader
             self._arrived.put(error)

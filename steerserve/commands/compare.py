@@ -15,7 +15,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from steerserve.commands.shared import environment_settings, loaded_model, print_table
+from steerserve.commands.shared import environment_settings, print_table
 from steerserve.commands.terminal import EXIT_STOPPED, followed_run
 from steerserve.core.errors import ConfigError
 
@@ -23,10 +23,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from steerserve.client.server_client import AsyncServerClient
+    from steerserve.core.config import Settings
     from steerserve.core.observer import Observer
     from steerserve.experiments.experiment import Experiment
     from steerserve.experiments.figures import Figures
     from steerserve.experiments.samples import ResultsFolder
+    from steerserve.runtime import Runtime
 
 _MAX_ATTEMPTS = 8
 """How often a comparison is sent to a server that is busy."""
@@ -163,12 +165,29 @@ def _server(url: str | None) -> Iterator[tuple[AsyncServerClient, str | None]]:
     from steerserve.server.app import create_app
 
     settings = environment_settings()
-    with loaded_model(settings) as runtime:
+    with _loaded_model(settings) as runtime:
         keys = (*settings.server.api_keys, *settings.server.admin_keys)
         builtin = BUILTIN_MODELS.get(settings.model.source)
         key = keys[0].get_secret_value() if keys else None
         client = AsyncServerClient.inside(create_app(runtime), key, max_attempts=_MAX_ATTEMPTS)
         yield client, builtin.sha256 if builtin is not None else None
+
+
+@contextlib.contextmanager
+def _loaded_model(settings: Settings) -> Iterator[Runtime]:
+    """Load the model, and keep its engine running until the context ends; no jobs run.
+
+    Raises:
+        StartupError: the model or a dictionary cannot be used.
+    """
+    from steerserve.runtime import build_runtime
+
+    runtime = build_runtime(settings)
+    try:
+        runtime.start(with_jobs=False)
+        yield runtime
+    finally:
+        runtime.stop()
 
 
 def _show(figures: Figures) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,13 +12,11 @@ from rich.console import Console
 from steerserve.core.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
     from rich.table import Table
 
     from steerserve.core.config import Settings
-    from steerserve.runtime import Runtime
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 DEFAULT_KEY_VARIABLE = "STEERSERVE_API_KEY"
@@ -34,23 +31,6 @@ def environment_settings() -> Settings:
     from steerserve.core.settings_sources import load_settings
 
     return load_settings(environ=os.environ)
-
-
-@contextlib.contextmanager
-def loaded_model(settings: Settings) -> Iterator[Runtime]:
-    """Load the model, and keep its engine running until the context ends; no jobs run.
-
-    Raises:
-        StartupError: the model or a dictionary cannot be used.
-    """
-    from steerserve.runtime import build_runtime
-
-    runtime = build_runtime(settings)
-    try:
-        runtime.start(with_jobs=False)
-        yield runtime
-    finally:
-        runtime.stop()
 
 
 def print_table(table: Table) -> None:

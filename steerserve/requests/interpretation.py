@@ -16,8 +16,21 @@ from steerserve.requests.training import check_context_size
 
 if TYPE_CHECKING:
     from steerserve.dictionaries.dictionary import Dictionary
+    from steerserve.jobs.job import Job
+    from steerserve.jobs.supervisor import Supervisor
     from steerserve.requests.served import ServedModel
     from steerserve.wire.jobs import InterpretRequest
+
+
+def start_interpretation(body: InterpretRequest, served: ServedModel, jobs: Supervisor) -> Job:
+    """Check a request and queue its job. Reads the disk: not for the event loop.
+
+    Raises:
+        SteerserveError: the request cannot be honoured.
+    """
+    with jobs.admission:
+        spec = interpretation_spec(body, served, promised_bytes=jobs.promised_bytes())
+        return jobs.submit("interpret", spec.claims[0], spec)
 
 
 def interpretation_spec(body: InterpretRequest, served: ServedModel, *, promised_bytes: int) -> JobSpec:

@@ -169,6 +169,11 @@ class ServedModel:
         """
         self._check_fit(preset, self.registry.snapshot())
 
+    def usable_presets(self) -> list[str]:
+        """Return the names of the presets that fit the model and the loaded dictionaries. Not for an event loop."""
+        presets = self.presets.snapshot()
+        return [name for name in presets.usable() if self.preset_problem(presets.presets[name]) is None]
+
     def preset_problem(self, preset: Preset) -> str | None:
         """Return why a preset cannot be used with the loaded dictionaries; None if it can. Not for an event loop."""
         return self._preset_fits.problem(preset, self.registry.snapshot())

@@ -12,6 +12,8 @@ from steerserve.model.source import absolute_source
 from steerserve.training.options import DEFAULT_HOOK, DEFAULT_L1, DEFAULT_RESAMPLE, Grid, TrainOptions
 
 if TYPE_CHECKING:
+    from steerserve.jobs.job import Job
+    from steerserve.jobs.supervisor import Supervisor
     from steerserve.requests.served import ServedModel
     from steerserve.wire.jobs import InterpretRequest, TrainRequest
 
@@ -19,6 +21,16 @@ _MAX_DICTIONARIES = 64
 _DEFAULT_K = 32
 _DEPTH = 0.57
 """Relative depth of the default model's hook point, which is used for a model that does not have this hook point."""
+
+
+def start_training(body: TrainRequest, served: ServedModel, jobs: Supervisor) -> Job:
+    """Check a request and queue its job. Reads the disk: not for the event loop.
+
+    Raises:
+        SteerserveError: the request cannot be honoured.
+    """
+    with jobs.admission:
+        return jobs.submit("train", body.id, training_spec(body, served, promised_bytes=jobs.promised_bytes()))
 
 
 def training_spec(body: TrainRequest, served: ServedModel, *, promised_bytes: int) -> JobSpec:

@@ -14,11 +14,19 @@ from starlette.testclient import TestClient
 
 import steerserve
 from steerserve import Edit, Receipt, SteeredModel
-from steerserve.core.errors import ConfigError, InvalidRequestError, StartupError, UnavailableError
+from steerserve.core.errors import (
+    ConfigError,
+    InvalidRequestError,
+    StartupError,
+    SteerserveError,
+    UnavailableError,
+)
 from steerserve.presets.preset import parse_preset
 from steerserve.server.app import create_app
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from steerserve.runtime import Runtime
 
 EDIT = {"feature": 3, "scale": 4.0}
@@ -237,3 +245,59 @@ def test_connecting_to_nothing_says_how_to_start_a_server() -> None:
         SteeredModel.connect("http://127.0.0.1:9")
     with pytest.raises(StartupError, match="not the URL"):
         SteeredModel.connect("nowhere")
+
+
+def idle(runtime: Runtime) -> bool:
+    deadline = time.monotonic() + 30
+    while runtime.stats().num_running + runtime.stats().num_waiting and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return not runtime.stats().num_running + runtime.stats().num_waiting
+
+
+def test_a_stream_that_is_closed_before_its_first_token_gives_its_slot_back(local: SteeredModel) -> None:
+    runtime = local._backend._runtime  # type: ignore[attr-defined]
+    before = runtime.stats().num_aborted_total
+    for _ in range(20):
+        local.stream("Hi", temperature=0, ignore_eos=True).close()
+    assert idle(runtime)
+    assert runtime.stats().num_aborted_total == before + 20
+
+
+def test_a_stream_that_has_ended_yields_nothing_more(local: SteeredModel) -> None:
+    stream = local.stream("Hi", **GREEDY)
+    assert list(stream)
+    assert list(stream) == []
+    left = local.stream("Hi", temperature=0, ignore_eos=True)
+    next(iter(left))
+    left.close()
+    assert list(left) == []
+
+
+def test_closing_the_model_ends_calls_of_other_threads(
+    llama: Runtime, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    from steerserve.api.local import LocalBackend
+
+    folder = tmp_path_factory.mktemp("closing")
+    model = SteeredModel(LocalBackend(llama.settings.model_copy(update={"dictionary_dirs": (folder,)})))
+    errors: list[Exception] = []
+
+    def ask(call: Callable[[], object]) -> None:
+        try:
+            call()
+        except Exception as error:  # noqa: BLE001 the test looks at it
+            errors.append(error)
+
+    long: dict[str, Any] = {"temperature": 0, "ignore_eos": True}
+    calls = [lambda: model.chat("Hi", **long), lambda: list(model.stream("Hi", **long))]
+    threads = [threading.Thread(target=ask, args=(call,)) for call in calls]
+    for thread in threads:
+        thread.start()
+    runtime = model._backend._runtime  # type: ignore[attr-defined]
+    while runtime.stats().num_running < len(calls) and any(thread.is_alive() for thread in threads):
+        time.sleep(0.001)
+    model.close()
+    for thread in threads:
+        thread.join(30)
+    assert not any(thread.is_alive() for thread in threads)
+    assert all(isinstance(error, SteerserveError) for error in errors)

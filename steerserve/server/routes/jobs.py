@@ -11,8 +11,7 @@ from starlette.responses import Response
 
 from steerserve.core.errors import UnavailableError
 from steerserve.core.literals import JobState
-from steerserve.requests.interpretation import interpretation_spec
-from steerserve.requests.training import training_spec
+from steerserve.requests import interpretation, training
 from steerserve.server.body import json_body
 from steerserve.server.dependencies import RuntimeDep
 from steerserve.server.errors import error_body
@@ -49,14 +48,7 @@ async def start_training(
     body: Annotated[TrainRequest, Depends(json_body(TrainRequest))], runtime: RuntimeDep
 ) -> Response:
     """Start a job that trains dictionaries on the served model while the server generates."""
-
-    def submit() -> Job:
-        with runtime.jobs.admission:
-            return runtime.jobs.submit(
-                "train", body.id, training_spec(body, runtime, promised_bytes=runtime.jobs.promised_bytes())
-            )
-
-    return _accepted(await runtime.job_calls.run(submit))
+    return _accepted(await runtime.job_calls.run(training.start_training, body, runtime, runtime.jobs))
 
 
 @router.post(
@@ -70,13 +62,7 @@ async def start_interpreting(
     body: Annotated[InterpretRequest, Depends(json_body(InterpretRequest))], runtime: RuntimeDep
 ) -> Response:
     """Start a job that interprets dictionaries while the server generates."""
-
-    def submit() -> Job:
-        with runtime.jobs.admission:
-            spec = interpretation_spec(body, runtime, promised_bytes=runtime.jobs.promised_bytes())
-            return runtime.jobs.submit("interpret", spec.claims[0], spec)
-
-    return _accepted(await runtime.job_calls.run(submit))
+    return _accepted(await runtime.job_calls.run(interpretation.start_interpretation, body, runtime, runtime.jobs))
 
 
 @router.get("/admin/jobs")

@@ -26,7 +26,7 @@ router = APIRouter(tags=["OpenAI"], dependencies=[Depends(require_inference)])
 @router.get("/v1/models")
 async def list_models(runtime: RuntimeDep) -> ModelList:
     """List the models that requests can name: the served model, then the same with each usable preset."""
-    named = [model_with(runtime.model_id, [name]) for name in await asyncio.to_thread(_usable, runtime)]
+    named = [model_with(runtime.model_id, [name]) for name in await asyncio.to_thread(runtime.usable_presets)]
     return ModelList(data=[_model_object(runtime, model_id) for model_id in (runtime.model_id, *named)])
 
 
@@ -38,12 +38,6 @@ async def get_model(model_id: ModelId, runtime: RuntimeDep) -> ModelObject:
     except InvalidRequestError as error:  # with an unknown preset, the whole model is unknown
         raise ModelNotFoundError(error.message, param="model") from error
     return _model_object(runtime, model_id)
-
-
-def _usable(runtime: Runtime) -> list[str]:
-    """Return the names of the presets that fit the model and the loaded dictionaries."""
-    presets = runtime.presets.snapshot()
-    return [name for name in presets.usable() if runtime.preset_problem(presets.presets[name]) is None]
 
 
 def _check(runtime: Runtime, model_id: str) -> None:
